@@ -1,0 +1,426 @@
+"""The classifier as training builds it and as anyone loads it back.
+
+Training, registration and whoever loads a registered version must build the same network from the
+same bytes, so this file holds that and imports nothing else of the project: MLflow logs the file
+itself with the model (models from code), and it runs there without the project installed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import inspect
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+SETTINGS_FILE = "classifier.json"
+MANIFEST_FILE = "manifest.json"
+PACKAGE_SCHEME = "package://"
+POOLINGS = ("cls", "mean")
+
+# The head sees L2-normalised vectors; without the factor its logits stay too small to be confident.
+# Measured on banking77 (docs/results.md).
+MEAN_POOLING_SCALE = 8.0
+
+
+class BaseModelError(ValueError):
+    """The base model can't be had, or it is not the one that was named."""
+
+
+class TamperedModelError(ValueError):
+    """A file of a saved classifier is not the file its manifest lists."""
+
+
+# --- the base model -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BaseReference:
+    """A base model, pinned: where its name points to and the digest of its weights."""
+
+    name: str
+    kind: str  # package | hub | path
+    revision: str | None  # the commit, where kind is hub
+    sha256: str
+    path: Path  # where it lies on this machine
+
+    def to_dict(self) -> dict[str, str | None]:
+        """Return what pins the base on any machine: everything but the local path."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "revision": self.revision,
+            "sha256": self.sha256,
+        }
+
+
+def resolve_base(
+    name: str, revision: str | None = None, sha256: str | None = None
+) -> BaseReference:
+    """Return where the base model lies, after checking that its weights are the expected ones.
+
+    Args:
+        name: `package://<package>/<folder>`, a Hugging Face hub id, or a folder.
+        revision: The commit of a hub model; None takes the newest and records it.
+        sha256: Expected digest of the weights; None accepts any and records it.
+
+    Raises:
+        BaseModelError: If the base is not here and can't be fetched, has no safetensors weights
+            (pickled ones are never loaded), or has another digest.
+    """
+    if name.startswith(PACKAGE_SCHEME):
+        kind, path, revision = "package", _package_folder(name), None
+    elif Path(name).is_dir():
+        kind, path, revision = "path", Path(name).resolve(), None
+    else:
+        kind, path = "hub", _hub_snapshot(name, revision)
+        revision = path.name  # the snapshot's folder is named by its commit
+    found = weights_sha256(name, path)
+    if sha256 and found != sha256:
+        raise BaseModelError(
+            f"train.model.name = {name}: its weights have sha256 {found}, expected {sha256}. "
+            "Restore the original weights, or change train.model.sha256 if the new ones are meant."
+        )
+    return BaseReference(name, kind, revision, found, path)
+
+
+def _package_folder(name: str) -> Path:
+    package, _, folder = name.removeprefix(PACKAGE_SCHEME).partition("/")
+    spec = importlib.util.find_spec(package)  # finds a top-level package without importing it
+    if spec is None or not spec.submodule_search_locations:
+        raise BaseModelError(
+            f"train.model.name = {name}: the package {package} is not installed. "
+            "Install the project's environment (conda.yaml), which brings it."
+        )
+    path = Path(next(iter(spec.submodule_search_locations))) / folder
+    if not (path / "config.json").is_file():
+        raise BaseModelError(
+            f"train.model.name = {name}: the package {package} has no model in '{folder}'."
+        )
+    return path
+
+
+def _hub_snapshot(name: str, revision: str | None) -> Path:
+    wanted = {"allow_patterns": ["*.safetensors", "*.json", "*.txt", "*.model"]}
+    try:
+        # Subfolders hold other formats (ONNX, Core ML); nothing of them is needed.
+        path = snapshot_download(name, revision=revision, ignore_patterns=["*/*"], **wanted)
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as err:
+        at = f" at revision {revision}" if revision else ""
+        raise BaseModelError(
+            f"train.model.name = {name}: not a folder, not in the local cache, and the hub could "
+            f"not give it{at} ({type(err).__name__}). Check the name; fetch it once where there is "
+            f"a network (hf download {name}{f' --revision {revision}' if revision else ''}) and "
+            f"copy the cache folder (HF_HOME) here, give a local folder as model, or take the "
+            "packaged base of the starter recipe."
+        ) from err
+    return Path(path)
+
+
+def weights_sha256(name: str, folder: Path) -> str:
+    """Return the sha256 of a model folder's safetensors weights; of several files, their list's."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise BaseModelError(
+            f"train.model.name = {name}: no *.safetensors weights in it. Pickled weights "
+            "(pytorch_model.bin) can run code when loaded and are refused; convert them once."
+        )
+    digests = [file_sha256(file) for file in files]
+    if len(files) == 1:
+        return digests[0]
+    lines = "".join(f"{digest}  {file.name}\n" for digest, file in zip(digests, files, strict=True))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file's bytes as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_tokenizer(base: BaseReference) -> PreTrainedTokenizerBase:
+    """Return the base model's own tokenizer."""
+    return AutoTokenizer.from_pretrained(base.path)
+
+
+# --- the network --------------------------------------------------------------------------------
+
+
+class MeanPoolingClassifier(PreTrainedModel):
+    """A linear head on the L2-normalised mean of an encoder's token vectors.
+
+    Sentence encoders are trained with this pooling; reading their [CLS] vector costs points.
+    """
+
+    config_class = AutoConfig  # any encoder's
+    base_model_prefix = "encoder"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+
+    def __init__(self, encoder: PreTrainedModel):
+        super().__init__(encoder.config)
+        self.encoder = encoder
+        self.classifier = nn.Linear(encoder.config.hidden_size, encoder.config.num_labels)
+        std = getattr(encoder.config, "initializer_range", 0.02)
+        nn.init.normal_(self.classifier.weight, std=std)
+        nn.init.zeros_(self.classifier.bias)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Leave every weight as it is: the encoder is loaded, the head initialised above."""
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **inputs: Any
+    ) -> SequenceClassifierOutput:
+        """Return the logits, (B, C), of token ids and mask, (B, T)."""
+        for name in ("labels", "inputs_embeds", "output_attentions", "output_hidden_states"):
+            inputs.pop(name, None)  # PEFT passes them, as None
+        inputs["return_dict"] = True
+        hidden = self.encoder(input_ids, attention_mask=attention_mask, **inputs).last_hidden_state
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        weights = attention_mask.unsqueeze(-1).to(hidden.dtype)  # (B, T, 1)
+        pooled = (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)  # (B, H)
+        pooled = nn.functional.normalize(pooled, dim=-1) * MEAN_POOLING_SCALE
+        return SequenceClassifierOutput(logits=self.classifier(pooled))
+
+
+def build_classifier(
+    base: BaseReference,
+    *,
+    labels: Sequence[str],
+    pooling: str = "cls",
+    dtype: torch.dtype = torch.float32,
+    **config: Any,
+) -> PreTrainedModel:
+    """Return the base's weights under a freshly initialised head, on the CPU.
+
+    The modules whose weights the base does not have are named in `fresh_modules`: they are trained
+    and saved with the adapter, since no one else has them (DeBERTa's pooler, for one).
+
+    Args:
+        base: The pinned base.
+        labels: Class names in the order of their ids, C of them.
+        pooling: `cls`, the architecture's own head; `mean`, see `MeanPoolingClassifier`.
+        dtype: Of the weights; transformers 5 would take the checkpoint's if it were not given.
+        config: Further fields of the model's configuration.
+    """
+    names = dict(enumerate(labels))
+    settings = {
+        "num_labels": len(names),
+        "id2label": names,
+        "label2id": {label: index for index, label in names.items()},
+        "dtype": dtype,
+        "use_safetensors": True,
+        **config,
+    }
+    if pooling == "mean":
+        model: PreTrainedModel = MeanPoolingClassifier(_load_encoder(base.path, settings))
+        missing = ["classifier.weight"]
+    else:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            base.path, output_loading_info=True, **settings
+        )
+        missing = info["missing_keys"]
+    model = model.to(dtype)
+    model.fresh_modules = sorted({key.rpartition(".")[0] for key in missing})  # type: ignore[assignment]
+    # Trainer believes that a forward with **kwargs divides its loss by the rows of the whole batch.
+    # None of these does: see docs/design.md, "The loss is the loss".
+    model.accepts_loss_kwargs = False  # type: ignore[assignment]
+    return model
+
+
+def _load_encoder(path: Path, settings: dict[str, Any]) -> PreTrainedModel:
+    _, options = _encoder_class(AutoConfig.from_pretrained(path))
+    return AutoModel.from_pretrained(path, **settings, **options)
+
+
+def _encoder_class(config: PretrainedConfig) -> tuple[type[PreTrainedModel], dict[str, bool]]:
+    """Return a configuration's encoder class and the option that leaves out its pooler.
+
+    BERT's pooler has no part in a mean; without it no weight is left untrained or unused.
+    """
+    encoder_class = AutoModel._model_mapping[type(config)]
+    has_pooler = "add_pooling_layer" in inspect.signature(encoder_class.__init__).parameters
+    return encoder_class, {"add_pooling_layer": False} if has_pooler else {}
+
+
+# --- a saved classifier -------------------------------------------------------------------------
+
+
+@dataclass
+class LoadedClassifier:
+    """A trained classifier, ready to answer: float32, no dropout."""
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    settings: dict[str, Any]
+
+    @property
+    def labels(self) -> list[str]:
+        """Class names in the order of their ids."""
+        return self.settings["labels"]
+
+    def logits(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
+        """Return the logits of the texts, (N, C), float32, in the texts' order."""
+        if not texts:
+            return np.zeros((0, len(self.labels)), dtype=np.float32)
+        encoded = self.tokenizer(
+            list(texts), truncation=True, max_length=self.settings["max_length"]
+        )
+        return self.logits_of_ids(encoded["input_ids"], batch_size)
+
+    @torch.inference_mode()
+    def logits_of_ids(
+        self, input_ids: Sequence[Sequence[int]], batch_size: int = 64
+    ) -> np.ndarray:
+        """Return the logits of token id lists, (N, C), float32, in the rows' order."""
+        device = next(self.model.parameters()).device
+        order = np.argsort([-len(ids) for ids in input_ids], kind="stable")  # little padding
+        logits = np.zeros((len(input_ids), len(self.labels)), dtype=np.float32)
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            batch = self.tokenizer.pad(
+                {"input_ids": [list(input_ids[row]) for row in rows]}, return_tensors="pt"
+            )
+            output = self.model(
+                input_ids=batch["input_ids"].to(device),
+                attention_mask=batch["attention_mask"].to(device),
+            )
+            logits[rows] = output.logits.float().cpu().numpy()
+        return logits
+
+
+def load_classifier(folder: Path, device: str = "cpu") -> LoadedClassifier:
+    """Return the classifier saved in a folder, its base fetched by reference and checked.
+
+    Raises:
+        BaseModelError: If the base is missing or has another digest than the one trained on.
+        TamperedModelError: If a file differs from the manifest, where the folder has one.
+    """
+    folder = Path(folder)
+    check_manifest(folder)
+    settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if (folder / "adapter_config.json").exists():
+        base = resolve_base(**{key: settings["base"][key] for key in ("name", "revision", "sha256")})
+        plain = build_classifier(base, labels=settings["labels"], pooling=settings["pooling"])
+        model: nn.Module = PeftModel.from_pretrained(plain, folder)
+    else:
+        model = _load_full_model(folder, settings["pooling"])
+    return LoadedClassifier(model.float().to(device).eval(), tokenizer, settings)
+
+
+def _load_full_model(folder: Path, pooling: str) -> PreTrainedModel:
+    """Return a model saved whole, as a run without LoRA leaves it."""
+    if pooling == "cls":
+        return AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True
+        )
+    config = AutoConfig.from_pretrained(folder)
+    encoder_class, options = _encoder_class(config)
+    model = MeanPoolingClassifier(encoder_class(config, **options))
+    weights: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        weights |= load_file(file)
+    model.load_state_dict(weights)
+    return model
+
+
+def check_manifest(folder: Path) -> None:
+    """Compare every file of a saved classifier with its manifest; without one, do nothing."""
+    path = folder / MANIFEST_FILE
+    if not path.exists():
+        return
+    listed = json.loads(path.read_text(encoding="utf-8"))["files"]
+    there = {
+        file.relative_to(folder).as_posix()
+        for file in folder.rglob("*")
+        if file.is_file() and file != path
+    }
+    faults = [f"{name}: missing" for name in sorted(listed.keys() - there)]
+    faults += [f"{name}: not in the manifest" for name in sorted(there - listed.keys())]
+    faults += [
+        f"{name}: sha256 {found}, expected {listed[name]['sha256']}"
+        for name in sorted(listed.keys() & there)
+        if (found := file_sha256(folder / name)) != listed[name]["sha256"]
+    ]
+    if faults:
+        raise TamperedModelError(
+            "this is not the classifier that was registered:\n  "
+            + "\n  ".join(faults)
+            + "\nDownload the version again; if it stays so, the registry's copy was changed."
+        )
+
+
+def join_texts(frame: pd.DataFrame, columns: Sequence[str], separator: str) -> pd.Series:
+    """Return one text a row: the columns' stripped values joined, empty ones skipped."""
+    parts = frame[list(columns)].fillna("").astype(str)
+    joined = parts[columns[0]].str.strip()
+    for column in columns[1:]:
+        part = parts[column].str.strip()
+        glue = np.where((joined != "") & (part != ""), separator, "")
+        joined = joined + glue + part
+    return joined
+
+
+class AccountClassifier(mlflow.pyfunc.PythonModel):
+    """The registered model: a table of ledger lines in, account label and score out."""
+
+    def load_context(self, context: Any) -> None:
+        """Load and check the classifier; runs once, when MLflow loads the model."""
+        logging.getLogger("transformers").setLevel(logging.ERROR)
+        self.classifier = load_classifier(Path(context.artifacts["classifier"]))
+
+    def predict(self, context, model_input, params=None):  # MLflow warns of type hints here
+        """Return the columns label and score (probability of that label), a row for each line.
+
+        Args:
+            context: MLflow's, unused.
+            model_input: A DataFrame with the text columns the model was trained on.
+            params: None are defined.
+
+        Raises:
+            ValueError: If a text column is missing; the message shows those found.
+        """
+        columns = self.classifier.settings["text_columns"]
+        frame = pd.DataFrame(model_input)
+        if missing := [column for column in columns if column not in frame.columns]:
+            raise ValueError(
+                f"expected the columns {columns}, missing {missing}, "
+                f"found {[str(column) for column in frame.columns]}."
+            )
+        texts = join_texts(frame, columns, self.classifier.settings["separator"]).tolist()
+        logits = torch.from_numpy(self.classifier.logits(texts))
+        scores, ids = torch.softmax(logits.double(), dim=-1).max(dim=-1)
+        labels = [self.classifier.labels[index] for index in ids.tolist()]
+        return pd.DataFrame({"label": labels, "score": scores.tolist()}, index=frame.index)
+
+
+mlflow.models.set_model(AccountClassifier())

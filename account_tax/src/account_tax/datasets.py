@@ -1,0 +1,56 @@
+"""The Kedro dataset for a tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from kedro.io.core import AbstractVersionedDataset, Version
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class TokenizerDataset(
+    AbstractVersionedDataset["PreTrainedTokenizerBase", "PreTrainedTokenizerBase"]
+):
+    """A tokenizer as a local folder of JSON and text files.
+
+    It is written by `save_pretrained` and read by `from_pretrained`: a pickled tokenizer runs code
+    when it is loaded and breaks across versions.
+    """
+
+    def __init__(
+        self,
+        *,
+        filepath: str,
+        version: Version | None = None,
+        metadata: dict[str, Any] | None = None,
+    ):
+        """Describe the folder; nothing is read yet.
+
+        Args:
+            filepath: The folder; with a version, the parent of the version's folder.
+            version: Kedro's, given by `versioned: true` in the catalog.
+            metadata: Free for the user; Kedro ignores it.
+        """
+        super().__init__(PurePosixPath(filepath), version)
+        self.metadata = metadata
+
+    def load(self) -> PreTrainedTokenizerBase:
+        """Return the tokenizer, from its own files alone: no network, no code of a model's."""
+        # Imported here: whoever only lists the catalog need not wait for transformers.
+        from transformers import AutoTokenizer
+
+        folder = str(self._get_load_path())
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+    def save(self, data: PreTrainedTokenizerBase) -> None:
+        """Write the tokenizer's files."""
+        data.save_pretrained(str(self._get_save_path()))
+
+    def _exists(self) -> bool:
+        return (Path(self._get_load_path()) / "tokenizer_config.json").is_file()
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._filepath), "version": self._version}

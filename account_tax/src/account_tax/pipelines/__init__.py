@@ -1,0 +1,1 @@
+"""One folder a pipeline: pipeline.py holds the wiring, nodes the functions."""

@@ -1,0 +1,58 @@
+"""The wiring of the prepare pipeline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kedro.pipeline import Pipeline, node
+
+from account_tax.pipelines.prepare.ledger import read_ledger
+from account_tax.pipelines.prepare.nodes import (
+    describe_dataset,
+    load_base_tokenizer,
+    split_ledger,
+    tokenize_splits,
+)
+
+
+def create_pipeline(**kwargs: Any) -> Pipeline:
+    """Return the pipeline; `dataset_metadata` is written last, so a version that has it is whole.
+
+    The tokenizer waits for the label names: a ledger that is refused leaves nothing written.
+    """
+    return Pipeline(
+        [
+            node(read_ledger, "params:data", "ledger", name="read_ledger_node"),
+            node(
+                split_ledger,
+                ["ledger", "params:data"],
+                ["ledger_splits", "label_names"],
+                name="split_ledger_node",
+            ),
+            node(
+                load_base_tokenizer,
+                ["params:train.model", "label_names", "params:data.max_length"],
+                "tokenizer",
+                name="load_tokenizer_node",
+            ),
+            node(
+                tokenize_splits,
+                ["ledger_splits", "label_names", "tokenizer", "params:data.max_length"],
+                "tokenized_datasets",
+                name="tokenize_splits_node",
+            ),
+            node(
+                describe_dataset,
+                [
+                    "ledger",
+                    "ledger_splits",
+                    "tokenized_datasets",
+                    "tokenizer",
+                    "params:data",
+                    "params:train.model",
+                ],
+                "dataset_metadata",
+                name="describe_dataset_node",
+            ),
+        ]
+    )

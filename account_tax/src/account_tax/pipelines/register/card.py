@@ -1,0 +1,190 @@
+"""The model card: what a version was made of, how well it does, and what not to use it for.
+
+It is Markdown, made of counts, names and digests; no ledger text has a place in it.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from pathlib import PurePosixPath
+from typing import Any
+
+from account_tax.classifier import PACKAGE_SCHEME
+
+Facts = Mapping[str, Any]
+
+
+def write_card(facts: Facts, most_classes: int | None = None) -> str:
+    """Return the model card.
+
+    Args:
+        facts: name, settings (classifier.json), metrics, evaluation (of the test split), dataset
+            (dataset_metadata), train (the parameters) and digests.
+        most_classes: Rows in the table of classes, the weakest ones; None lists every class.
+    """
+    sections = (
+        _summary(facts),
+        _per_class(facts["evaluation"], most_classes),
+        _data(facts["dataset"]),
+        _base_and_parameters(facts),
+        _use(facts),
+        _limits(facts),
+        _digests(facts["digests"]),
+    )
+    return "\n\n".join(sections) + "\n"
+
+
+def describe_version(facts: Facts, longest: int) -> str:
+    """Return the card in at most `longest` characters, listing as many classes as fit."""
+    card = ""
+    for most_classes in range(len(facts["evaluation"]["labels"]), -1, -1):
+        card = write_card(facts, most_classes)
+        if len(card) <= longest:
+            return card
+    return card[: longest - 1] + "…"
+
+
+def base_licence(name: str) -> str:
+    """Return the licence a packaged base declares; for any other, where to look."""
+    if not name.startswith(PACKAGE_SCHEME):
+        return "see the base"
+    package = metadata.metadata(name.removeprefix(PACKAGE_SCHEME).partition("/")[0])
+    named = [package[key] for key in ("License-Expression", "License") if key in package]
+    return named[0] if named else "see the base"
+
+
+# --- sections -------------------------------------------------------------------------------------
+
+
+def _summary(facts: Facts) -> str:
+    evaluation, metrics = facts["evaluation"], facts["metrics"]
+    names = ("accuracy", "f1", "precision", "recall", "loss")
+    rows = [
+        [split, *(_number(metrics.get(f"{key}/{name}")) for name in names)]
+        for split, key in (("test", "test"), ("validation", "eval"))
+    ]
+    return (
+        f"# {facts['name']}\n\n"
+        f"Files a ledger line under one of {len(evaluation['labels'])} accounts, from its text. "
+        f"F1, precision and recall are {evaluation['average']} averages; the test split has "
+        f"{evaluation['rows']:,} rows, the loss is in nats.\n\n" + _table(["split", *names], rows)
+    )
+
+
+def _per_class(evaluation: Facts, most_classes: int | None) -> str:
+    classes = sorted(evaluation["per_class"], key=lambda row: row["f1"])
+    shown = classes[:most_classes]
+    title = "## Accounts, weakest first"
+    if not shown:
+        return f"{title}\n\nAll {len(classes)} are in model_card.md of the run."
+    rows = [
+        [_cell(row["label"]), *(_number(row[key]) for key in ("f1", "precision", "recall")),
+         f"{row['support']:,}"]
+        for row in shown
+    ]  # fmt: skip
+    table = _table(["account", "f1", "precision", "recall", "test rows"], rows)
+    rest = len(classes) - len(shown)
+    note = f"\n\n{rest} more are in model_card.md of the run." if rest else ""
+    return f"{title}\n\n{table}{note}"
+
+
+def _data(dataset: Facts) -> str:
+    rows = dataset["rows"]
+    dropped = ", ".join(f"{reason} {count:,}" for reason, count in rows["dropped"].items() if count)
+    splits = [
+        [name, f"{split['rows']:,}", f"`{split['sha256']}`"]
+        for name, split in dataset["splits"].items()
+    ]
+    return (
+        f"## Data\n\nSource `{source_name(dataset['source'])}`: {rows['read']:,} rows "
+        f"read, {rows['kept']:,} kept; left out: {dropped or 'none'}. "
+        f"Source sha256 `{dataset['source_sha256']}`.\n\n"
+        + _table(["split", "rows", "sha256"], splits)
+    )
+
+
+def _base_and_parameters(facts: Facts) -> str:
+    base, settings = facts["settings"]["base"], facts["settings"]
+    train, metrics = facts["train"], facts["metrics"]
+    training, deepspeed = train["training"], train["deepspeed"]
+    micro_batch = deepspeed["train_micro_batch_size_per_gpu"]
+    accumulation = deepspeed.get("gradient_accumulation_steps", 1)
+    rows = {
+        "base": f"`{base['name']}`",
+        "base revision": base["revision"] and f"`{base['revision']}`",
+        "base weights sha256": f"`{base['sha256']}`",
+        "base licence": base_licence(base["name"]),
+        "pooling": settings["pooling"],
+        "adaptation": _adaptation(train["lora"]),
+        "trained parameters": _count(metrics.get("train/trainable_parameters")),
+        "learning rate": training["learning_rate"],
+        "epochs": training.get("num_train_epochs"),
+        "max steps": training.get("max_steps"),
+        "batch": f"{micro_batch} rows x {accumulation} accumulated, a rank",
+        "precision": settings["precision"],
+        "class weights": train.get("loss", {}).get("class_weights"),
+        "longest input": f"{settings['max_length']} tokens",
+        "seed": training.get("seed"),
+    }
+    given = [[key, str(value)] for key, value in rows.items() if value is not None]
+    return "## Base and parameters\n\n" + _table(["", ""], given)
+
+
+def _adaptation(lora: Facts) -> str:
+    if not lora.get("enable", True):
+        return "every weight"
+    targets = lora["target_modules"]
+    targets = targets if isinstance(targets, str) else ", ".join(targets)
+    return f"LoRA r {lora['r']}, alpha {lora['alpha']}, dropout {lora['dropout']}, on {targets}"
+
+
+def _use(facts: Facts) -> str:
+    columns = facts["settings"]["text_columns"]
+    return (
+        "## Use\n\nTo propose an account for a line, with a score, to a person who decides.\n\n"
+        "```python\nimport mlflow\n"
+        f'model = mlflow.pyfunc.load_model("models:/{facts["name"]}/<version>")\n'
+        f"model.predict(frame)  # columns {', '.join(columns)} -> label, score\n```"
+    )
+
+
+def _limits(facts: Facts) -> str:
+    limits = [
+        "A person reviews every proposal: this is no tax or accounting advice.",
+        "It knows only the accounts listed, and always names one of them.",
+        "It learned its labels' mistakes too; the score is not a calibrated probability.",
+        "Expect less in languages, merchants and periods that its training rows do not have.",
+    ]
+    if facts["dataset"]["source"] == "sample":
+        limits.insert(0, "**Its data are synthetic**, made to try the recipe: not for real books.")
+    return "## Limits\n\n" + "\n".join(f"- {limit}" for limit in limits)
+
+
+def _digests(digests: Mapping[str, str]) -> str:
+    # Those of the data stand with the data.
+    rows = [[key, f"`{value}`"] for key, value in digests.items() if not key.startswith("data/")]
+    return "## Digests\n\n" + _table(["of", "sha256"], rows)
+
+
+# --- formatting -----------------------------------------------------------------------------------
+
+
+def source_name(source: str) -> str:
+    """Return the last part of a path or URI; the folders before it are a machine's own."""
+    return PurePosixPath(source.rstrip("/")).name
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _count(value: float | None) -> str | None:
+    return None if value is None else f"{int(value):,}"

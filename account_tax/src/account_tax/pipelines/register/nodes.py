@@ -1,0 +1,216 @@
+"""The two steps after training: evaluate the test split, register the classifier."""
+
+import hashlib
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import DatasetDict
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+
+from account_tax.classifier import MANIFEST_FILE, SETTINGS_FILE, file_sha256, load_classifier
+from account_tax.metrics import (
+    compute_classification_metrics,
+    compute_confusion_matrix,
+    compute_cross_entropy,
+    compute_per_class_metrics,
+)
+from account_tax.ranks import get_mlflow_env
+
+from .card import describe_version, write_card
+from .plots import save_plots
+from .registry import (
+    CODE_FILE,
+    LONGEST_DESCRIPTION,
+    Candidate,
+    RegistrationError,
+    check_alias,
+    register_version,
+)
+
+log = logging.getLogger(__name__)
+
+ADAPTER_FOLDER = "adapter"
+
+
+# --- the nodes ------------------------------------------------------------------------------------
+
+
+def evaluate_model(
+    tokenized_datasets: DatasetDict,
+    training_metrics: dict[str, float],
+    train_params: dict[str, Any],
+    artifacts_root: str,
+) -> dict[str, Any]:
+    """Return the evaluation of the test split, after logging it and its plots to the run."""
+    root = Path(artifacts_root)
+    average = train_params.get("metrics", {}).get("average", "macro")
+    evaluation = evaluate_test_split(tokenized_datasets["test"], root / ADAPTER_FOLDER, average)
+    log_history = json.loads((root / "log_history.json").read_text(encoding="utf-8"))
+    plots = save_plots(root / "plots", evaluation, log_history)
+    client, run_id = mlflow_run()
+    log_metrics(client, run_id, evaluation["metrics"])
+    client.log_dict(run_id, training_metrics | evaluation["metrics"], "training_metrics.json")
+    for plot in plots:
+        client.log_artifact(run_id, str(plot), "plots")
+    return evaluation
+
+
+def register_model(
+    test_evaluation: dict[str, Any],
+    dataset_metadata: dict[str, Any],
+    training_metrics: dict[str, float],
+    train_params: dict[str, Any],
+    registry_params: dict[str, Any],
+    artifacts_root: str,
+) -> dict[str, Any]:
+    """Return the registered version: name, version, alias, model_uri, content_sha256, created.
+
+    Raises:
+        RegistrationError: If the version does not repeat the trainer's logits; none is left.
+    """
+    check_alias(registry_params["alias"])
+    client, run_id = mlflow_run()
+    folder = Path(artifacts_root) / ADAPTER_FOLDER
+    manifest = write_manifest(folder)
+    facts = {
+        "name": registry_params["name"],
+        "settings": json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8")),
+        "metrics": training_metrics | test_evaluation["metrics"],
+        "evaluation": test_evaluation,
+        "dataset": dataset_metadata,
+        "train": train_params,
+        "digests": collect_digests(
+            folder, manifest, dataset_metadata, os.environ.get("ACCOUNT_TAX_CONFIG_SHA256")
+        ),
+    }
+    client.log_artifact(run_id, str(folder / MANIFEST_FILE))
+    client.log_dict(run_id, dataset_metadata, "dataset_metadata.json")
+    client.log_text(run_id, write_card(facts), "model_card.md")
+    candidate = Candidate(
+        folder,
+        manifest["content_sha256"],
+        version_tags(facts),
+        describe_version(facts, LONGEST_DESCRIPTION),
+    )
+    registration = register_version(
+        client, run_id, registry_params["name"], registry_params["alias"], candidate
+    )
+    log.info("%s is %s", registration["model_uri"], registration["alias"])
+    return registration
+
+
+# --- their parts ----------------------------------------------------------------------------------
+
+
+def evaluate_test_split(test: Any, folder: Path, average: str) -> dict[str, Any]:
+    """Return how the saved classifier does on a split, computed in float32 on the CPU.
+
+    Args:
+        test: A `datasets.Dataset` with input_ids and labels (a ClassLabel).
+        folder: The saved classifier.
+        average: Of F1, precision and recall: macro, micro or weighted.
+
+    Returns:
+        rows, labels, average, metrics (`test/…`), per_class and confusion_matrix.
+    """
+    loaded = load_classifier(folder)
+    if loaded.labels != test.features["labels"].names:
+        raise RegistrationError(
+            f"the classifier in {folder} knows {len(loaded.labels)} labels that are not the "
+            f"{len(test.features['labels'].names)} of the data. Train on this data, or prepare "
+            "the data it was trained on."
+        )
+    logits = loaded.logits_of_ids(test["input_ids"])
+    labels = np.asarray(test["labels"])
+    metrics = compute_classification_metrics(logits, labels, average)
+    metrics["loss"] = compute_cross_entropy(logits, labels)
+    return {
+        "rows": len(labels),
+        "labels": loaded.labels,
+        "average": average,
+        "metrics": {f"test/{name}": value for name, value in metrics.items()},
+        "per_class": compute_per_class_metrics(logits, labels, loaded.labels),
+        "confusion_matrix": compute_confusion_matrix(logits, labels),
+    }
+
+
+def write_manifest(folder: Path) -> dict[str, Any]:
+    """Write manifest.json: sha256 and bytes of every file of the classifier and of its code.
+
+    `content_sha256` is the digest of that list. It depends on nothing else, so that the same
+    classifier has it wherever and whenever it is registered.
+    """
+    path = folder / MANIFEST_FILE
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file != path)
+    content = {
+        "files": {file.relative_to(folder).as_posix(): _entry(file) for file in files},
+        "code": {CODE_FILE.name: _entry(CODE_FILE)},
+    }
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    manifest = content | {"content_sha256": hashlib.sha256(canonical.encode()).hexdigest()}
+    path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    return manifest
+
+
+def _entry(file: Path) -> dict[str, Any]:
+    return {"sha256": file_sha256(file), "bytes": file.stat().st_size}
+
+
+def collect_digests(
+    folder: Path,
+    manifest: dict[str, Any],
+    dataset_metadata: dict[str, Any],
+    config_sha256: str | None,
+) -> dict[str, str]:
+    """Return every digest that identifies the version, by the name of its tag."""
+    weights = {
+        f"{Path(name).stem}_sha256": entry["sha256"]
+        for name, entry in manifest["files"].items()
+        if name.endswith(".safetensors")
+    }
+    splits = {
+        f"data/{name}_sha256": split["sha256"] for name, split in dataset_metadata["splits"].items()
+    }
+    digests = {
+        "content_sha256": manifest["content_sha256"],
+        "manifest_sha256": file_sha256(folder / MANIFEST_FILE),
+        **weights,
+        "data/source_sha256": dataset_metadata["source_sha256"],
+        **splits,
+    }
+    return digests | ({"config_sha256": config_sha256} if config_sha256 else {})
+
+
+def version_tags(facts: dict[str, Any]) -> dict[str, str]:
+    """Return a version's tags: test and validation metrics, digests, the pinned base."""
+    metrics = {
+        key: repr(float(value))
+        for key, value in facts["metrics"].items()
+        if key.startswith(("test/", "eval/"))
+    }
+    base = {f"base/{key}": value for key, value in facts["settings"]["base"].items() if value}
+    return metrics | facts["digests"] | base
+
+
+def mlflow_run() -> tuple[MlflowClient, str]:
+    """Return a client and the id of the run that this process belongs to."""
+    run = get_mlflow_env()
+    if not run["run_id"]:
+        raise RegistrationError(
+            "no MLflow run to register from: MLFLOW_RUN_ID is not set. Use `kedro train`, which "
+            "sets it, or export the id of the run that trained this classifier."
+        )
+    return MlflowClient(run["tracking_uri"]), run["run_id"]
+
+
+def log_metrics(client: MlflowClient, run_id: str, metrics: dict[str, float]) -> None:
+    """Log metrics to the run and wait for the store to have them."""
+    now_ms = int(time.time() * 1000)
+    points = [Metric(key, value, now_ms, 0) for key, value in metrics.items()]
+    client.log_batch(run_id, points, synchronous=True)

@@ -1,0 +1,180 @@
+"""The run's plots, as SVG: confusion matrix, F1 of each class, learning curve.
+
+Text stays text, so that the viewer's own fonts draw Hangul, and the bytes depend on the numbers
+alone.
+"""
+
+import unicodedata
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+BLUE, GREY, INK = "#2f5d8a", "#b8bec6", "#30343a"
+# Above it, numbers in the cells can't be read any more.
+MOST_NUMBERED_CLASSES = 20
+
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "account-tax",  # element ids would be random
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same layout on every machine
+    "text.parse_math": False,  # a $ in a label is a dollar
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": GREY,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+
+
+def save_plots(
+    folder: Path, evaluation: dict[str, Any], log_history: Sequence[dict[str, Any]]
+) -> list[Path]:
+    """Write the three plots into a folder and return their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = {
+        "confusion_matrix.svg": lambda: plot_confusion_matrix(
+            np.asarray(evaluation["confusion_matrix"]), evaluation["labels"]
+        ),
+        "per_class_f1.svg": lambda: plot_per_class_f1(evaluation["per_class"]),
+        "learning_curve.svg": lambda: plot_learning_curve(log_history),
+    }
+    for name, draw in figures.items():
+        with _style():
+            draw().savefig(folder / name, format="svg", metadata={"Date": None, "Creator": None})
+    return [folder / name for name in figures]
+
+
+def plot_confusion_matrix(counts: np.ndarray, labels: Sequence[str]) -> Figure:
+    """Draw counts (C, C), true classes as rows, shaded by their share of the true class."""
+    size, numbered = len(labels), len(labels) <= MOST_NUMBERED_CLASSES
+    cell, font = (0.48, 9.0) if numbered else (0.17, 6.0)
+    margin = _text_inches(labels, font) + 0.35
+    figure, axes = _figure(
+        cell * size, cell * size, left=margin, bottom=margin, top=0.45, right=0.3
+    )
+    shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
+    # One square for each pair that occurs: vector shapes, and few of them with many classes.
+    cells = np.argwhere(counts)
+    squares = [Rectangle((column, row), 1, 1) for row, column in cells]
+    axes.add_collection(
+        PatchCollection(
+            squares,
+            array=shares[tuple(cells.T)],
+            cmap="Blues",
+            clim=(0, 1),
+            edgecolor="white",
+            linewidth=0.5,
+        )
+    )
+    axes.set(xlim=(0, size), ylim=(size, 0), facecolor="#f7fafd")
+    centers = np.arange(size) + 0.5
+    # Anchored text keeps its end at the axis, however wide the viewer's font is.
+    axes.set_xticks(
+        centers, labels, rotation=90, rotation_mode="anchor", ha="right", va="center", fontsize=font
+    )
+    axes.set_yticks(centers, labels, fontsize=font)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set(xlabel="predicted", ylabel="true", title="Confusion matrix, test split")
+    for row, column in cells if numbered else ():
+        color = "white" if shares[row, column] > 0.5 else INK
+        axes.text(
+            column + 0.5, row + 0.5, str(counts[row, column]),
+            ha="center", va="center", fontsize=8, color=color,
+        )  # fmt: skip
+    return figure
+
+
+def plot_per_class_f1(per_class: Sequence[dict[str, Any]]) -> Figure:
+    """Draw the F1 of each class, best first, with the number of its test rows."""
+    rows = sorted(per_class, key=lambda row: (row["f1"], row["support"]))
+    few = len(rows) <= MOST_NUMBERED_CLASSES
+    height, font = (0.32, 9.0) if few else (0.16, 6.5)
+    labels = [row["label"] for row in rows]
+    left = _text_inches(labels, font) + 0.2
+    figure, axes = _figure(4.2, height * len(rows), left=left, bottom=0.5, top=0.45, right=1.3)
+    positions = range(len(rows))
+    axes.barh(positions, [row["f1"] for row in rows], height=0.7, color=BLUE)
+    axes.set_yticks(positions, labels, fontsize=font)
+    axes.set(xlim=(0, 1), ylim=(-0.6, len(rows) - 0.4))
+    axes.set(xlabel="F1", title="F1 of each class, test split")
+    axes.tick_params(axis="y", length=0)
+    for position, row in enumerate(rows):
+        axes.text(1.02, position, f"{row['f1']:.2f}", va="center", fontsize=font)
+        axes.text(
+            1.13, position, f"{row['support']} rows", va="center", fontsize=font, color="#7a828c"
+        )
+    return figure
+
+
+def plot_learning_curve(log_history: Sequence[dict[str, Any]]) -> Figure:
+    """Draw the losses and, below, the validation F1 by optimizer step."""
+    figure = Figure(figsize=(6.0, 4.6))
+    losses, scores = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+    figure.subplots_adjust(left=0.11, right=0.84, bottom=0.11, top=0.92, hspace=0.12)
+    _draw_series(losses, log_history, "loss", "training", GREY)
+    _draw_series(losses, log_history, "eval_loss", "validation", BLUE)
+    _draw_series(scores, log_history, "eval_f1", "validation", BLUE)
+    losses.set(ylabel="loss (nats)", title="Learning curve")
+    losses.set_ylim(bottom=0)
+    scores.set(ylabel="F1", xlabel="step")
+    scores.set_ylim(top=1)
+    return figure
+
+
+def _draw_series(
+    axes: Axes, log_history: Sequence[dict[str, Any]], key: str, name: str, color: str
+) -> None:
+    # The last evaluation of a run repeats a step: the later value stands.
+    points = {entry["step"]: entry[key] for entry in log_history if key in entry}
+    if not points:
+        return
+    steps = sorted(points)
+    marker = "o" if key.startswith("eval_") else None
+    axes.plot(steps, [points[step] for step in steps], color=color, marker=marker, markersize=3)
+    axes.annotate(
+        name, (steps[-1], points[steps[-1]]), xytext=(6, 0), textcoords="offset points",
+        va="center", fontsize=9, color=INK if color == GREY else color, annotation_clip=False,
+    )  # fmt: skip
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        # The font has no Hangul; the viewer's has, and the text stays text.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        yield
+
+
+def _figure(
+    width: float, height: float, *, left: float, right: float, bottom: float, top: float
+) -> tuple[Figure, Axes]:
+    """Return a figure whose plotting area has the size, with these margins, all in inches."""
+    total_width, total_height = left + width + right, bottom + height + top
+    figure = Figure(figsize=(total_width, total_height))
+    axes = figure.add_axes(
+        (left / total_width, bottom / total_height, width / total_width, height / total_height)
+    )
+    return figure, axes
+
+
+def _text_inches(labels: Sequence[str], font_size: float) -> float:
+    """Return the width of the longest label; a Hangul syllable is as wide as its height."""
+    ems = max(
+        sum(1.0 if unicodedata.east_asian_width(char) in "WF" else 0.62 for char in label)
+        for label in labels
+    )
+    return ems * font_size / 72

@@ -1,0 +1,287 @@
+"""The Model Registry: log a classifier, make a version of it, and keep only a verified one.
+
+Everything names its run and model by id: MLflow's active run belongs to a thread, and Kedro runs
+nodes in another.
+"""
+
+import inspect
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelOutput, Metric
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.types import ColSpec, Schema
+
+from account_tax.classifier import PACKAGE_SCHEME, SETTINGS_FILE, AccountClassifier
+
+from . import verify
+
+log = logging.getLogger(__name__)
+
+LOGGED_MODEL_NAME = "classifier"
+CODE_FILE = Path(inspect.getfile(AccountClassifier))  # logged with the model
+CONTENT_TAG, VERIFIED_TAG = "content_sha256", "verified"
+# What the registry's columns hold in every database MLflow supports; only SQLite takes more.
+LONGEST_TAG = LONGEST_DESCRIPTION = 5000
+COLD_CHECK_TIMEOUT_SECONDS = 900
+REQUIREMENTS = (
+    "mlflow", "torch", "transformers", "peft", "safetensors", "huggingface_hub", "pandas", "numpy",
+)  # fmt: skip
+
+
+class RegistrationError(RuntimeError):
+    """No version was registered; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A classifier that asks for a version: its folder, its digest and what is said about it."""
+
+    folder: Path  # as training left it, with manifest.json
+    content_sha256: str
+    tags: dict[str, str]
+    description: str
+
+
+def check_alias(alias: str) -> None:
+    """Raise RegistrationError if MLflow keeps the alias for itself."""
+    if alias.lower() == "latest" or re.fullmatch(r"v\d+", alias, re.IGNORECASE):
+        raise RegistrationError(
+            f"registry.alias = {alias}: MLflow reserves `latest` and `v<number>`. "
+            "Choose another word, such as challenger."
+        )
+
+
+def register_version(
+    client: MlflowClient, run_id: str, name: str, alias: str, candidate: Candidate
+) -> dict[str, Any]:
+    """Return the verified version that holds the candidate, made if there is none, with the alias.
+
+    A version of the same content is never made twice. One that an interrupted registration left
+    unverified is verified now. One that fails the cold check is removed again.
+
+    Raises:
+        RegistrationError: If the version, loaded by a fresh process, is not what was trained.
+    """
+    version = find_version(client, name, candidate.content_sha256)
+    created = version is None
+    if version is None:
+        version = create_version(client, run_id, name, candidate)
+    if version.tags.get(VERIFIED_TAG) != "true":
+        with _withdrawn_on_failure(client, version):
+            outcome = verify_cold(version, candidate)
+            log.info("%s version %s verified: %s", name, version.version, json.dumps(outcome))
+        client.set_model_version_tag(name, version.version, VERIFIED_TAG, "true")
+    client.set_registered_model_alias(name, alias, version.version)
+    return {
+        "name": name,
+        "version": int(version.version),
+        "alias": alias,
+        "model_uri": f"models:/{name}/{version.version}",
+        "created": created,
+        CONTENT_TAG: candidate.content_sha256,
+    }
+
+
+def find_version(client: MlflowClient, name: str, content_sha256: str) -> ModelVersion | None:
+    """Return the version with this content: a verified one if there is, else the newest."""
+    versions = client.search_model_versions(
+        f"name = '{name}' and tags.{CONTENT_TAG} = '{content_sha256}'"
+    )
+    return max(
+        versions,
+        key=lambda version: (version.tags.get(VERIFIED_TAG) == "true", int(version.version)),
+        default=None,
+    )
+
+
+def create_version(
+    client: MlflowClient, run_id: str, name: str, candidate: Candidate
+) -> ModelVersion:
+    """Return a new version, ready but not verified yet, with its tags and description."""
+    if too_long := sorted(key for key, value in candidate.tags.items() if len(value) > LONGEST_TAG):
+        raise RegistrationError(
+            f"tags longer than {LONGEST_TAG} characters: {', '.join(too_long)}. "
+            "Shorten the parameters they come from."
+        )
+    model_id = log_model(client, run_id, candidate)
+    try:
+        client.create_registered_model(name)
+    except MlflowException as err:
+        if err.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    return client.create_model_version(
+        name,
+        source=f"models:/{model_id}",  # the only link from a version back to its logged model
+        run_id=run_id,
+        model_id=model_id,
+        tags={**candidate.tags, CONTENT_TAG: candidate.content_sha256},
+        description=candidate.description[:LONGEST_DESCRIPTION],
+    )
+
+
+# --- the logged model -----------------------------------------------------------------------------
+
+
+def log_model(client: MlflowClient, run_id: str, candidate: Candidate) -> str:
+    """Log the classifier to the run as a pyfunc model and return the logged model's id."""
+    run = client.get_run(run_id)
+    logged = client.create_logged_model(
+        run.info.experiment_id,
+        name=LOGGED_MODEL_NAME,
+        source_run_id=run_id,
+        tags={CONTENT_TAG: candidate.content_sha256},
+        model_type="classifier",
+    )
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / LOGGED_MODEL_NAME
+            save_pyfunc(path, candidate.folder, Model(run_id=run_id, model_id=logged.model_id))
+            client.log_model_artifacts(logged.model_id, str(path))
+        client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+        _attach_test_metrics(client, run_id, logged.model_id)
+    except BaseException:
+        client.finalize_logged_model(logged.model_id, "FAILED")
+        raise
+    client.finalize_logged_model(logged.model_id, "READY")
+    return logged.model_id
+
+
+def save_pyfunc(path: Path, folder: Path, model: Model) -> None:
+    """Save the classifier in a folder as an MLflow model: classifier.py and its files, no base."""
+    settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+    probe = json.loads((folder / "probe.json").read_text(encoding="utf-8"))
+    columns = settings["text_columns"]
+    example = pd.DataFrame("", index=range(min(3, len(probe["texts"]))), columns=columns)
+    example[columns[0]] = probe["texts"][:3]
+    mlflow.pyfunc.save_model(
+        path=str(path),
+        mlflow_model=model,
+        python_model=str(CODE_FILE),
+        artifacts={LOGGED_MODEL_NAME: str(folder)},
+        # Given, not inferred: inference would run the model while it is saved.
+        signature=ModelSignature(
+            inputs=Schema([ColSpec("string", column) for column in columns]),
+            outputs=Schema([ColSpec("string", "label"), ColSpec("double", "score")]),
+        ),
+        input_example=example,
+        pip_requirements=pinned_requirements(settings["base"]),
+    )
+    # MLflow notes where the files came from; this machine's folders are nobody's business.
+    flavor = model.flavors[mlflow.pyfunc.FLAVOR_NAME]
+    flavor["artifacts"][LOGGED_MODEL_NAME]["uri"] = LOGGED_MODEL_NAME
+    flavor["model_code_path"] = CODE_FILE.name
+    model.save(str(path / "MLmodel"))
+
+
+def pinned_requirements(base: Mapping[str, Any]) -> list[str]:
+    """Return what loads the model, at the versions installed here, the packaged base included."""
+    names: list[str] = list(REQUIREMENTS)
+    if base["kind"] == "package":
+        names.append(base_package(base["name"]))
+    # A local part such as +cpu names a build, which no index serves under that version.
+    return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in names]
+
+
+def base_package(name: str) -> str:
+    """Return the distribution that holds a packaged base, `gt-…` of `package://gt_…/model`."""
+    return name.removeprefix(PACKAGE_SCHEME).partition("/")[0].replace("_", "-")
+
+
+def _attach_test_metrics(client: MlflowClient, run_id: str, model_id: str) -> None:
+    names = [key for key in client.get_run(run_id).data.metrics if key.startswith("test/")]
+    newest = [client.get_metric_history(run_id, name)[-1] for name in names]
+    client.log_batch(
+        run_id,
+        metrics=[
+            Metric(point.key, point.value, point.timestamp, point.step, model_id=model_id)
+            for point in newest
+        ],
+        synchronous=True,
+    )
+
+
+# --- the cold check -------------------------------------------------------------------------------
+
+
+def verify_cold(version: ModelVersion, candidate: Candidate) -> dict[str, Any]:
+    """Return how a fresh process, in another folder and without the project, finds the version.
+
+    Raises:
+        RegistrationError: If it can't be loaded there, or a file or a logit differs.
+    """
+    probe = (candidate.folder / "probe.json").resolve()
+    script = [sys.executable, "-P", verify.__file__]  # -P: this folder stays off sys.path
+    uri = f"models:/{version.name}/{version.version}"
+    with tempfile.TemporaryDirectory() as elsewhere:
+        try:
+            done = subprocess.run(
+                [*script, uri, str(probe), candidate.content_sha256],
+                cwd=elsewhere, env=_environment(), capture_output=True, text=True,
+                timeout=COLD_CHECK_TIMEOUT_SECONDS, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as err:
+            raise _refusal(version, candidate, f"no answer in {err.timeout:.0f} s.") from err
+    last_line = done.stdout.rstrip().rpartition("\n")[2]
+    if not last_line.startswith("{"):
+        tail = "\n".join(done.stderr.splitlines()[-5:])
+        raise _refusal(version, candidate, f"it ended with status {done.returncode}.\n{tail}")
+    outcome = json.loads(last_line)
+    if not outcome["verified"]:
+        raise _refusal(version, candidate, outcome["reason"])
+    return outcome
+
+
+def _environment() -> dict[str, str]:
+    stores = {
+        "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
+        "MLFLOW_REGISTRY_URI": mlflow.get_registry_uri(),
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    return {**os.environ, **{key: absolute_store(uri) for key, uri in stores.items()}}
+
+
+def absolute_store(uri: str) -> str:
+    """Return an MLflow store's URI as it reads from any folder."""
+    scheme, path = uri[: len("sqlite:///")], uri[len("sqlite:///") :]
+    if scheme != "sqlite:///" or path.startswith("/"):
+        return uri
+    return f"{scheme}{Path(path).resolve()}"
+
+
+def _refusal(version: ModelVersion, candidate: Candidate, reason: str) -> RegistrationError:
+    return RegistrationError(
+        f"{version.name} version {version.version} was not registered: loaded by a fresh process, "
+        f"{reason}\nThe classifier is still in {candidate.folder}. Compare this environment's "
+        "torch, transformers and peft with those it was trained with; if they are the same, "
+        "train again."
+    )
+
+
+@contextmanager
+def _withdrawn_on_failure(client: MlflowClient, version: ModelVersion) -> Iterator[None]:
+    """Remove the version and its logged model, and a registered model left empty, on any error."""
+    try:
+        yield
+    except BaseException:
+        client.delete_model_version(version.name, version.version)
+        client.delete_logged_model(str(version.source).removeprefix("models:/"))
+        if not client.search_model_versions(f"name = '{version.name}'"):
+            client.delete_registered_model(version.name)
+        raise

@@ -1,0 +1,1 @@
+"""Train: tokenized datasets in, adapter and training metrics out."""

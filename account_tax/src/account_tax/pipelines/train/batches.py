@@ -1,0 +1,110 @@
+"""Which rows make a step: the same rows for any split into ranks and micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.utils.data import Sampler
+
+IGNORED_LABEL = -100  # torch's cross_entropy leaves such a row out of the loss
+
+# Rows drawn at random and then sorted by length together, in global batches. Large enough to pad
+# little, small enough to leave the order random.
+GROUPED_BATCHES = 50
+
+
+class Rows(torch.utils.data.Dataset):
+    """A split held in memory as flat arrays: one list of token ids and a label for each row.
+
+    Index `len(self)` is no row: a single token without a label. It fills the last global batch, so
+    that every rank gets as many micro-batches as the others and no row counts twice.
+    """
+
+    def __init__(self, input_ids: Sequence[Sequence[int]], labels: Sequence[int]):
+        self.lengths = np.fromiter((len(ids) for ids in input_ids), np.int64, len(input_ids))
+        self._tokens = np.concatenate([np.asarray(ids, np.int32) for ids in input_ids])
+        self._ends = np.cumsum(self.lengths)
+        self.labels = np.asarray(labels, np.int64)
+
+    @classmethod
+    def from_dataset(cls, split: Dataset, longest_first: bool = False) -> Rows:
+        """Return a tokenized split's rows, by length where the order is free (evaluation)."""
+        input_ids, labels = split["input_ids"][:], np.asarray(split["labels"][:])
+        if longest_first:
+            order = np.argsort([-len(ids) for ids in input_ids], kind="stable")
+            input_ids, labels = [input_ids[row] for row in order], labels[order]
+        return cls(input_ids, labels.tolist())
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        if row == len(self):
+            return {"input_ids": [int(self._tokens[0])], "labels": IGNORED_LABEL}
+        end = self._ends[row]
+        ids = self._tokens[end - self.lengths[row] : end]
+        return {"input_ids": ids.tolist(), "labels": int(self.labels[row])}
+
+
+class GlobalBatchSampler(Sampler[int]):
+    """Row indices, global batch after global batch, in an order that only the seed decides.
+
+    Inside a global batch rows go by length, so micro-batches pad little. accelerate deals
+    consecutive micro-batches to the ranks in turn, so each global batch is one step whatever
+    (micro-batch, accumulation, ranks) it is split into.
+
+    Args:
+        rows: The split.
+        global_batch_size: Rows a step.
+        seed: Of the order; each epoch adds its number.
+        group_by_length: Fill global batches with rows of like length, in random order of batches.
+    """
+
+    def __init__(self, rows: Rows, global_batch_size: int, seed: int, group_by_length: bool):
+        self.rows, self.global_batch_size = rows, global_batch_size
+        self.seed, self.group_by_length = seed, group_by_length
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the next order for this epoch; Trainer calls it, also when it resumes."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.global_batch_size) * self.global_batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        draw = np.random.default_rng([self.seed, self.epoch])
+        order = draw.permutation(len(self.rows))
+        if self.group_by_length:
+            order = self._group(order, draw)
+        for start in range(0, len(order), self.global_batch_size):
+            batch = self._longest_first(order[start : start + self.global_batch_size])
+            yield from batch.tolist()
+            yield from [len(self.rows)] * (self.global_batch_size - len(batch))
+
+    def _group(self, order: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+        size = self.global_batch_size
+        full, rest = np.split(order, [len(order) // size * size])  # the partial batch stays last
+        pools = [
+            self._longest_first(full[start : start + size * GROUPED_BATCHES])
+            for start in range(0, len(full), size * GROUPED_BATCHES)
+        ]
+        batches = np.concatenate([*pools, full[:0]]).reshape(-1, size)
+        return np.concatenate([draw.permutation(batches).ravel(), rest])
+
+    def _longest_first(self, rows: np.ndarray) -> np.ndarray:
+        return rows[np.argsort(-self.rows.lengths[rows], kind="stable")]
+
+
+def balanced_class_weights(labels: np.ndarray, num_labels: int) -> torch.Tensor:
+    """Return a weight for each class, (C,), float32: rows / (C * rows of the class).
+
+    Averaged over the rows they are 1, so the weighted loss keeps its scale.
+    Source: scikit-learn, compute_class_weight("balanced").
+    """
+    counts = np.bincount(labels, minlength=num_labels)
+    return torch.from_numpy((len(labels) / (num_labels * counts)).astype(np.float32))

@@ -1,0 +1,111 @@
+"""Trainer, with the loss of this project and its order of rows."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from deepspeed.runtime.utils import clip_grad_norm_
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput
+
+from .batches import IGNORED_LABEL, GlobalBatchSampler
+from .callbacks import SpeedCallback
+
+
+def global_batch_cross_entropy(
+    outputs: Any,
+    labels: Tensor,
+    num_items_in_batch: Tensor | int,
+    *,
+    class_weights: Tensor | None = None,
+) -> Tensor:
+    """Return this micro-batch's share of the global batch's mean loss, in nats.
+
+    The sum over the rows is divided by the rows of the whole global batch, not of the micro-batch,
+    so the shares of all ranks and micro-batches add up to the same number for any split. Weights
+    scale a row's loss and not the divisor: a mean of weights would depend on the split.
+
+    Args:
+        outputs: The model's output with logits, (B, C).
+        labels: Class ids in [0, C) or -100 for no row, (B,).
+        num_items_in_batch: Rows of the global batch, counted by Trainer over ranks and accumulation.
+        class_weights: Positive weights, (C,), or None.
+    """
+    logits = outputs["logits"].float()
+    weights = None if class_weights is None else class_weights.to(logits.device)
+    total = nn.functional.cross_entropy(
+        logits, labels, weight=weights, ignore_index=IGNORED_LABEL, reduction="sum"
+    )
+    return total / num_items_in_batch
+
+
+class _KeepGradNorm(TrainerCallback):
+    """Lets DeepSpeed 0.19.8 report the gradient norm of fp32 without ZeRO, which it throws away.
+
+    Can go when `DeepSpeedEngine.clip_fp32_gradients` keeps what `clip_grad_norm_` returns.
+    """
+
+    def __init__(self, trainer: Trainer):
+        self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        engine = self._trainer.deepspeed
+
+        def clip_fp32_gradients() -> None:
+            engine._global_grad_norm = clip_grad_norm_(
+                parameters=engine.module.parameters(),
+                max_norm=engine.gradient_clipping(),
+                mpu=engine.mpu,
+            )
+
+        engine.clip_fp32_gradients = clip_fp32_gradients
+
+
+class LedgerTrainer(Trainer):
+    """Trainer whose loss and order of rows do not depend on the split into ranks and micro-batches.
+
+    Args:
+        speed: Told the attention mask of every micro-batch.
+        class_weights: See `global_batch_cross_entropy`.
+        kwargs: Trainer's own; both datasets are `Rows`.
+    """
+
+    def __init__(self, *, speed: SpeedCallback, class_weights: Tensor | None = None, **kwargs: Any):
+        loss = partial(global_batch_cross_entropy, class_weights=class_weights)
+        super().__init__(compute_loss_func=loss, **kwargs)
+        self.speed = speed
+        self.add_callback(_KeepGradNorm(self))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        args = self.args
+        return GlobalBatchSampler(
+            train_dataset or self.train_dataset,
+            args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            seed=args.data_seed if args.data_seed is not None else args.seed,
+            group_by_length=args.train_sampling_strategy == "group_by_length",
+        )
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any) -> Tensor:
+        """Return the loss of a micro-batch after its backward pass."""
+        self.speed.count(inputs["attention_mask"])
+        return super().training_step(model, inputs, *args)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Return Trainer's evaluation, its loss computed from the gathered logits.
+
+        Trainer averages the ranks' batch means, which are not means over the rows: batches differ
+        in size, and the last one is filled with repeated rows. The loss here is unweighted, so
+        that runs with and without class weights can be compared.
+        """
+        output = super().evaluation_loop(*args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        if output.metrics is not None and output.label_ids is not None:
+            logits = torch.from_numpy(output.predictions).float()  # (N, C)
+            labels = torch.from_numpy(output.label_ids)  # (N,)
+            output.metrics[f"{prefix}_loss"] = nn.functional.cross_entropy(logits, labels).item()
+        return output
+

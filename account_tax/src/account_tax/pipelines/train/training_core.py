@@ -1,0 +1,386 @@
+"""The training node: from tokenized datasets to a trained adapter and its metrics.
+
+The names and signatures are the specification's. The order inside is: model, LoRA, arguments,
+callbacks, Trainer, train, evaluate, save.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import DatasetDict
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from transformers import (
+    DataCollatorWithPadding,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    enable_full_determinism,
+    set_seed,
+)
+
+from account_tax.classifier import (
+    SETTINGS_FILE,
+    BaseReference,
+    build_classifier,
+    file_sha256,
+    resolve_base,
+)
+from account_tax.metrics import compute_classification_metrics
+from account_tax.ranks import flush_metrics, get_mlflow_env, is_rank0, join_as_one_rank
+
+from .batches import Rows, balanced_class_weights
+from .callbacks import (
+    PROGRESS_VARIABLE,
+    EngineTimeCallback,
+    MLflowMetricsCallback,
+    ProgressCallback,
+    SpeedCallback,
+    TorchMemoryCallback,
+    memory_mb,
+)
+from .trainer import LedgerTrainer
+
+__all__ = [
+    "SpeedCallback",
+    "TorchMemoryCallback",
+    "apply_lora_adapters",
+    "build_training_arguments",
+    "compute_metrics",
+    "get_mlflow_env",
+    "instantiate_model",
+    "is_rank0",
+    "run_training_pipeline",
+]
+
+log = logging.getLogger(__name__)
+
+ADAPTER_FOLDER = "adapter"
+MARKER_FILE = "train_complete.json"
+
+# training.yml's words for LoRA, and PEFT's.
+LORA_NAMES = {"alpha": "lora_alpha", "dropout": "lora_dropout"}
+
+
+def run_training_pipeline(
+    tokenized_datasets: DatasetDict,
+    tokenizer: PreTrainedTokenizerBase,
+    train_params: dict[str, Any],
+    artifacts_root: str,
+    probe_texts: list[str] | None = None,
+) -> dict[str, Any]:
+    """Train on the train split, keep the best model by the validation split, save its adapter.
+
+    Every rank runs this; rank 0 writes. What it leaves in `artifacts_root` is listed in
+    docs/design.md; the marker `train_complete.json` is written last.
+
+    Args:
+        tokenized_datasets: Splits train and validation with input_ids and labels (a ClassLabel).
+        tokenizer: Pads the batches; saved beside the adapter.
+        train_params: The `train` section of training.yml.
+        artifacts_root: Folder of the run's results.
+        probe_texts: Made-up lines whose logits are kept, so that whoever loads the adapter can
+            tell that it answers as it did here.
+
+    Returns:
+        Metrics under the specification's names (`train/loss`, `eval/f1`, ...).
+    """
+    join_as_one_rank()
+    training = train_params["training"]
+    (enable_full_determinism if training.get("full_determinism") else set_seed)(training["seed"])
+    labels = tokenized_datasets["train"].features["labels"].names
+    model_config = {
+        **train_params["model"],
+        "labels": labels,
+        "gradient_checkpointing": training.get("gradient_checkpointing", False),
+    }
+    model = instantiate_model(model_config, tokenizer)
+    base: BaseReference = model.base_reference
+    if train_params["lora"].get("enable", True):
+        model = apply_lora_adapters(model, train_params["lora"])
+    arguments = build_training_arguments(train_params, artifacts_root)
+    trainer = _build_trainer(model, tokenizer, arguments, tokenized_datasets, train_params)
+
+    result = trainer.train()
+    evaluation = trainer.evaluate()
+    metrics = _summarize(trainer, result.metrics, evaluation)
+    probe = _probe(trainer, tokenizer, probe_texts or [], arguments)
+    settings = {
+        "base": base.to_dict(),
+        "pooling": model_config.get("pooling", "cls"),
+        "precision": _precision(arguments),
+        "labels": labels,
+    }
+    _save(trainer, base, Path(artifacts_root), settings, probe, metrics)
+    flush_metrics()
+    return metrics
+
+
+# --- the specification's functions ----------------------------------------------------------------
+
+
+def instantiate_model(
+    model_config: dict[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedModel:
+    """Return the pinned base model under a fresh head, float32; DeepSpeed casts what trains.
+
+    Args:
+        model_config: `name`, `revision`, `sha256`, `pooling`, `labels` or `num_labels`,
+            `gradient_checkpointing`; any other key goes to the model's configuration.
+        tokenizer: Gives the padding token, for architectures that look it up.
+
+    Raises:
+        BaseModelError: If the base is missing or is not the pinned one.
+    """
+    own = ("name", "revision", "sha256", "pooling", "labels", "num_labels", "gradient_checkpointing")
+    base = resolve_base(
+        model_config["name"], model_config.get("revision"), model_config.get("sha256")
+    )
+    labels = model_config.get("labels")
+    if labels is None:
+        labels = [f"LABEL_{index}" for index in range(model_config["num_labels"])]
+    model = build_classifier(
+        base,
+        labels=labels,
+        pooling=model_config.get("pooling") or "cls",
+        **{key: value for key, value in model_config.items() if key not in own},
+    )
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    if model_config.get("gradient_checkpointing"):
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    model.base_reference = base  # type: ignore[assignment]
+    return model
+
+
+def apply_lora_adapters(model: PreTrainedModel, lora_params: dict[str, Any]) -> PeftModel:
+    """Return the model with LoRA adapters; the given model is changed in place.
+
+    Args:
+        model: From `instantiate_model`; its fresh modules are trained and saved with the adapter.
+        lora_params: The `lora` section of training.yml; any LoraConfig field is accepted.
+
+    Raises:
+        ValueError: If `target_modules` match nothing; the message lists the linear layers.
+    """
+    fields = {LORA_NAMES.get(key, key): value for key, value in lora_params.items()}
+    fields.pop("enable", None)
+    fields["task_type"] = TaskType[fields.get("task_type", "SEQ_CLS")]
+    fresh = getattr(model, "fresh_modules", [])
+    fields["modules_to_save"] = sorted({*fresh, *(fields.get("modules_to_save") or [])}) or None
+    try:
+        peft_model = get_peft_model(model, LoraConfig(**fields))
+    except ValueError as err:
+        linear = sorted(
+            {
+                name.rpartition(".")[2]
+                for name, module in model.named_modules()
+                if isinstance(module, torch.nn.Linear)
+            }
+        )
+        raise ValueError(
+            f"train.lora.target_modules = {lora_params.get('target_modules')}: {err} "
+            f"This model's linear layers are {', '.join(linear)}; 'all-linear' takes every one."
+        ) from err
+    if is_rank0():
+        trainable, everything = peft_model.get_nb_trainable_parameters()
+        share = 100 * trainable / everything
+        log.info("trainable parameters: %s of %s (%.2f%%)", f"{trainable:,}", f"{everything:,}", share)
+    return peft_model
+
+
+def build_training_arguments(
+    train_params: dict[str, Any], artifacts_root: str
+) -> TrainingArguments:
+    """Return TrainingArguments of the `train` section of training.yml.
+
+    The deepspeed block goes in as a dict; batch sizes and clipping are read from it, so each has
+    one home. `warmup_ratio` and `max_steps: null`, gone in transformers 5, are mapped.
+    """
+    given = {"output_dir": str(Path(artifacts_root) / "checkpoints"), **train_params["training"]}
+    deepspeed = build_deepspeed_config(train_params["deepspeed"], given)
+    if given.get("max_steps") is None:
+        given["max_steps"] = -1
+    if (ratio := given.pop("warmup_ratio", None)) is not None:
+        given.setdefault("warmup_steps", ratio)  # a fraction in [0, 1) is a share of the steps
+    report_to = given.pop("report_to", None) or []
+    report_to = [report_to] if isinstance(report_to, str) else report_to
+    if given.get("gradient_checkpointing"):
+        given.setdefault("gradient_checkpointing_kwargs", {"use_reentrant": False})
+    owned = {
+        "per_device_train_batch_size": deepspeed["train_micro_batch_size_per_gpu"],
+        "gradient_accumulation_steps": deepspeed["gradient_accumulation_steps"],
+        "max_grad_norm": deepspeed.get("gradient_clipping", given.pop("max_grad_norm", 1.0)),
+        "deepspeed": deepspeed,
+        # MLflowMetricsCallback logs to MLflow; transformers' own would end the launcher's run.
+        "report_to": [name for name in report_to if name != "mlflow"],
+        "label_names": ["labels"],
+        "use_cpu": not torch.cuda.is_available(),
+        "disable_tqdm": PROGRESS_VARIABLE in os.environ or given.pop("disable_tqdm", False),
+    }
+    return TrainingArguments(**{**given, **owned})
+
+
+def compute_metrics(eval_pred: EvalPrediction, average: str = "macro") -> dict[str, float]:
+    """Return accuracy, f1, precision and recall of logits, (N, C), against labels, (N,)."""
+    return compute_classification_metrics(
+        np.asarray(eval_pred.predictions), np.asarray(eval_pred.label_ids), average
+    )
+
+
+# --- parts of the workflow ------------------------------------------------------------------------
+
+
+def build_deepspeed_config(block: dict[str, Any], training: dict[str, Any]) -> dict[str, Any]:
+    """Return the deepspeed block as DeepSpeed takes it on this machine.
+
+    Precision follows `training`. Without a GPU there is nothing to offload from, and DeepSpeed
+    would build its CPU optimizer for a minute to no effect, so offloading is left out.
+    """
+    config = copy.deepcopy(block)
+    config.setdefault("gradient_accumulation_steps", 1)
+    for precision in ("bf16", "fp16"):
+        config.setdefault(precision, {"enabled": bool(training.get(precision))})
+    zero = config.setdefault("zero_optimization", {"stage": 0})
+    offload = [key for key in ("offload_optimizer", "offload_param") if key in zero]
+    if offload and not torch.cuda.is_available():
+        for key in offload:
+            del zero[key]
+        log.info("no GPU to offload from: %s left out", ", ".join(offload))
+    return config
+
+
+def _build_trainer(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    arguments: TrainingArguments,
+    splits: DatasetDict,
+    train_params: dict[str, Any],
+) -> LedgerTrainer:
+    speed = SpeedCallback()
+    callbacks: list[Any] = [speed, TorchMemoryCallback(), ProgressCallback(speed)]
+    if "mlflow" in (train_params["training"].get("report_to") or []):
+        callbacks.append(MLflowMetricsCallback())
+    train_rows = Rows.from_dataset(splits["train"])
+    weights = None
+    if train_params.get("loss", {}).get("class_weights", "none") == "balanced":
+        weights = balanced_class_weights(
+            train_rows.labels, splits["train"].features["labels"].num_classes
+        )
+    average = train_params.get("metrics", {}).get("average", "macro")
+    trainer = LedgerTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=train_rows,
+        eval_dataset=Rows.from_dataset(splits["validation"], longest_first=True),
+        data_collator=DataCollatorWithPadding(tokenizer),
+        processing_class=tokenizer,
+        compute_metrics=partial(compute_metrics, average=average),
+        callbacks=callbacks,
+        speed=speed,
+        class_weights=weights,
+    )
+    trainer.add_callback(EngineTimeCallback(lambda: trainer.deepspeed))
+    return trainer
+
+
+def _summarize(
+    trainer: LedgerTrainer, training: dict[str, float], evaluation: dict[str, float]
+) -> dict[str, Any]:
+    """Return the run's metrics under the specification's names."""
+    model = trainer.model
+    names = ("loss", "accuracy", "f1", "precision", "recall")
+    speed = trainer.speed
+    return {
+        "train/loss": training["train_loss"],
+        "train/runtime_seconds": training["train_runtime"],
+        "train/epoch": trainer.state.epoch,
+        "train/global_step": trainer.state.global_step,
+        "train/trainable_parameters": sum(
+            getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad
+        ),
+        **{f"eval/{name}": evaluation[f"eval_{name}"] for name in names},
+        "speed/tokens_per_sec": speed.total_tokens / max(speed.total_seconds, 1e-9),
+        **memory_mb(),
+    }
+
+
+def _probe(
+    trainer: Trainer,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[str],
+    arguments: TrainingArguments,
+) -> dict[str, Any]:
+    """Return the trainer's own logits for made-up lines; every rank takes part."""
+    if not texts:
+        return {"texts": [], "precision": _precision(arguments), "logits": []}
+    rows = Rows(tokenizer(texts, truncation=True)["input_ids"], [0] * len(texts))
+    logits = trainer.predict(rows, metric_key_prefix="probe").predictions
+    return {
+        "texts": texts,
+        "precision": _precision(arguments),
+        "logits": np.asarray(logits, dtype=np.float32).tolist(),
+    }
+
+
+def _precision(arguments: TrainingArguments) -> str:
+    return "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "fp32"
+
+
+def _save(
+    trainer: Trainer,
+    base: BaseReference,
+    root: Path,
+    settings: dict[str, Any],
+    probe: dict[str, Any],
+    metrics: dict[str, Any],
+) -> None:
+    """Save adapter, tokenizer, label maps and history; ranks gather the weights, rank 0 writes."""
+    folder = root / ADAPTER_FOLDER
+    trainer.save_model(str(folder))  # all ranks: ZeRO-3 gathers the weights
+    if not is_rank0():
+        return
+    (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle: never shipped
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+    adapter = folder / "adapter_config.json"
+    if adapter.exists():
+        trainer.model.config.save_pretrained(folder)
+        _write_json(adapter, _portable_adapter_config(json.loads(adapter.read_text()), base))
+    _write_json(folder / SETTINGS_FILE, settings)
+    _write_json(folder / "probe.json", probe)
+    _write_json(root / "log_history.json", trainer.state.log_history)
+    weights = sorted(folder.glob("*.safetensors"))
+    _write_json(
+        root / MARKER_FILE,
+        {
+            "global_step": trainer.state.global_step,
+            "best_checkpoint_metric": trainer.state.best_metric,
+            "weights": {file.name: file_sha256(file) for file in weights},
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "metrics": metrics,
+        },
+    )
+
+
+def _portable_adapter_config(config: dict[str, Any], base: BaseReference) -> dict[str, Any]:
+    """Return PEFT's configuration without this machine's path, in an order that repeats."""
+    config |= {"base_model_name_or_path": base.name, "revision": base.revision}
+    for key in ("target_modules", "modules_to_save"):  # sets, listed in an order that changes
+        if isinstance(config[key], list):
+            config[key] = sorted(set(config[key]))
+    return dict(sorted(config.items()))
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

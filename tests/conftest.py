@@ -1,0 +1,135 @@
+"""Small real things every test can have: a two-layer base model and tokenized splits."""
+
+from __future__ import annotations
+
+import os
+
+# Before torch is imported: two cores, and several ranks on them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+import random
+from pathlib import Path
+
+import mlflow
+import pytest
+
+WORDS = "coffee lunch taxi hotel rent office paper stamp fuel phone water power tax fee toner".split()
+
+
+def make_tiny_base(folder: Path, seed: int = 0) -> Path:
+    """Write a two-layer BERT with a fifteen-word vocabulary, random weights."""
+    import torch
+    from transformers import BertConfig, BertForMaskedLM, BertTokenizer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    BertForMaskedLM(config).bert.save_pretrained(folder)
+    tokenizer = BertTokenizer(str(folder / "vocab.txt"))
+    tokenizer.model_max_length = 64
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_splits(rows: dict[str, int], num_labels: int = 3, seed: int = 0):
+    """Return tokenized splits of random rows, 3 to 12 tokens, in the layout `prepare` leaves."""
+    from datasets import ClassLabel, Dataset, DatasetDict, Features, Sequence, Value
+
+    features = Features(
+        {
+            "input_ids": Sequence(Value("int32")),
+            "attention_mask": Sequence(Value("int8")),
+            "labels": ClassLabel(names=[f"account-{index}" for index in range(num_labels)]),
+            "row_id": Value("int64"),
+            "length": Value("int32"),
+        }
+    )
+    draw = random.Random(seed)
+    splits = {}
+    for name, count in rows.items():
+        ids = [
+            [2, *(draw.randrange(5, 5 + len(WORDS)) for _ in range(draw.randrange(1, 11))), 3]
+            for _ in range(count)
+        ]
+        splits[name] = Dataset.from_dict(
+            {
+                "input_ids": ids,
+                "attention_mask": [[1] * len(row) for row in ids],
+                "labels": [index % num_labels for index in range(count)],
+                "row_id": list(range(count)),
+                "length": [len(row) for row in ids],
+            },
+            features=features,
+        )
+    return DatasetDict(splits)
+
+
+def train_params(base: Path | str, **changes) -> dict:
+    """Return a small `train` section; `changes` replace whole keys of its sections by dotted name."""
+    params = {
+        "model": {"name": str(base), "pooling": "cls"},
+        "deepspeed": {
+            "train_micro_batch_size_per_gpu": 8,
+            "gradient_accumulation_steps": 1,
+            "zero_optimization": {"stage": 0},
+            "gradient_clipping": 1.0,
+        },
+        "lora": {
+            "enable": True,
+            "r": 4,
+            "alpha": 8,
+            "target_modules": ["query", "value"],
+            "dropout": 0.0,
+            "bias": "none",
+            "task_type": "SEQ_CLS",
+        },
+        "training": {
+            "num_train_epochs": 1,
+            "max_steps": None,
+            "eval_strategy": "epoch",
+            "save_strategy": "epoch",
+            "logging_steps": 1,
+            "learning_rate": 1.0e-3,
+            "warmup_ratio": 0.0,
+            "seed": 42,
+            "report_to": ["mlflow"],
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "f1",
+            "greater_is_better": True,
+            "per_device_eval_batch_size": 16,
+        },
+        "metrics": {"average": "macro"},
+        "loss": {"class_weights": "none"},
+    }
+    for dotted, value in changes.items():
+        *path, key = dotted.split(".")
+        node = params
+        for name in path:
+            node = node.setdefault(name, {})
+        node[key] = value
+    return params
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory) -> Path:
+    return make_tiny_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(autouse=True)
+def _no_open_runs():
+    yield
+    while mlflow.active_run():
+        mlflow.end_run()

@@ -45,9 +45,8 @@ def run_cases(work: Path, world_size: int, quick: bool) -> None:
     from transformers import AutoTokenizer
 
     sys.path.insert(0, str(ROOT / "tests"))
-    from conftest import make_splits, train_params
-
     from account_tax.pipelines.train.training_core import run_training_pipeline
+    from conftest import make_splits, train_params
 
     torch.set_num_threads(1)
     base = work / "base"

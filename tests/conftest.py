@@ -15,7 +15,23 @@ from pathlib import Path
 import mlflow
 import pytest
 
-WORDS = "coffee lunch taxi hotel rent office paper stamp fuel phone water power tax fee toner".split()
+WORDS = [
+    "coffee",
+    "lunch",
+    "taxi",
+    "hotel",
+    "rent",
+    "office",
+    "paper",
+    "stamp",
+    "fuel",
+    "phone",
+    "water",
+    "power",
+    "tax",
+    "fee",
+    "toner",
+]
 
 
 def make_tiny_base(folder: Path, seed: int = 0) -> Path:

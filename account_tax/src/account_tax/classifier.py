@@ -297,9 +297,7 @@ class LoadedClassifier:
         return self.logits_of_ids(encoded["input_ids"], batch_size)
 
     @torch.inference_mode()
-    def logits_of_ids(
-        self, input_ids: Sequence[Sequence[int]], batch_size: int = 64
-    ) -> np.ndarray:
+    def logits_of_ids(self, input_ids: Sequence[Sequence[int]], batch_size: int = 64) -> np.ndarray:
         """Return the logits of token id lists, (N, C), float32, in the rows' order."""
         device = next(self.model.parameters()).device
         order = np.argsort([-len(ids) for ids in input_ids], kind="stable")  # little padding
@@ -329,7 +327,9 @@ def load_classifier(folder: Path, device: str = "cpu") -> LoadedClassifier:
     settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if (folder / "adapter_config.json").exists():
-        base = resolve_base(**{key: settings["base"][key] for key in ("name", "revision", "sha256")})
+        base = resolve_base(
+            **{key: settings["base"][key] for key in ("name", "revision", "sha256")}
+        )
         plain = build_classifier(base, labels=settings["labels"], pooling=settings["pooling"])
         model: nn.Module = PeftModel.from_pretrained(plain, folder)
     else:

@@ -4,20 +4,13 @@
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import cache
 from typing import Annotated, Any, Literal, NotRequired, TypedDict, get_origin, get_type_hints
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from account_tax.kinds import Section, Words
 from account_tax.library_fields import class_fields
-
-
-@dataclass(frozen=True)
-class Words:
-    """How a message names a type: "expected <text>."."""
-
-    text: str
 
 
 def _whole_or_fraction(value: float) -> float:
@@ -66,9 +59,7 @@ Alias = Annotated[
     AfterValidator(_alias),
     Words("letters, digits, - and _, and neither latest nor v1, v2, ... (MLflow keeps those)"),
 ]
-RegisteredName = Annotated[
-    str, AfterValidator(_registered_name), Words("a name without / and :")
-]
+RegisteredName = Annotated[str, AfterValidator(_registered_name), Words("a name without / and :")]
 Metric = Annotated[
     str, AfterValidator(_metric_name), Words(f"one of {', '.join(METRICS)} (eval_ may precede)")
 ]
@@ -83,9 +74,10 @@ class LaunchFields(TypedDict):
     num_gpus: Literal["auto"] | Count
     register: bool
     dry_run: bool
-    master_port: Literal["auto"] | Annotated[
-        int, Field(ge=1, le=65535), Words("a port number from 1 to 65535")
-    ]
+    master_port: (
+        Literal["auto"]
+        | Annotated[int, Field(ge=1, le=65535), Words("a port number from 1 to 65535")]
+    )
 
 
 class Split(TypedDict):
@@ -122,9 +114,7 @@ class Model(TypedDict):
 
     name: Name
     revision: Name | None
-    sha256: (
-        Annotated[str, Field(pattern="^[0-9a-f]{64}$"), Words("64 hexadecimal digits")] | None
-    )
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$"), Words("64 hexadecimal digits")] | None
     num_labels: Annotated[int, Field(ge=2), Words("a whole number of at least 2")] | None
     pooling: Literal["cls", "mean"]
 
@@ -237,15 +227,6 @@ class Root(TypedDict):
     artifacts_root: Name
 
 
-@dataclass(frozen=True)
-class Section:
-    """The keys of a mapping: a type for each, or a Section below it."""
-
-    fields: Mapping[str, Any]
-    required: frozenset[str] = field(default_factory=frozenset[str])
-    nullable: bool = False
-
-
 def section(declared: type, below: Mapping[str, Section] | None = None, **library: Any) -> Section:
     """Return a declared section together with the library's fields it leaves undeclared."""
     hints = get_type_hints(declared, include_extras=True)
@@ -292,9 +273,11 @@ def _zero() -> Section:
     return Section({**zero.fields, **offload}, zero.required)
 
 
-def launch_options() -> Section:
-    """Return the schema of the launcher's own options; none has to be given."""
-    return Section(section(LaunchFields).fields)
+@cache
+def everything() -> Section:
+    """Return the parameters with the launcher's options beside them."""
+    launch = section(LaunchFields)
+    return Section({**launch.fields, **parameters().fields}, parameters().required)
 
 
 CONFIDENTIAL = "not available here: ledgers are confidential, nothing is sent to a hub"
@@ -354,7 +337,10 @@ def _data_conflicts(get: Get) -> Iterator[Conflict]:
 
 def _precision_conflicts(get: Get) -> Iterator[Conflict]:
     if get("train.training.bf16") and get("train.training.fp16"):
-        yield "train.training.fp16", "bf16 and fp16 can't both be true; set precision to one of them"
+        yield (
+            "train.training.fp16",
+            "bf16 and fp16 can't both be true; set precision to one of them",
+        )
 
 
 def _best_model_conflicts(get: Get) -> Iterator[Conflict]:

@@ -139,7 +139,8 @@ def _read_files(source: str) -> list[SourceFile]:
         raise
     except Exception as err:  # Every storage driver has errors of its own.
         reason = f"{type(err).__name__}: {err}".replace(source, name)
-        raise DataError([f"data.source = {name}: can't be read ({reason})."]) from err
+        # From None: a driver's error may show the URI with its secrets in a traceback.
+        raise DataError([f"data.source = {name}: can't be read ({reason})."]) from None
 
 
 def _find_files(filesystem: Any, path: str, name: str) -> list[tuple[str, str, str | None]]:

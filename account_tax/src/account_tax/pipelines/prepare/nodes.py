@@ -44,7 +44,6 @@ __all__ = [
     "Ledger",
     "check_labels",
     "describe_dataset",
-    "find_prepared",
     "inputs_sha256",
     "load_base_tokenizer",
     "plan_data",
@@ -122,36 +121,6 @@ def inputs_sha256(data: dict[str, Any], model: dict[str, Any], source_sha256: st
             "tokenizer_files": _local_tokenizer_files(Path(model["name"])),
         }
     )
-
-
-def find_prepared(folder: Path, key: str) -> str | None:
-    """Return the newest whole version under data/04_feature made from these inputs, if any.
-
-    Args:
-        folder: Holds tokenized_datasets, tokenizer and dataset_metadata.json, versioned by Kedro.
-        key: See `inputs_sha256`.
-    """
-    for version in sorted((folder / "dataset_metadata.json").glob("*"), reverse=True):
-        try:
-            metadata = json.loads((version / "dataset_metadata.json").read_text("utf-8"))
-        except (OSError, ValueError):  # begun and not finished, or not ours
-            continue
-        if metadata.get("inputs_sha256") == key and _is_whole(folder, version.name):
-            return version.name
-    return None
-
-
-def _is_whole(folder: Path, version: str) -> bool:
-    datasets = folder / "tokenized_datasets" / version / "tokenized_datasets"
-    tokenizer = folder / "tokenizer" / version / "tokenizer"
-    needed = [tokenizer / "tokenizer_config.json", datasets / "dataset_dict.json"]
-    for split in SPLITS:
-        state = datasets / split / "state.json"
-        if not state.is_file():
-            return False
-        files = json.loads(state.read_text("utf-8"))["_data_files"]
-        needed += [datasets / split / file["filename"] for file in files]
-    return all(path.is_file() for path in needed)
 
 
 def _local_tokenizer_files(folder: Path) -> dict[str, str]:
@@ -373,7 +342,7 @@ def _describe_lengths(
 ) -> dict[str, Any]:
     lengths = []
     for name, dataset in tokenized.items():
-        kept = np.array(dataset.data["length"])
+        kept = dataset.data["length"].to_numpy().copy()  # Arrow's memory is read-only
         # Only rows that fill max_length can have been cut; these alone are tokenized again, whole.
         full = np.flatnonzero(kept == max_length)
         texts = splits[str(name)]["text"].iloc[full].tolist()

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import product
-from math import prod
 from typing import TypeVar
 
 import numpy as np
@@ -30,7 +29,7 @@ ACCOUNTS = sorted(
 ROWS = 4000
 SEED = 20260101
 NOISE_SHARE = 0.02  # of all lines: booked to one of the nine wrong accounts, each equally likely
-PAYMENT_SHARE = 0.3  # of all lines: the statement names the payment service, not the shop
+PAYMENT_SHARE = 0.25  # of all lines: the statement names the payment service, not the shop
 LINES_PER_VOUCHER = (1, 2, 3, 4)
 COLUMNS = ["text", "label", "merchant", "memo", "amount_band", "voucher"]
 
@@ -67,7 +66,7 @@ TOLLGATE = "{} TOLLGATE; {} IC TOLL; {} 톨게이트; {} 영업소"
 FUEL = "{} GAS STATION; {} OIL; {} 주유소; {} 석유"
 GARAGE = "{} AUTO REPAIR; {} MOTORS; {} AUTO SERVICE; {} 카센터; {} 정비소"
 CARRENTAL = "{} RENT A CAR; {} CAR LEASE; {} 렌터카; {} 카리스"
-TELECOMS = "MOONLIT TELECOM {}; PEBBLE MOBILE {}; {} BROADBAND; 달빛통신 {}; 조약돌모바일 {}"
+TELECOMS = "MOONLIT TELECOM {}; PEBBLE MOBILE {}; {} BROADBAND; 솔바람통신 {}; 소나기모바일 {}"
 POST = "{} POST OFFICE; {} MAIL CENTER; {} 우체국; {} 우편집중국"
 TOWNHALL = "{} CIVIC CENTER; {} LOCAL TAX DESK; {} 민원실; {} 지방세과"
 TAXOFFICE = "{} TAX OFFICE; {} REVENUE; {} 세무서; {} 세무지서"
@@ -78,7 +77,7 @@ STATIONER = "{} STATIONERY; {} OFFICE GOODS; {} 문구; {} 오피스"
 COMPUTERS = "{} PC MART; {} COMPUTER; {} 컴퓨터; {} 전산"
 MART = "{} MART; {} SUPERMARKET; {} 마트; {} 슈퍼"
 PRINTER = "{} PRINT; {} COPY; {} 인쇄; {} 프린트"
-BANK = "MOONLIT BANK {}; PEBBLE SAVINGS {}; 달빛은행 {}; 조약돌금고 {}"
+BANK = "MOONLIT BANK {}; PEBBLE SAVINGS {}; 솔바람은행 {}; 소나기금고 {}"
 SOFTWARE = "{} CLOUD; {} SOFT; {} DATA CENTER; {} 소프트; {} 클라우드"
 PAYMENT = "{} PAY; {} ONLINE; {} CHECKOUT; {} 페이; {} 결제"
 
@@ -87,15 +86,14 @@ PAYMENT = "{} PAY; {} ONLINE; {} CHECKOUT; {} 페이; {} 결제"
 PEOPLE = {
     "staff":
         "team; staff; employees; crew; interns; new hires; engineers; night shift; sales team; "
-        "lab members; colleagues; department; warehouse workers; support desk",
+        "lab members; colleagues; department; warehouse workers; support desk; designers; "
+        "accountants; trainees; drivers; office managers; hr people",
     "client":
         "client; customer; buyer; distributor; investor; partner firm; prospect; reseller; "
-        "overseas guest; key account; supplier; visiting agent; consignee; licensee",
-    "직원":
-        "직원; 팀; 부서; 사원; 인턴; 신입; 동료; 영업팀; 개발팀; 총무팀; 연구원; 생산직",
-    "거래처":
-        "거래처; 고객사; 바이어; 협력사; 대리점; 투자자; 손님; 파트너사; 납품처; 총판; 발주처; "
-        "방문객",
+        "overseas guest; key account; supplier; visiting agent; importer; wholesaler; retailer; "
+        "business partner; major vendor; purchaser; franchisee; contractor",
+    "직원": "직원; 팀; 부서; 사원; 신입; 영업팀",
+    "거래처": "거래처; 고객사; 바이어; 협력사; 대리점; 손님",
 }
 # fmt: on
 
@@ -347,39 +345,17 @@ def ceiling(ledger: pd.DataFrame | None = None) -> dict[str, float]:
     """Return the accuracy and macro-F1 that no classifier of these lines can be expected to beat.
 
     Args:
-        ledger: Lines of the sample (columns of `sample_ledger`, any subset of rows). The rules are
-            then scored on exactly these rows, so a small test split has its own, noisier value.
-            Without it: the expectation over all lines the process can draw.
+        ledger: Rows of `sample_ledger`, among them every account. The best rule is scored on just
+            these, so a small test split has its own, noisier value. Without it: the expectation
+            over all lines the process can draw, computed exactly.
     """
     cells, joint = _label_distribution()
-    # Right most often; in this table no change of a cell raises macro-F1 either.
+    # Right most often by definition; the tests show that changing a cell never raises macro-F1.
     likeliest = joint.argmax(axis=1)
     if ledger is not None:
         joint = _observed(ledger, cells)
     accuracy = joint[np.arange(len(likeliest)), likeliest].sum()
     return {"accuracy": float(accuracy), "macro_f1": float(_f1(joint, likeliest).mean())}
-
-
-def probe_texts() -> list[str]:
-    """Return made-up lines, none of them in the sample, that cover every account."""
-    return [
-        "HANOK TABLE | team dinner after release | 100-300K",
-        "달빛 식당 | 야근 저녁 식대 | 1-5만",
-        "PINE RIDGE GOLF | round with client | 300K-1M",
-        "은하수 고기집 | 거래처 저녁 접대 | 30-100만",
-        "BLUE WHALE TAXI | ride to client office | 10-50K",
-        "은하수 호텔 | 부산 출장 숙박 2박 | 10-30만",
-        "STARLIGHT TELECOM | 휴대폰 요금 3월 | 5-10만",
-        "RIVER POST | registered mail, contract | ~10K",
-        "달빛 전력 | 본사 전기요금 | 30-100만",
-        "CITY REVENUE DESK | property tax, first half | 1M~",
-        "PEBBLE TOWER | 사무실 월세 | 100만~",
-        "QUIET RENTAL | copier lease, third floor | 100-300K",
-        "은하수 주유소 | 법인차 주유 | 5-10만",
-        "FOX AUTO REPAIR | tire and brake check | 300K-1M",
-        "달빛 문구 | 복사용지 5박스 | 5-10만",
-        "OWL LAW OFFICE | contract review fee | 300K-1M",
-    ]
 
 
 def _draw_lines(rows: int, seed: int) -> Iterator[_Line]:
@@ -417,10 +393,10 @@ def _label_distribution() -> tuple[dict[tuple[str, str, int], int], np.ndarray]:
     mass = defaultdict(lambda: np.zeros(len(ACCOUNTS)))
     for kind in KINDS:
         accounts = np.array([kind.accounts.get(account, 0.0) for account in ACCOUNTS])
-        parts = (kind.merchant_shares, kind.memo_shares, kind.band_shares)
-        for cell in product(*parts):
-            share = prod(shares[part] for shares, part in zip(parts, cell, strict=True))
-            mass[cell] += accounts * share * kind.weight / 1000
+        merchants, memos = kind.merchant_shares.items(), kind.memo_shares.items()
+        bands = kind.band_shares.items()
+        for (pattern, p), (memo, q), (band, r) in product(merchants, memos, bands):
+            mass[pattern, memo, band] += accounts * kind.weight / 1000 * p * q * r
     intended = np.array(list(mass.values()))
     wrong = NOISE_SHARE / (len(ACCOUNTS) - 1)
     joint = intended * (1 - NOISE_SHARE - wrong) + intended.sum(axis=1, keepdims=True) * wrong

@@ -69,7 +69,7 @@ def register_model(
     registry_params: dict[str, Any],
     artifacts_root: str,
 ) -> dict[str, Any]:
-    """Return the registered version: name, version, alias, model_uri, content_sha256, created.
+    """Return the registered version, its test metrics and its digests.
 
     Raises:
         RegistrationError: If the version does not repeat the trainer's logits; none is left.
@@ -77,6 +77,7 @@ def register_model(
     check_alias(registry_params["alias"])
     client, run_id = mlflow_run()
     folder = Path(artifacts_root) / ADAPTER_FOLDER
+    complete_settings(folder, dataset_metadata)
     manifest = write_manifest(folder)
     facts = {
         "name": registry_params["name"],
@@ -102,7 +103,7 @@ def register_model(
         client, run_id, registry_params["name"], registry_params["alias"], candidate
     )
     log.info("%s is %s", registration["model_uri"], registration["alias"])
-    return registration
+    return registration | {"metrics": test_evaluation["metrics"], "digests": facts["digests"]}
 
 
 # --- their parts ----------------------------------------------------------------------------------
@@ -138,6 +139,17 @@ def evaluate_test_split(test: Any, folder: Path, average: str) -> dict[str, Any]
         "per_class": compute_per_class_metrics(logits, labels, loaded.labels),
         "confusion_matrix": compute_confusion_matrix(logits, labels),
     }
+
+
+def complete_settings(folder: Path, dataset_metadata: dict[str, Any]) -> None:
+    """Add to classifier.json how a ledger line becomes the text the classifier reads.
+
+    Training knows tokens only; whoever loads the version brings a table.
+    """
+    path = folder / SETTINGS_FILE
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings |= {key: dataset_metadata[key] for key in ("text_columns", "separator", "max_length")}
+    path.write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def write_manifest(folder: Path) -> dict[str, Any]:

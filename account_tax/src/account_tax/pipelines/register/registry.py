@@ -6,7 +6,6 @@ nodes in another.
 
 import inspect
 import json
-import logging
 import os
 import re
 import subprocess
@@ -31,8 +30,6 @@ from mlflow.types import ColSpec, Schema
 from account_tax.classifier import PACKAGE_SCHEME, SETTINGS_FILE, AccountClassifier
 
 from . import verify
-
-log = logging.getLogger(__name__)
 
 LOGGED_MODEL_NAME = "classifier"
 CODE_FILE = Path(inspect.getfile(AccountClassifier))  # logged with the model
@@ -86,7 +83,8 @@ def register_version(
     if version.tags.get(VERIFIED_TAG) != "true":
         with _withdrawn_on_failure(client, version):
             outcome = verify_cold(version, candidate)
-            log.info("%s version %s verified: %s", name, version.version, json.dumps(outcome))
+        largest = f"{outcome['max_abs_diff']:.3g}"
+        client.set_model_version_tag(name, version.version, "verified_max_abs_diff", largest)
         client.set_model_version_tag(name, version.version, VERIFIED_TAG, "true")
     client.set_registered_model_alias(name, alias, version.version)
     return {

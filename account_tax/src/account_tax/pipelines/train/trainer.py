@@ -108,4 +108,3 @@ class LedgerTrainer(Trainer):
             labels = torch.from_numpy(output.label_ids)  # (N,)
             output.metrics[f"{prefix}_loss"] = nn.functional.cross_entropy(logits, labels).item()
         return output
-

@@ -38,6 +38,7 @@ from account_tax.classifier import (
     resolve_base,
 )
 from account_tax.metrics import compute_classification_metrics
+from account_tax.probe import PROBE_TEXTS
 from account_tax.ranks import flush_metrics, get_mlflow_env, is_rank0, join_as_one_rank
 
 from .batches import Rows, balanced_class_weights
@@ -78,7 +79,6 @@ def run_training_pipeline(
     tokenizer: PreTrainedTokenizerBase,
     train_params: dict[str, Any],
     artifacts_root: str,
-    probe_texts: list[str] | None = None,
 ) -> dict[str, Any]:
     """Train on the train split, keep the best model by the validation split, save its adapter.
 
@@ -90,8 +90,6 @@ def run_training_pipeline(
         tokenizer: Pads the batches; saved beside the adapter.
         train_params: The `train` section of training.yml.
         artifacts_root: Folder of the run's results.
-        probe_texts: Made-up lines whose logits are kept, so that whoever loads the adapter can
-            tell that it answers as it did here.
 
     Returns:
         Metrics under the specification's names (`train/loss`, `eval/f1`, ...).
@@ -115,7 +113,7 @@ def run_training_pipeline(
     result = trainer.train()
     evaluation = trainer.evaluate()
     metrics = _summarize(trainer, result.metrics, evaluation)
-    probe = _probe(trainer, tokenizer, probe_texts or [], arguments)
+    probe = _probe(trainer, tokenizer)
     settings = {
         "base": base.to_dict(),
         "pooling": model_config.get("pooling", "cls"),
@@ -143,7 +141,15 @@ def instantiate_model(
     Raises:
         BaseModelError: If the base is missing or is not the pinned one.
     """
-    own = ("name", "revision", "sha256", "pooling", "labels", "num_labels", "gradient_checkpointing")
+    own = (
+        "name",
+        "revision",
+        "sha256",
+        "pooling",
+        "labels",
+        "num_labels",
+        "gradient_checkpointing",
+    )
     base = resolve_base(
         model_config["name"], model_config.get("revision"), model_config.get("sha256")
     )
@@ -196,7 +202,9 @@ def apply_lora_adapters(model: PreTrainedModel, lora_params: dict[str, Any]) -> 
     if is_rank0():
         trainable, everything = peft_model.get_nb_trainable_parameters()
         share = 100 * trainable / everything
-        log.info("trainable parameters: %s of %s (%.2f%%)", f"{trainable:,}", f"{everything:,}", share)
+        log.info(
+            "trainable parameters: %s of %s (%.2f%%)", f"{trainable:,}", f"{everything:,}", share
+        )
     return peft_model
 
 
@@ -253,11 +261,11 @@ def build_deepspeed_config(block: dict[str, Any], training: dict[str, Any]) -> d
     for precision in ("bf16", "fp16"):
         config.setdefault(precision, {"enabled": bool(training.get(precision))})
     zero = config.setdefault("zero_optimization", {"stage": 0})
-    offload = [key for key in ("offload_optimizer", "offload_param") if key in zero]
+    offload = [key for key in ("offload_optimizer", "offload_param") if zero.get(key)]
     if offload and not torch.cuda.is_available():
-        for key in offload:
-            del zero[key]
         log.info("no GPU to offload from: %s left out", ", ".join(offload))
+        zero |= dict.fromkeys(offload)
+    config["zero_optimization"] = {key: value for key, value in zero.items() if value is not None}
     return config
 
 
@@ -316,20 +324,13 @@ def _summarize(
     }
 
 
-def _probe(
-    trainer: Trainer,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: list[str],
-    arguments: TrainingArguments,
-) -> dict[str, Any]:
-    """Return the trainer's own logits for made-up lines; every rank takes part."""
-    if not texts:
-        return {"texts": [], "precision": _precision(arguments), "logits": []}
-    rows = Rows(tokenizer(texts, truncation=True)["input_ids"], [0] * len(texts))
+def _probe(trainer: Trainer, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Return the trainer's own logits for the made-up lines; every rank takes part."""
+    rows = Rows(tokenizer(PROBE_TEXTS, truncation=True)["input_ids"], [0] * len(PROBE_TEXTS))
     logits = trainer.predict(rows, metric_key_prefix="probe").predictions
     return {
-        "texts": texts,
-        "precision": _precision(arguments),
+        "texts": PROBE_TEXTS,
+        "precision": _precision(trainer.args),
         "logits": np.asarray(logits, dtype=np.float32).tolist(),
     }
 

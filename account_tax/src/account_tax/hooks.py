@@ -1,0 +1,29 @@
+"""What a Kedro session does around its nodes, in each rank."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import mlflow
+from kedro.framework.hooks import hook_impl
+from kedro.io import MemoryDataset
+
+from account_tax.ranks import is_rank0
+
+
+class RankHooks:
+    """Ranks other than 0 write nothing; nodes find the MLflow run in their environment."""
+
+    @hook_impl
+    def after_catalog_created(self, catalog: Any) -> None:
+        """Keep the metrics of ranks other than 0 in memory: rank 0 writes them for all."""
+        if not is_rank0():
+            catalog["training_metrics"] = MemoryDataset()
+
+    @hook_impl(trylast=True)
+    def before_pipeline_run(self) -> None:
+        """Tell the nodes the run that kedro-mlflow opened; its own variable is gone by then."""
+        if run := mlflow.active_run():
+            os.environ["MLFLOW_RUN_ID"] = run.info.run_id
+            os.environ["MLFLOW_TRACKING_URI"] = mlflow.get_tracking_uri()

@@ -1,0 +1,91 @@
+"""What the machine must offer before a rank starts; each fault is one line."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+MEBIBYTE = 2**20
+# Logs, tokenizer, plots and the registered copy, whatever the model's size.
+BASE_BYTES = 256 * MEBIBYTE
+# Of a trained parameter in a checkpoint: fp32 master weight, two Adam moments, the weight itself.
+BYTES_PER_PARAMETER = 16
+DEFAULT_CHECKPOINTS = 3
+
+
+def find_machine_faults(
+    values: dict[str, Any], report: dict[str, Any], world_size: int, port: int | str, root: Path
+) -> list[str]:
+    """Return every reason why this machine can't run the training.
+
+    Args:
+        values: The resolved parameters.
+        report: What `account_tax.check` found.
+        world_size: Ranks to start.
+        port: Of the ranks' rendezvous; `auto` takes a free one.
+        root: Folder that will hold the run's results.
+    """
+    faults = []
+    gpus = report.get("gpus", 0)
+    if gpus and world_size > gpus:
+        faults.append(
+            f"num_gpus = {world_size}: this machine shows {gpus} GPU{'s' if gpus > 1 else ''}. "
+            "Lower it, or let num_gpus=auto take those there are."
+        )
+    if not gpus:
+        faults += _compiler_faults()
+    if isinstance(port, int) and _is_listening(port):
+        faults.append(
+            f"master_port = {port}: another process listens on it. "
+            "Give another port, or master_port=auto for a free one."
+        )
+    return faults + _disk_faults(values, report, root)
+
+
+def _compiler_faults() -> list[str]:
+    """DeepSpeed builds its collective for CPU ranks when they start, even for one rank."""
+    compiler = os.environ.get("CXX")
+    candidates = [compiler] if compiler else ["c++", "g++", "clang++"]
+    faults = []
+    if not any(shutil.which(name) for name in candidates):
+        faults.append(
+            f"C++ compiler: none of {', '.join(candidates)} is on PATH, and without a GPU "
+            "DeepSpeed builds its collective when ranks start. Install one, on Debian or Ubuntu "
+            "with: apt-get install g++"
+        )
+    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        faults.append(
+            "Python headers: no Python.h for this interpreter, and without a GPU DeepSpeed builds "
+            "its collective when ranks start. Install them, on Debian or Ubuntu with: "
+            "apt-get install python3-dev"
+        )
+    return faults
+
+
+def _is_listening(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return True
+    return False
+
+
+def _disk_faults(values: dict[str, Any], report: dict[str, Any], root: Path) -> list[str]:
+    kept = values["train"].get("training", {}).get("save_total_limit") or DEFAULT_CHECKPOINTS
+    trained = report.get("trainable_parameters", 0)
+    needed = BASE_BYTES + (kept + 2) * trained * BYTES_PER_PARAMETER
+    folder = next(parent for parent in [root, *root.parents] if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if free >= needed:
+        return []
+    return [
+        f"artifacts_root = {root}: {free // MEBIBYTE:,} MiB are free, and {kept} checkpoints, the "
+        f"best model and the logs need about {needed // MEBIBYTE:,} MiB. Free some space, lower "
+        "train.training.save_total_limit, or point artifacts_root to a larger disk."
+    ]

@@ -1,0 +1,149 @@
+"""The commands of the stages, their environment, and the proof that each did its work."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from account_tax.config import Resolved
+
+MARKER_FILE = "train_complete.json"
+TAIL_LINES = 12
+
+
+class StageFailed(RuntimeError):
+    """A stage ended without the evidence that it did its work."""
+
+
+@dataclass
+class Stages:
+    """One run's stages: where they run and write, and with what configuration.
+
+    Attributes:
+        project: The project's root; stages run in it.
+        root: The run's own folder for results, logs and its copy of the configuration.
+        environment: What every stage finds in its environment.
+        versions: Catalog versions that later stages load.
+    """
+
+    project: Path
+    root: Path
+    environment: dict[str, str]
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def logs(self) -> Path:
+        """Folder of the stages' and ranks' full logs."""
+        return self.root / "logs"
+
+    def write_configuration(self, resolved: Resolved) -> None:
+        """Write the one configuration all stages read: Kedro's files with resolved parameters."""
+        base = self.root / "conf" / "base"
+        base.mkdir(parents=True, exist_ok=True)
+        (base.parent / "local").mkdir(exist_ok=True)  # Kedro wants it, and finds nothing in it
+        for name in ("catalog.yml", "mlflow.yml"):
+            shutil.copy(self.project / "conf" / "base" / name, base / name)
+        root = str(self.root)
+        values = resolved.values | {"artifacts_root": root, "recipe": None}
+        _dump(base / "globals.yml", {"artifacts_root": root})
+        _dump(base / "parameters.yml", values)
+
+    def kedro(self, pipeline: str, *options: str) -> list[str]:
+        """Return the arguments of `kedro` that run one pipeline with this configuration."""
+        versions = ",".join(f"{name}:{version}" for name, version in self.versions.items())
+        return [
+            "run",
+            f"--pipelines={pipeline}",
+            f"--conf-source={self.root / 'conf'}",
+            *([f"--load-versions={versions}"] if versions else []),
+            *options,
+        ]
+
+    def single(self, pipeline: str, *options: str) -> list[str]:
+        """Return the command that runs a pipeline in one process."""
+        return [sys.executable, "-m", "kedro", *self.kedro(pipeline, *options)]
+
+    def ranks(self, world_size: int, port: int) -> list[str]:
+        """Return the command that trains in `world_size` ranks, each with its own log."""
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        # --num_gpus ignores CUDA_VISIBLE_DEVICES.
+        devices = ",".join(visible.split(",")[:world_size])
+        where = f"--include=localhost:{devices}" if devices else f"--num_gpus={world_size}"
+        return [
+            *(sys.executable, "-m", "deepspeed.launcher.runner"),
+            *(where, "--module", "--no_local_rank"),
+            *(f"--master_port={port}", f"--enable_each_rank_log={self.logs / 'ranks'}"),
+            *("kedro", *self.kedro("train")),
+        ]
+
+    def rank_environment(self, world_size: int, gpus: int, training: dict[str, Any]) -> dict:
+        """Return what ranks find besides: their share of the cores, and determinism's settings."""
+        settings = dict(self.environment)
+        if not gpus:
+            settings["DS_ACCELERATOR"] = "cpu"
+            threads = max(1, (len(os.sched_getaffinity(0))) // world_size)
+            settings.setdefault("OMP_NUM_THREADS", str(threads))
+        if training.get("full_determinism"):
+            # Set inside the process they may come after CUDA has started.
+            settings |= {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "FLASH_ATTENTION_DETERMINISTIC": "1"}
+        return settings
+
+    # --- evidence ---------------------------------------------------------------------------------
+
+    def prove_training(self, status: int) -> dict[str, Any]:
+        """Return the marker's content, if the ranks ended well and their files are whole.
+
+        Raises:
+            StageFailed: With the last lines of the logs. The exit status alone proves nothing:
+                `deepspeed` returns 0 when its launch process was killed.
+        """
+        marker = self.root / MARKER_FILE
+        if status != 0 or not marker.is_file():
+            why = f"exit status {status}" if status else "exit status 0, but no result was written"
+            raise StageFailed(f"training failed ({why}).\n{self.last_lines()}")
+        content = json.loads(marker.read_text(encoding="utf-8"))
+        for name, sha256 in content["weights"].items():
+            file = self.root / "adapter" / name
+            if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
+                raise StageFailed(f"training failed: {file} is not the file the marker lists.")
+        return content
+
+    def prove_registration(self, status: int) -> dict[str, Any]:
+        """Return what was registered, if the stage ended well and its result is there."""
+        result = self.root / "registration.json"
+        if status != 0 or not result.is_file():
+            raise StageFailed(
+                f"registration failed (exit status {status}); the trained adapter is kept in "
+                f"{self.root / 'adapter'}.\n{_tail(self.logs / 'register.log')}"
+            )
+        return json.loads(result.read_text(encoding="utf-8"))
+
+    def prove(self, stage: str, status: int) -> None:
+        """Raise StageFailed, with its last lines, unless a stage ended with status 0."""
+        if status != 0:
+            log = self.logs / f"{stage}.log"
+            raise StageFailed(f"{stage} failed (exit status {status}).\n{_tail(log)}")
+
+    def last_lines(self) -> str:
+        """Return the end of each rank's log, and of the launcher's where no rank has one."""
+        ranks = sorted((self.logs / "ranks").glob("*.log"))
+        return "\n".join(map(_tail, [*ranks, self.logs / "train.log"]))
+
+
+def _tail(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+    kept = [line for line in lines if line.strip()][-TAIL_LINES:]
+    return "\n".join([f"--- {log.name}, last lines", *kept])
+
+
+def _dump(path: Path, content: dict[str, Any]) -> None:
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    path.write_text(text, encoding="utf-8")

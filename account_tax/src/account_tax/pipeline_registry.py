@@ -1,0 +1,15 @@
+"""The stages of a run, as Kedro knows them."""
+
+from kedro.pipeline import Pipeline
+
+from account_tax.pipelines import prepare, register, train
+
+
+def register_pipelines() -> dict[str, Pipeline]:
+    """Return each stage by name; without a name, `kedro run` prepares and trains."""
+    stages = {
+        "prepare": prepare.create_pipeline(),
+        "train": train.create_pipeline(),
+        "register": register.create_pipeline(),
+    }
+    return stages | {"__default__": stages["prepare"] + stages["train"]}

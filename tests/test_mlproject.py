@@ -1,0 +1,106 @@
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from account_tax.config import parse_command_line, resolve
+
+REPOSITORY = Path(__file__).parents[1]
+ENTRY_POINTS = yaml.safe_load((REPOSITORY / "MLproject").read_text())["entry_points"]
+TRAIN = ENTRY_POINTS["train"]
+# A value for each -P name that differs from every default, and the key it sets.
+EXAMPLES = {
+    "recipe": ("bert-base", None, "bert-base"),
+    "data": ("my ledger's.csv", "data.source", "my ledger's.csv"),
+    "text_columns": ("[memo, shop]", "data.text_columns", ["memo", "shop"]),
+    "label_column": ("account", "data.label_column", "account"),
+    "model": ("org/base", "train.model.name", "org/base"),
+    "lora_r": ("3", "train.lora.r", 3),
+    "lora_alpha": ("5", "train.lora.alpha", 5),
+    "lora_dropout": ("0.3", "train.lora.dropout", 0.3),
+    "lora_target_modules": ("key", "train.lora.target_modules", ["key"]),
+    "learning_rate": ("3e-4", "train.training.learning_rate", 3e-4),
+    "epochs": ("7", "train.training.num_train_epochs", 7.0),
+    "max_steps": ("11", "train.training.max_steps", 11),
+    "micro_batch_size": ("6", "train.deepspeed.train_micro_batch_size_per_gpu", 6),
+    "grad_accum": ("9", "train.deepspeed.gradient_accumulation_steps", 9),
+    "max_length": ("99", "data.max_length", 99),
+    "zero_stage": ("1", "train.deepspeed.zero_optimization.stage", 1),
+    "precision": ("fp16", "train.training.fp16", True),
+    "seed": ("13", "train.training.seed", 13),
+    "num_gpus": ("2", None, 2),
+    "registered_model_name": ("other", "registry.name", "other"),
+    "register": ("false", None, False),
+    "dry_run": ("true", None, True),
+}
+
+
+@pytest.fixture(scope="module")
+def entry_point():
+    """MLflow's own reading of the file."""
+    from mlflow.projects._project_spec import load_project
+
+    return load_project(str(REPOSITORY)).get_entry_point
+
+
+def resolve_command(entry_point, given):
+    words = shlex.split(entry_point("train").compute_command(given, storage_dir=None))
+    assert words[:2] == ["kedro", "train"]
+    return resolve(REPOSITORY, parse_command_line(words[2:]))
+
+
+def test_the_train_parameters_are_the_ones_people_change():
+    assert set(TRAIN["parameters"]) == set(EXAMPLES)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_each_p_name_sets_its_key(entry_point, name):
+    text, key, value = EXAMPLES[name]
+    resolved = resolve_command(entry_point, {name: text})
+    if key is None:
+        assert getattr(resolved.launch, name) == value
+        key = name
+    else:
+        assert resolved.flat()[key] == value
+    assert resolved.sources[key] == f"-P {name}"
+
+
+def test_only_the_launchers_options_have_real_defaults():
+    real = {"recipe": "starter", "num_gpus": "auto", "register": "true", "dry_run": "false"}
+    defaults = {name: spec["default"] for name, spec in TRAIN["parameters"].items()}
+    assert defaults == {name: real.get(name, "from_recipe") for name in defaults}
+    assert {spec["type"] for spec in TRAIN["parameters"].values()} == {"string"}
+
+
+def test_nothing_given_is_the_starter_as_it_stands(entry_point):
+    resolved = resolve_command(entry_point, {})
+    assert resolved.values == resolve(REPOSITORY, []).values
+
+
+def test_any_other_key_is_reached_by_its_dotted_name(entry_point):
+    resolved = resolve_command(entry_point, {"train.lora.bias": "all"})
+    assert resolved.values["train"]["lora"]["bias"] == "all"
+    assert resolved.sources["train.lora.bias"] == "-P train.lora.bias"
+
+
+def test_the_command_uses_each_parameter_once():
+    used = re.findall(r"\{(\w+)\}", TRAIN["command"])
+    assert sorted(used) == sorted(TRAIN["parameters"])
+
+
+def test_main_is_train():
+    assert ENTRY_POINTS["main"] == TRAIN
+
+
+def test_the_test_entry_point_runs_pytest_with_markers_that_exist(entry_point, pytestconfig):
+    words = shlex.split(entry_point("test").compute_command({}, storage_dir=None))
+    assert words[:4] == ["python", "-m", "pytest", "-m"]
+    known = {line.split(":")[0] for line in pytestconfig.getini("markers")}
+    assert set(re.findall(r"\w+", words[4])) - {"and", "not", "or"} <= known
+    assert len(words) == 5
+
+
+def test_the_environment_file_is_named():
+    project = yaml.safe_load((REPOSITORY / "MLproject").read_text())
+    assert project["conda_env"] == "conda.yaml"

@@ -15,23 +15,10 @@ from pathlib import Path
 import mlflow
 import pytest
 
-WORDS = [
-    "coffee",
-    "lunch",
-    "taxi",
-    "hotel",
-    "rent",
-    "office",
-    "paper",
-    "stamp",
-    "fuel",
-    "phone",
-    "water",
-    "power",
-    "tax",
-    "fee",
-    "toner",
-]
+WORDS = (
+    *("coffee", "lunch", "taxi", "hotel", "rent", "office", "paper", "stamp"),
+    *("fuel", "phone", "water", "power", "tax", "fee", "toner"),
+)
 
 
 def make_tiny_base(folder: Path, seed: int = 0) -> Path:
@@ -94,7 +81,7 @@ def make_splits(rows: dict[str, int], num_labels: int = 3, seed: int = 0):
 
 
 def train_params(base: Path | str, **changes) -> dict:
-    """Return a small `train` section; `changes` replace whole keys of its sections by dotted name."""
+    """Return a small `train` section; `changes` replace values by dotted name."""
     params = {
         "model": {"name": str(base), "pooling": "cls"},
         "deepspeed": {

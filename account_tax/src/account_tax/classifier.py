@@ -11,8 +11,8 @@ import hashlib
 import importlib.util
 import inspect
 import json
-import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.utils import logging as hf_logging
 
 SETTINGS_FILE = "classifier.json"
 MANIFEST_FILE = "manifest.json"
@@ -96,6 +97,7 @@ def resolve_base(
         kind, path, revision = "package", _package_folder(name), None
     elif Path(name).is_dir():
         kind, path, revision = "path", Path(name).resolve(), None
+        name = str(path)  # whoever loads the classifier stands in another folder
     else:
         kind, path = "hub", _hub_snapshot(name, revision)
         revision = path.name  # the snapshot's folder is named by its commit
@@ -240,20 +242,35 @@ def build_classifier(
         "use_safetensors": True,
         **config,
     }
-    if pooling == "mean":
-        model: PreTrainedModel = MeanPoolingClassifier(_load_encoder(base.path, settings))
-        missing = ["classifier.weight"]
-    else:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            base.path, output_loading_info=True, **settings
-        )
-        missing = info["missing_keys"]
+    with _quiet_loading():
+        if pooling == "mean":
+            model: PreTrainedModel = MeanPoolingClassifier(_load_encoder(base.path, settings))
+            missing = ["classifier.weight"]
+        else:
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                base.path, output_loading_info=True, **settings
+            )
+            missing = info["missing_keys"]
     model = model.to(dtype)
     model.fresh_modules = sorted({key.rpartition(".")[0] for key in missing})  # type: ignore[assignment]
     # Trainer believes that a forward with **kwargs divides its loss by the rows of the whole batch.
     # None of these does: see docs/design.md, "The loss is the loss".
     model.accepts_loss_kwargs = False  # type: ignore[assignment]
     return model
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Keep transformers from drawing bars and listing the weights that are meant to be fresh."""
+    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(verbosity)
+        if bars:
+            hf_logging.enable_progress_bar()
 
 
 def _load_encoder(path: Path, settings: dict[str, Any]) -> PreTrainedModel:
@@ -327,9 +344,8 @@ def load_classifier(folder: Path, device: str = "cpu") -> LoadedClassifier:
     settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if (folder / "adapter_config.json").exists():
-        base = resolve_base(
-            **{key: settings["base"][key] for key in ("name", "revision", "sha256")}
-        )
+        pin = settings["base"]
+        base = resolve_base(pin["name"], pin["revision"], pin["sha256"])
         plain = build_classifier(base, labels=settings["labels"], pooling=settings["pooling"])
         model: nn.Module = PeftModel.from_pretrained(plain, folder)
     else:
@@ -395,7 +411,6 @@ class AccountClassifier(mlflow.pyfunc.PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Load and check the classifier; runs once, when MLflow loads the model."""
-        logging.getLogger("transformers").setLevel(logging.ERROR)
         self.classifier = load_classifier(Path(context.artifacts["classifier"]))
 
     def predict(self, context, model_input, params=None):  # MLflow warns of type hints here

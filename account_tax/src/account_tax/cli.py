@@ -41,7 +41,7 @@ def run(context: click.Context, **options: Any) -> None:
 
 
 def _prepared_version(options: dict[str, Any]) -> str | None:
-    """Return the version of data prepared from what this `kedro run` would read, if there is one."""
+    """Return the version of data prepared from what this run would read, if there is one."""
     from kedro.framework.session import KedroSession
 
     from account_tax.pipelines.prepare.ledger import DataError, source_digest

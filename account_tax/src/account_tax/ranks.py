@@ -59,9 +59,7 @@ def flush_metrics() -> None:
         except Exception as err:  # whatever the store raises: training itself is done and good
             failures.append(err)
     if failures:
-        log.error(
-            "%d batches of metrics were not stored; the last: %s", len(failures), failures[-1]
-        )
+        log.error("%d batches of metrics were lost; the last: %s", len(failures), failures[-1])
 
 
 def join_as_one_rank() -> None:

@@ -13,8 +13,8 @@ HOOKS = (RankHooks(),)
 # kedro-mlflow opens the run of a `kedro run` by hand. A run that has an owner already (the
 # launcher's, whose id stands in MLFLOW_RUN_ID) is neither opened nor ended here, and ranks other
 # than 0 log nothing.
-if "MLFLOW_RUN_ID" in os.environ or not is_rank0():
-    DISABLE_HOOKS_FOR_PLUGINS = ("kedro-mlflow",)
+owned_or_silent = "MLFLOW_RUN_ID" in os.environ or not is_rank0()
+DISABLE_HOOKS_FOR_PLUGINS = ("kedro-telemetry", *(["kedro_mlflow"] if owned_or_silent else []))
 
 CONFIG_LOADER_CLASS = RecipeConfigLoader
 CONFIG_LOADER_ARGS = {

@@ -279,15 +279,16 @@ def _train(stages: Stages, resolved: Resolved, gpus: int, world_size: int) -> No
 def _register(stages: Stages, resolved: Resolved, run: OwnedRun) -> None:
     """Evaluate the test split and, unless told not to, register the adapter."""
     wanted = resolved.launch.register
-    click.echo("register: test split, cold load, registry" if wanted else "register: off")
-    if not wanted:
-        return
+    click.echo(f"register: test split{', cold load, registry' if wanted else ' only'}")
     status = run_stage(
-        stages.single("register"),
+        stages.single("register", *([] if wanted else ["--to-nodes=evaluate_test_split_node"])),
         cwd=stages.project,
         environment=stages.environment,
         log=stages.logs / "register.log",
     )
+    if not wanted:
+        stages.prove("register", status)
+        return
     result = stages.prove_registration(status)
     metrics = ", ".join(
         f"{name.removeprefix('test/')} {result['metrics'][name]:.4f}"

@@ -42,6 +42,9 @@ class Rows(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return map(self.__getitem__, range(len(self)))  # without the filling row
+
     def __getitem__(self, row: int) -> dict[str, Any]:
         if row == len(self):
             return {"input_ids": [int(self._tokens[0])], "labels": IGNORED_LABEL}

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import torch
@@ -28,7 +28,7 @@ class MLflowMetricsCallback(TrainerCallback):
     run is the launcher's here.
     """
 
-    NAMES = {
+    NAMES: ClassVar[dict[str, str]] = {
         "loss": "train/loss",
         "learning_rate": "train/learning_rate",
         "grad_norm": "train/grad_norm",
@@ -104,7 +104,7 @@ class SpeedCallback(TrainerCallback):
 
 
 class TorchMemoryCallback(TrainerCallback):
-    """Logs `gpu/alloc_mb` and `gpu/max_alloc_mb`, MiB; without a GPU `cpu/rss_mb`, the process's."""
+    """Logs `gpu/alloc_mb` and `gpu/max_alloc_mb`, MiB; the process's `cpu/rss_mb` without GPU."""
 
     def on_log(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Log at the steps that log."""
@@ -133,7 +133,7 @@ class EngineTimeCallback(TrainerCallback):
     are sums over the micro-batches of a step.
     """
 
-    TIMERS = {
+    TIMERS: ClassVar[dict[str, str]] = {
         "time/forward_ms": "fwd_microstep",
         "time/backward_ms": "bwd_microstep",
         "time/step_ms": "step_microstep",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from deepspeed.runtime.utils import clip_grad_norm_
 from torch import Tensor, nn
-from torch.utils.data import Sampler
+from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -32,7 +32,7 @@ def global_batch_cross_entropy(
     Args:
         outputs: The model's output with logits, (B, C).
         labels: Class ids in [0, C) or -100 for no row, (B,).
-        num_items_in_batch: Rows of the global batch, counted by Trainer over ranks and accumulation.
+        num_items_in_batch: Rows of the global batch; Trainer counts them over the ranks.
         class_weights: Positive weights, (C,), or None.
     """
     logits = outputs["logits"].float()
@@ -88,6 +88,10 @@ class LedgerTrainer(Trainer):
             seed=args.data_seed if args.data_seed is not None else args.seed,
             group_by_length=args.train_sampling_strategy == "group_by_length",
         )
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int]:
+        # Trainer's own would shuffle under group_by_length, and answers belong to their rows.
+        return SequentialSampler(eval_dataset)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any) -> Tensor:
         """Return the loss of a micro-batch after its backward pass."""

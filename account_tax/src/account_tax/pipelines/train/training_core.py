@@ -10,6 +10,7 @@ import copy
 import json
 import logging
 import os
+import shutil
 import time
 from functools import partial
 from pathlib import Path
@@ -135,21 +136,12 @@ def instantiate_model(
 
     Args:
         model_config: `name`, `revision`, `sha256`, `pooling`, `labels` or `num_labels`,
-            `gradient_checkpointing`; any other key goes to the model's configuration.
+            `gradient_checkpointing`, and `config`: fields of the model's own configuration.
         tokenizer: Gives the padding token, for architectures that look it up.
 
     Raises:
         BaseModelError: If the base is missing or is not the pinned one.
     """
-    own = (
-        "name",
-        "revision",
-        "sha256",
-        "pooling",
-        "labels",
-        "num_labels",
-        "gradient_checkpointing",
-    )
     base = resolve_base(
         model_config["name"], model_config.get("revision"), model_config.get("sha256")
     )
@@ -160,7 +152,7 @@ def instantiate_model(
         base,
         labels=labels,
         pooling=model_config.get("pooling") or "cls",
-        **{key: value for key, value in model_config.items() if key not in own},
+        **(model_config.get("config") or {}),
     )
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
@@ -201,10 +193,7 @@ def apply_lora_adapters(model: PreTrainedModel, lora_params: dict[str, Any]) -> 
         ) from err
     if is_rank0():
         trainable, everything = peft_model.get_nb_trainable_parameters()
-        share = 100 * trainable / everything
-        log.info(
-            "trainable parameters: %s of %s (%.2f%%)", f"{trainable:,}", f"{everything:,}", share
-        )
+        log.info("trainable parameters: %s of %s", f"{trainable:,}", f"{everything:,}")
     return peft_model
 
 
@@ -349,6 +338,8 @@ def _save(
 ) -> None:
     """Save adapter, tokenizer, label maps and history; ranks gather the weights, rank 0 writes."""
     folder = root / ADAPTER_FOLDER
+    if is_rank0():
+        shutil.rmtree(folder, ignore_errors=True)  # an earlier training's, manifest and all
     trainer.save_model(str(folder))  # all ranks: ZeRO-3 gathers the weights
     if not is_rank0():
         return

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 import yaml
 
-from account_tax.pipelines.prepare.nodes import inputs_sha256, plan_data
+from account_tax.classifier import load_tokenizer, resolve_base
+from account_tax.pipelines.prepare.nodes import check_length, inputs_sha256, plan_data
 from account_tax.pipelines.train.training_core import apply_lora_adapters, instantiate_model
 
 
@@ -29,26 +30,32 @@ def check(values: dict[str, Any]) -> dict[str, Any]:
     train, data = values.get("train", {}), values.get("data")
     model = train.get("model", {})
     if data is not None:
-        plan = plan_data(data, model)
+        plan = plan_data(data, {"num_labels": None, **model})
         report["faults"] += plan.faults
         report |= {"labels": plan.labels, "rows": plan.rows, "source_sha256": plan.source_sha256}
-        if plan.source_sha256:
+        if plan.source_sha256 and model.get("name"):
             report["inputs_sha256"] = inputs_sha256(data, model, plan.source_sha256)
     if model.get("name"):
-        report |= _check_model(train, report)
+        report |= _check_model(train, data or {}, report)
     report["faults"] += _precision_faults(train.get("training", {}))
     return report
 
 
-def _check_model(train: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
+def _check_model(
+    train: dict[str, Any], data: dict[str, Any], report: dict[str, Any]
+) -> dict[str, Any]:
     """Build the model just as a rank does; return its size, or add a fault to the report."""
     labels = report.get("labels") or ["one", "two"]  # any two do to look at the layers
+    name, length = train["model"]["name"], data.get("max_length", 0)
     try:
-        model = instantiate_model({**train["model"], "labels": labels}, _NoTokenizer())
+        base = resolve_base(name, *(train["model"].get(key) for key in ("revision", "sha256")))
+        tokenizer = load_tokenizer(base)
+        report["faults"] += check_length(length, tokenizer, name)
+        model = instantiate_model({**train["model"], "labels": labels}, tokenizer)
         if train.get("lora", {}).get("enable", True) and "lora" in train:
             model = apply_lora_adapters(model, train["lora"])
-    except ValueError as err:
-        report["faults"].append(str(err))
+    except Exception as err:  # a folder that is no model fails in as many ways as there are files
+        report["faults"].append(_model_fault(err, name))
         return {}
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     return {
@@ -57,10 +64,15 @@ def _check_model(train: dict[str, Any], report: dict[str, Any]) -> dict[str, Any
     }
 
 
-class _NoTokenizer:
-    """Stands for the tokenizer where only the model's layers matter."""
-
-    pad_token_id = 0
+def _model_fault(err: Exception, name: str) -> str:
+    """Return an error as a line that starts with its parameter; this project's own do already."""
+    text = " ".join(str(err).split())
+    if text.startswith("train."):
+        return text
+    return (
+        f"train.model.name = {name}: can't be built as a classifier "
+        f"({type(err).__name__}: {text}). Check the model's files and train.model.config."
+    )
 
 
 def _precision_faults(training: dict[str, Any]) -> list[str]:

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import numpy as np
 import pandas as pd
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -127,10 +128,13 @@ def _package_folder(name: str) -> Path:
 
 
 def _hub_snapshot(name: str, revision: str | None) -> Path:
-    wanted = {"allow_patterns": ["*.safetensors", "*.json", "*.txt", "*.model"]}
     try:
-        # Subfolders hold other formats (ONNX, Core ML); nothing of them is needed.
-        path = snapshot_download(name, revision=revision, ignore_patterns=["*/*"], **wanted)
+        path = snapshot_download(
+            name,
+            revision=revision,
+            allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model"],
+            ignore_patterns=["*/*"],  # subfolders hold other formats, such as ONNX
+        )
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as err:
         at = f" at revision {revision}" if revision else ""
         raise BaseModelError(
@@ -178,7 +182,6 @@ class MeanPoolingClassifier(PreTrainedModel):
     Sentence encoders are trained with this pooling; reading their [CLS] vector costs points.
     """
 
-    config_class = AutoConfig  # any encoder's
     base_model_prefix = "encoder"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
@@ -186,10 +189,11 @@ class MeanPoolingClassifier(PreTrainedModel):
     _supports_flash_attn = True
 
     def __init__(self, encoder: PreTrainedModel):
-        super().__init__(encoder.config)
+        config: Any = encoder.config
+        super().__init__(config)
         self.encoder = encoder
-        self.classifier = nn.Linear(encoder.config.hidden_size, encoder.config.num_labels)
-        std = getattr(encoder.config, "initializer_range", 0.02)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        std = getattr(config, "initializer_range", 0.02)
         nn.init.normal_(self.classifier.weight, std=std)
         nn.init.zeros_(self.classifier.bias)
         self.post_init()
@@ -244,14 +248,14 @@ def build_classifier(
     }
     with _quiet_loading():
         if pooling == "mean":
-            model: PreTrainedModel = MeanPoolingClassifier(_load_encoder(base.path, settings))
+            model: Any = MeanPoolingClassifier(_load_encoder(base.path, settings))
             missing = ["classifier.weight"]
         else:
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 base.path, output_loading_info=True, **settings
             )
             missing = info["missing_keys"]
-    model = model.to(dtype)
+    model = model.to(dtype=dtype)
     model.fresh_modules = sorted({key.rpartition(".")[0] for key in missing})  # type: ignore[assignment]
     # Trainer believes that a forward with **kwargs divides its loss by the rows of the whole batch.
     # None of these does: see docs/design.md, "The loss is the loss".
@@ -278,7 +282,7 @@ def _load_encoder(path: Path, settings: dict[str, Any]) -> PreTrainedModel:
     return AutoModel.from_pretrained(path, **settings, **options)
 
 
-def _encoder_class(config: PretrainedConfig) -> tuple[type[PreTrainedModel], dict[str, bool]]:
+def _encoder_class(config: PretrainedConfig) -> tuple[Any, dict[str, bool]]:
     """Return a configuration's encoder class and the option that leaves out its pooler.
 
     BERT's pooler has no part in a mean; without it no weight is left untrained or unused.
@@ -347,10 +351,10 @@ def load_classifier(folder: Path, device: str = "cpu") -> LoadedClassifier:
         pin = settings["base"]
         base = resolve_base(pin["name"], pin["revision"], pin["sha256"])
         plain = build_classifier(base, labels=settings["labels"], pooling=settings["pooling"])
-        model: nn.Module = PeftModel.from_pretrained(plain, folder)
+        model: Any = PeftModel.from_pretrained(plain, folder)
     else:
         model = _load_full_model(folder, settings["pooling"])
-    return LoadedClassifier(model.float().to(device).eval(), tokenizer, settings)
+    return LoadedClassifier(model.float().to(device=device).eval(), tokenizer, settings)
 
 
 def _load_full_model(folder: Path, pooling: str) -> PreTrainedModel:
@@ -396,24 +400,31 @@ def check_manifest(folder: Path) -> None:
 
 
 def join_texts(frame: pd.DataFrame, columns: Sequence[str], separator: str) -> pd.Series:
-    """Return one text a row: the columns' stripped values joined, empty ones skipped."""
-    parts = frame[list(columns)].fillna("").astype(str)
-    joined = parts[columns[0]].str.strip()
+    """Return one text a row: the columns' stripped values joined, empty ones skipped.
+
+    Training and prediction must read a line the same way, so both come here.
+    """
+    joined = as_text(frame.loc[:, columns[0]])
     for column in columns[1:]:
-        part = parts[column].str.strip()
+        part = as_text(frame.loc[:, column])
         glue = np.where((joined != "") & (part != ""), separator, "")
         joined = joined + glue + part
     return joined
 
 
-class AccountClassifier(mlflow.pyfunc.PythonModel):
+def as_text(column: pd.Series) -> pd.Series:
+    """Return a column's values as stripped strings; a missing one is ""."""
+    return column.astype("str").fillna("").str.strip()
+
+
+class AccountClassifier(PythonModel):
     """The registered model: a table of ledger lines in, account label and score out."""
 
     def load_context(self, context: Any) -> None:
         """Load and check the classifier; runs once, when MLflow loads the model."""
         self.classifier = load_classifier(Path(context.artifacts["classifier"]))
 
-    def predict(self, context, model_input, params=None):  # MLflow warns of type hints here
+    def predict(self, context, model_input: pd.DataFrame, params=None):  # type: ignore[override]
         """Return the columns label and score (probability of that label), a row for each line.
 
         Args:
@@ -438,4 +449,4 @@ class AccountClassifier(mlflow.pyfunc.PythonModel):
         return pd.DataFrame({"label": labels, "score": scores.tolist()}, index=frame.index)
 
 
-mlflow.models.set_model(AccountClassifier())
+set_model(AccountClassifier())

@@ -50,7 +50,7 @@ def _prepared_version(options: dict[str, Any]) -> str | None:
 
     created = {"env": options["env"], "conf_source": options["conf_source"]}
     with KedroSession.create(**created, runtime_params=options["params"]) as session:
-        parameters = session.load_context().params
+        parameters = session.load_context().params  # type: ignore[attr-defined]
     data, model = parameters["data"], parameters["train"]["model"]
     try:
         key = inputs_sha256(data, model, source_digest(data))

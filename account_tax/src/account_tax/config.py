@@ -179,7 +179,9 @@ def _usable(resolved: Resolved, faulty: Sequence[str]) -> Resolved:
 
 def batch_faults(values: Tree, world_size: int) -> list[str]:
     """Return what is wrong with the batch settings for this many ranks; usually nothing."""
-    block = values["train"]["deepspeed"]
+    block = values["train"].get("deepspeed")
+    if block is None:  # it has a fault of its own
+        return []
     micro, steps = block["train_micro_batch_size_per_gpu"], block["gradient_accumulation_steps"]
     total, product = block.get("train_batch_size"), micro * steps * world_size
     if total in (None, product):

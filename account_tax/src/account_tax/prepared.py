@@ -27,6 +27,13 @@ def find_prepared(folder: Path, key: str) -> str | None:
     return None
 
 
+def publish_prepared(scratch: Path, folder: Path, version: str) -> None:
+    """Move a whole version from one folder to another of the same disk, its metadata last."""
+    for dataset in ("tokenized_datasets", "tokenizer", "dataset_metadata.json"):
+        (folder / dataset).mkdir(parents=True, exist_ok=True)
+        (scratch / dataset / version).rename(folder / dataset / version)
+
+
 def _is_whole(folder: Path, version: str) -> bool:
     datasets = folder / "tokenized_datasets" / version / "tokenized_datasets"
     tokenizer = folder / "tokenizer" / version / "tokenizer"

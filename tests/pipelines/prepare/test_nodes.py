@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -131,23 +128,6 @@ def test_a_plan_gathers_the_faults_of_split_and_labels(parameters, ledger_csv, t
     ]
     (fault,) = plan_data(parameters("none.csv"), model).faults
     assert "no such file" in fault
-
-
-def test_planning_imports_no_torch(ledger_csv, two_classes, parameters, model):
-    data = parameters(ledger_csv(*two_classes))
-    code = (
-        "import sys, json\n"
-        "from account_tax.pipelines.prepare.nodes import inputs_sha256, plan_data\n"
-        "data, model = json.loads(sys.argv[1])\n"
-        "assert plan_data(data, model).faults == []\n"
-        "inputs_sha256(data, model, 'x')\n"
-        "sys.exit('torch' in sys.modules)"
-    )
-    subprocess.run(
-        [sys.executable, "-c", code, json.dumps([data, model])],
-        check=True,
-        env={"PYTHONPATH": str(Path(sys.modules["account_tax"].__path__[0]).parent)},
-    )
 
 
 def test_num_labels_must_be_the_datas_or_null():

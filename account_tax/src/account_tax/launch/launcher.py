@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ import click
 import yaml
 
 from account_tax.config import ConfigError, Resolved, batch_faults, parse_command_line, resolve
-from account_tax.prepared import DATASETS, find_prepared
+from account_tax.prepared import DATASETS, find_prepared, publish_prepared
 from account_tax.ranks import free_port
 
 from .mlflow_run import OwnedRun, TrackingError
@@ -52,10 +55,21 @@ def train(project: Path, args: Sequence[str]) -> int:
         status, state, reason = FAILED, "FAILED", str(err)
     except Interrupted as err:
         status, state, reason = 128 + err.signum, "KILLED", f"ended by {err}"
+    except Exception as err:  # a bug, or a server or disk that went away: say it, close the run
+        traceback.print_exc()
+        status, state, reason = FAILED, "FAILED", f"unexpected {type(err).__name__}: {err}"
     if reason:
         click.echo(reason, err=True)
-    if run:
+    return _close(run, state, reason, status) if run else status
+
+
+def _close(run: OwnedRun, state: str, reason: str, status: int) -> int:
+    """End the MLflow run and return the exit status; a run that can't be ended is no success."""
+    try:
         run.close(state, reason)
+    except TrackingError as err:
+        click.echo(f"the MLflow run {run.run_id} is not marked as {state}. {err}", err=True)
+        return status or FAILED
     return status
 
 
@@ -71,9 +85,7 @@ def _wants_dry_run(args: Sequence[str]) -> bool:
 # --- before anything starts -----------------------------------------------------------------------
 
 
-def _resolve_and_check(
-    project: Path, args: Sequence[str], run_id: str = "dry-run"
-) -> tuple[Resolved, dict[str, Any], int]:
+def _resolve_and_check(project: Path, args: Sequence[str]) -> tuple[Resolved, dict[str, Any], int]:
     """Return the resolved parameters, the report on data, model and machine, and the world size.
 
     Raises:
@@ -88,13 +100,13 @@ def _resolve_and_check(
         faults, resolved = err.faults, err.usable
     report = _check(project, resolved.values)
     world_size = _world_size(resolved, report)
-    root = project / resolved.values.get("artifacts_root", "") / run_id
-    faults += [_name_source(fault, resolved) for fault in report["faults"]]
-    if not faults:
-        faults += batch_faults(resolved.values, world_size)
-    faults += find_machine_faults(
-        resolved.values, report, world_size, resolved.launch.master_port, root
+    found = list(report["faults"])
+    if not any(fault.startswith("num_gpus") for fault in faults):
+        found += batch_faults(resolved.values, world_size)
+    found += find_machine_faults(
+        resolved.values, report, world_size, resolved.launch.master_port, project
     )
+    faults += [_name_source(fault, resolved) for fault in found]
     if faults:
         raise ConfigError(faults)
     return resolved, report, world_size
@@ -180,7 +192,7 @@ def _plan(resolved: Resolved, report: dict[str, Any], world_size: int) -> dict[s
 
 def _run_stages(project: Path, args: Sequence[str], run: OwnedRun) -> None:
     """Check, prepare, train and register, in the run that is owned."""
-    resolved, report, world_size = _resolve_and_check(project, args, run.run_id)
+    resolved, report, world_size = _resolve_and_check(project, args)
     plan = _plan(resolved, report, world_size)
     root = Path(resolved.values["artifacts_root"]) / run.run_id
     resolved = _into_folder(resolved, root)
@@ -203,8 +215,8 @@ def _run_stages(project: Path, args: Sequence[str], run: OwnedRun) -> None:
         _train(stages, resolved, report["gpus"], world_size)
         _register(stages, resolved, run)
     except (StageFailed, Interrupted):
-        for log in sorted(stages.logs.rglob("*.log")):
-            run.log_file(log, "logs")
+        with suppress(TrackingError):  # closing the run will say so
+            run.salvage(sorted(stages.logs.rglob("*.log")))
         raise
 
 
@@ -228,7 +240,7 @@ def _code_tags(project: Path) -> dict[str, str]:
         )
         return done.stdout.strip()
 
-    commit = git("rev-parse", "HEAD")
+    commit = git("rev-parse", "--verify", "--quiet", "HEAD")
     if not commit:
         return {}
     return {
@@ -245,13 +257,25 @@ def _prepare(stages: Stages, key: str) -> None:
         click.echo(f"prepare: skipped, same source bytes and parameters as version {version}")
     else:
         click.echo("prepare: reading, splitting and tokenizing the ledger")
-        command, log = stages.single("prepare"), stages.logs / "prepare.log"
+        version = _prepare_anew(stages, folder, key)
+    stages.versions = dict.fromkeys(DATASETS, version)
+
+
+def _prepare_anew(stages: Stages, folder: Path, key: str) -> str:
+    """Prepare in a folder of the run's own and publish the whole version: never a part of one."""
+    scratch = folder / f".{stages.root.name}"
+    stages.write_prepare_catalog(scratch)
+    command, log = stages.single("prepare", "--env=prepare"), stages.logs / "prepare.log"
+    try:
         status = run_stage(command, cwd=stages.project, environment=stages.environment, log=log)
         stages.prove("prepare", status)
-        version = find_prepared(folder, key)
+        version = find_prepared(scratch, key)
         if version is None:
             raise StageFailed("prepare failed: it ended well but left no data of this run.")
-    stages.versions = dict.fromkeys(DATASETS, version)
+        publish_prepared(scratch, folder, version)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return version
 
 
 def _train(stages: Stages, resolved: Resolved, gpus: int, world_size: int) -> None:

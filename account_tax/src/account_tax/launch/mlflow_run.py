@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 DEFAULT_EXPERIMENT = "account-tax"
 REASON_TAG = "account_tax.reason"
 MAX_BATCH = 100  # params a request; the server's own limit
+VERIFIED_TAG = "verified"  # as register sets it; its module would bring torch here
+SHORT_WAITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
 
 class TrackingError(RuntimeError):
@@ -36,7 +39,7 @@ class OwnedRun:
             TrackingError: If the server does not answer or does not know the run.
         """
         uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project / 'mlflow.db'}"
-        try:
+        with _answers_soon(uri):
             client = MlflowClient(uri)
             if run_id := os.environ.get("MLFLOW_RUN_ID"):
                 run = client.get_run(run_id)
@@ -44,11 +47,6 @@ class OwnedRun:
             else:
                 run = client.create_run(_experiment_id(client))
             experiment = client.get_experiment(run.info.experiment_id)
-        except MlflowException as err:
-            raise TrackingError(
-                f"MLFLOW_TRACKING_URI = {uri}: {err.message} "
-                "Start the server, or unset the variable to log to mlflow.db in the project."
-            ) from err
         return cls(client, run.info.run_id, experiment.name, uri)
 
     def environment(self) -> dict[str, str]:
@@ -60,9 +58,15 @@ class OwnedRun:
         }
 
     def log_params(self, values: Mapping[str, Any]) -> None:
-        """Log each resolved value once, under its dotted key."""
+        """Log each resolved value once, under its dotted key.
+
+        A param never changes: where the key itself was the -P name, its text is logged already.
+        """
+        logged = self._client.get_run(self.run_id).data.params
         params = [
-            Param(key, str(value)[:MAX_PARAM_VAL_LENGTH]) for key, value in sorted(values.items())
+            Param(key, str(value)[:MAX_PARAM_VAL_LENGTH])
+            for key, value in sorted(values.items())
+            if key not in logged
         ]
         for start in range(0, len(params), MAX_BATCH):
             self._client.log_batch(self.run_id, params=params[start : start + MAX_BATCH])
@@ -72,15 +76,71 @@ class OwnedRun:
         entries = [RunTag(key, value[:MAX_TAG_VAL_LENGTH]) for key, value in tags.items()]
         self._client.log_batch(self.run_id, tags=entries)
 
-    def log_file(self, file: Path, folder: str) -> None:
-        """Attach a file under a folder of the run's artifacts."""
-        self._client.log_artifact(self.run_id, str(file), folder)
+    def salvage(self, logs: Iterable[Path]) -> None:
+        """Attach the logs of a run that did not finish, and take back what it half registered.
+
+        Raises:
+            TrackingError: If the server does not answer.
+        """
+        with _answers_soon(self.tracking_uri):
+            for log in logs:
+                self._client.log_artifact(self.run_id, str(log), "logs")
+            self._withdraw_unverified()
+
+    def _withdraw_unverified(self) -> None:
+        """Delete this run's versions that no cold load has confirmed, and models of no version."""
+        client, kept = self._client, set[str | None]()
+        for version in client.search_model_versions(f"run_id = '{self.run_id}'"):
+            if version.tags.get(VERIFIED_TAG) == "true":
+                kept.add(version.source)
+                continue
+            client.delete_model_version(version.name, version.version)
+            if not client.search_model_versions(f"name = '{version.name}'"):
+                client.delete_registered_model(version.name)
+        experiment = self._client.get_run(self.run_id).info.experiment_id
+        mine = f"source_run_id = '{self.run_id}'"
+        for model in client.search_logged_models([experiment], filter_string=mine):
+            if f"models:/{model.model_id}" not in kept:
+                client.delete_logged_model(model.model_id)
 
     def close(self, status: str, reason: str = "") -> None:
-        """End the run as FINISHED, FAILED or KILLED, the reason as a tag."""
-        if reason:
-            self.set_tags({REASON_TAG: reason})
-        self._client.set_terminated(self.run_id, status)
+        """End the run as FINISHED, FAILED or KILLED, the reason as a tag.
+
+        Raises:
+            TrackingError: If the server does not answer.
+        """
+        with _answers_soon(self.tracking_uri):
+            if reason:
+                self.set_tags({REASON_TAG: _fit(reason)})
+            self._client.set_terminated(self.run_id, status)
+
+
+@contextmanager
+def _answers_soon(uri: str) -> Iterator[None]:
+    """Turn errors of the store to TrackingError, and wait for a server seconds, not minutes.
+
+    While a run is under way MLflow's own patience is right; before and after it a person waits.
+    """
+    before = {name: os.environ.get(name) for name in SHORT_WAITS}
+    os.environ.update({name: before[name] or value for name, value in SHORT_WAITS.items()})
+    try:
+        yield
+    except MlflowException as err:
+        raise TrackingError(
+            f"MLFLOW_TRACKING_URI = {uri}: {err.message} "
+            "Start the server, or unset the variable to log to mlflow.db in the project."
+        ) from err
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _fit(reason: str) -> str:
+    """Return the reason as long as a tag may be: its beginning and its end say most."""
+    if len(reason) <= MAX_TAG_VAL_LENGTH:
+        return reason
+    half = MAX_TAG_VAL_LENGTH // 2 - 5
+    return f"{reason[:half]}\n[...]\n{reason[-half:]}"
 
 
 def _experiment_id(client: MlflowClient) -> str:

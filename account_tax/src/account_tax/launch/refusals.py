@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shlex
 import shutil
 import socket
 import sysconfig
@@ -18,7 +20,7 @@ DEFAULT_CHECKPOINTS = 3
 
 
 def find_machine_faults(
-    values: dict[str, Any], report: dict[str, Any], world_size: int, port: int | str, root: Path
+    values: dict[str, Any], report: dict[str, Any], world_size: int, port: int | str, project: Path
 ) -> list[str]:
     """Return every reason why this machine can't run the training.
 
@@ -27,7 +29,7 @@ def find_machine_faults(
         report: What `account_tax.check` found.
         world_size: Ranks to start.
         port: Of the ranks' rendezvous; `auto` takes a free one.
-        root: Folder that will hold the run's results.
+        project: The project's root, below which a relative artifacts_root lies.
     """
     faults = []
     gpus = report.get("gpus", 0)
@@ -38,24 +40,23 @@ def find_machine_faults(
         )
     if not gpus:
         faults += _compiler_faults()
-    if isinstance(port, int) and _is_listening(port):
+    if isinstance(port, int) and (why := _why_not_bindable(port)):
         faults.append(
-            f"master_port = {port}: another process listens on it. "
-            "Give another port, or master_port=auto for a free one."
+            f"master_port = {port}: {why}. Give another port, or master_port=auto for a free one."
         )
-    return faults + _disk_faults(values, report, root)
+    return faults + _disk_faults(values, report, project)
 
 
 def _compiler_faults() -> list[str]:
     """DeepSpeed builds its collective for CPU ranks when they start, even for one rank."""
-    compiler = os.environ.get("CXX")
-    candidates = [compiler] if compiler else ["c++", "g++", "clang++"]
+    # As torch.utils.cpp_extension looks for it; g++ under its own name alone does not help.
+    compiler, source = os.environ.get("CXX", "c++"), "CXX" if "CXX" in os.environ else "default"
     faults = []
-    if not any(shutil.which(name) for name in candidates):
+    if not shutil.which(next(iter(shlex.split(compiler)), "")):
         faults.append(
-            f"C++ compiler: none of {', '.join(candidates)} is on PATH, and without a GPU "
+            f"C++ compiler = {compiler} ({source}): not found on PATH, and without a GPU "
             "DeepSpeed builds its collective when ranks start. Install one, on Debian or Ubuntu "
-            "with: apt-get install g++"
+            "with: apt-get install g++, or set CXX to the one there is."
         )
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
         faults.append(
@@ -66,21 +67,31 @@ def _compiler_faults() -> list[str]:
     return faults
 
 
-def _is_listening(port: int) -> bool:
+def _why_not_bindable(port: int) -> str:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("", port))
-        except OSError:
-            return True
-    return False
+        except OSError as err:
+            in_use = err.errno == errno.EADDRINUSE
+            return "another process listens on it" if in_use else f"can't be used ({err.strerror})"
+    return ""
 
 
-def _disk_faults(values: dict[str, Any], report: dict[str, Any], root: Path) -> list[str]:
+def _disk_faults(values: dict[str, Any], report: dict[str, Any], project: Path) -> list[str]:
+    root = values.get("artifacts_root")
+    if root is None:  # it has a fault of its own
+        return []
+    place = project / root
+    folder = next(parent for parent in [place, *place.parents] if parent.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        return [
+            f"artifacts_root = {root}: {folder} is no folder that can be written to. "
+            "Give another one."
+        ]
     kept = values["train"].get("training", {}).get("save_total_limit") or DEFAULT_CHECKPOINTS
     trained = report.get("trainable_parameters", 0)
     needed = BASE_BYTES + (kept + 2) * trained * BYTES_PER_PARAMETER
-    folder = next(parent for parent in [root, *root.parents] if parent.exists())
     free = shutil.disk_usage(folder).free
     if free >= needed:
         return []

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +15,13 @@ from typing import Any
 import yaml
 
 from account_tax.config import Resolved
+from account_tax.prepared import DATASETS
 
 MARKER_FILE = "train_complete.json"
 TAIL_LINES = 12
+NO_RESULT = (
+    "exit status 0, but no result was written; deepspeed ends so when its launch process is killed"
+)
 
 
 class StageFailed(RuntimeError):
@@ -55,6 +60,17 @@ class Stages:
         values = resolved.values | {"artifacts_root": root, "recipe": None}
         _dump(base / "globals.yml", {"artifacts_root": root})
         _dump(base / "parameters.yml", values)
+
+    def write_prepare_catalog(self, folder: Path) -> None:
+        """Write the environment `prepare` of Kedro's: what it saves goes below another folder."""
+        text = (self.project / "conf" / "base" / "catalog.yml").read_text(encoding="utf-8")
+        entries = {name: yaml.safe_load(text)[name] for name in DATASETS}
+        for entry in entries.values():
+            place = "path" if "path" in entry else "filepath"
+            entry[place] = str(folder / Path(entry[place]).name)
+        environment = self.root / "conf" / "prepare"
+        environment.mkdir(parents=True, exist_ok=True)
+        _dump(environment / "catalog.yml", entries)
 
     def kedro(self, pipeline: str, *options: str) -> list[str]:
         """Return the arguments of `kedro` that run one pipeline with this configuration."""
@@ -107,8 +123,8 @@ class Stages:
         """
         marker = self.root / MARKER_FILE
         if status != 0 or not marker.is_file():
-            why = f"exit status {status}" if status else "exit status 0, but no result was written"
-            raise StageFailed(f"training failed ({why}).\n{self.last_lines()}")
+            why = _in_words(status) if status else NO_RESULT
+            raise StageFailed(f"training failed: {why}.\n{self.last_lines()}")
         content = json.loads(marker.read_text(encoding="utf-8"))
         for name, sha256 in content["weights"].items():
             file = self.root / "adapter" / name
@@ -121,7 +137,7 @@ class Stages:
         result = self.root / "registration.json"
         if status != 0 or not result.is_file():
             raise StageFailed(
-                f"registration failed (exit status {status}); the trained adapter is kept in "
+                f"registration failed: {_in_words(status)}. The trained adapter is kept in "
                 f"{self.root / 'adapter'}.\n{_tail(self.logs / 'register.log')}"
             )
         return json.loads(result.read_text(encoding="utf-8"))
@@ -130,12 +146,25 @@ class Stages:
         """Raise StageFailed, with its last lines, unless a stage ended with status 0."""
         if status != 0:
             log = self.logs / f"{stage}.log"
-            raise StageFailed(f"{stage} failed (exit status {status}).\n{_tail(log)}")
+            raise StageFailed(f"{stage} failed: {_in_words(status)}.\n{_tail(log)}")
 
     def last_lines(self) -> str:
         """Return the end of each rank's log, and of the launcher's where no rank has one."""
         ranks = sorted((self.logs / "ranks").glob("*.log"))
         return "\n".join(map(_tail, [*ranks, self.logs / "train.log"]))
+
+
+def _in_words(status: int) -> str:
+    """Return an exit status as a person reads it.
+
+    A stage killed by signal n has -n; of a rank so killed `deepspeed` makes 256 - n.
+    """
+    signum = -status if status < 0 else 256 - status
+    if signum not in map(int, signal.Signals):
+        return f"exit status {status}"
+    name = signal.Signals(signum).name
+    memory = " (if nobody did that, the machine ran out of memory)" if name == "SIGKILL" else ""
+    return f"a process of it was ended by {name}{memory}"
 
 
 def _tail(log: Path) -> str:

@@ -19,10 +19,12 @@ import fsspec
 import numpy as np
 import pandas as pd
 
+from account_tax.classifier import as_text, join_texts
+from account_tax.prepared import SPLITS
+
 logger = logging.getLogger(__name__)
 
 SAMPLE = "sample"
-SPLITS = ("train", "validation", "test")
 
 
 class DataError(ValueError):
@@ -269,12 +271,12 @@ def _select_columns(table: pd.DataFrame, file: SourceFile, data: dict[str, Any])
     """Return the columns of `Ledger.frame`, every value a stripped string; "" is missing."""
     _require_columns(table, data)
     columns = {
-        "text": _join_columns(table, data["text_columns"], data["separator"]),
-        "label": _to_text(table, data["label_column"]),
+        "text": join_texts(table, data["text_columns"], data["separator"]),
+        "label": as_text(table.loc[:, data["label_column"]]),
         "row_id": np.arange(len(table), dtype=np.int64),
     }
     if data["group_column"]:
-        columns["group"] = _to_text(table, data["group_column"])
+        columns["group"] = as_text(table.loc[:, data["group_column"]])
     frame = pd.DataFrame(columns)
     return frame if file.split is None else frame.assign(split=file.split)
 
@@ -295,20 +297,6 @@ def _require_columns(table: pd.DataFrame, data: dict[str, Any]) -> None:
     raise _UnreadableError(
         f"expected the columns {sorted(set_by)}, found {shown}. Rename the column or set {keys}."
     )
-
-
-def _join_columns(table: pd.DataFrame, columns: Sequence[str], separator: str) -> pd.Series:
-    # The same text that account_tax.classifier.join_texts makes when the model is used.
-    joined = _to_text(table, columns[0])
-    for column in columns[1:]:
-        part = _to_text(table, column)
-        glue = np.where((joined != "") & (part != ""), separator, "")
-        joined = joined + glue + part
-    return joined
-
-
-def _to_text(table: pd.DataFrame, column: str) -> pd.Series:
-    return table.loc[:, column].astype("str").fillna("").str.strip()
 
 
 # --- rows ---------------------------------------------------------------------------------------

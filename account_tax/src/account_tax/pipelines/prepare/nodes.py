@@ -43,6 +43,7 @@ __all__ = [
     "DataPlan",
     "Ledger",
     "check_labels",
+    "check_length",
     "describe_dataset",
     "inputs_sha256",
     "load_base_tokenizer",
@@ -211,14 +212,20 @@ def load_base_tokenizer(
     faults = check_labels(model["num_labels"], labels)
     base = resolve_base(model["name"], model.get("revision"), model.get("sha256"))
     tokenizer = load_tokenizer(base)
-    if max_length > tokenizer.model_max_length:
-        faults.append(
-            f"data.max_length = {max_length}: {model['name']} takes at most "
-            f"{tokenizer.model_max_length} tokens. Set it to that or less."
-        )
+    faults += check_length(max_length, tokenizer, model["name"])
     if faults:
         raise DataError(faults)
     return tokenizer
+
+
+def check_length(max_length: int, tokenizer: PreTrainedTokenizerBase, name: str) -> list[str]:
+    """Return the fault if `data.max_length` is more tokens than the model takes."""
+    if max_length <= tokenizer.model_max_length:
+        return []
+    return [
+        f"data.max_length = {max_length}: {name} takes at most {tokenizer.model_max_length} "
+        "tokens. Set it to that or less."
+    ]
 
 
 def tokenize_splits(

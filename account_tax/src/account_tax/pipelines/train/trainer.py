@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from deepspeed.runtime.utils import clip_grad_norm_
@@ -12,7 +12,7 @@ from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
-from .batches import IGNORED_LABEL, GlobalBatchSampler
+from .batches import IGNORED_LABEL, GlobalBatchSampler, Rows
 from .callbacks import SpeedCallback
 
 
@@ -53,7 +53,7 @@ class _KeepGradNorm(TrainerCallback):
         self._trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        engine = self._trainer.deepspeed
+        engine: Any = self._trainer.deepspeed
 
         def clip_fp32_gradients() -> None:
             engine._global_grad_norm = clip_grad_norm_(
@@ -83,7 +83,7 @@ class LedgerTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         args = self.args
         return GlobalBatchSampler(
-            train_dataset or self.train_dataset,
+            cast(Rows, train_dataset or self.train_dataset),
             args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
             seed=args.data_seed if args.data_seed is not None else args.seed,
             group_by_length=args.train_sampling_strategy == "group_by_length",
@@ -93,10 +93,15 @@ class LedgerTrainer(Trainer):
         # Trainer's own would shuffle under group_by_length, and answers belong to their rows.
         return SequentialSampler(eval_dataset)
 
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any) -> Tensor:
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
         """Return the loss of a micro-batch after its backward pass."""
         self.speed.count(inputs["attention_mask"])
-        return super().training_step(model, inputs, *args)
+        return super().training_step(model, inputs, num_items_in_batch)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Return Trainer's evaluation, its loss computed from the gathered logits.

@@ -104,7 +104,7 @@ def run_training_pipeline(
         "labels": labels,
         "gradient_checkpointing": training.get("gradient_checkpointing", False),
     }
-    model = instantiate_model(model_config, tokenizer)
+    model: Any = instantiate_model(model_config, tokenizer)
     base: BaseReference = model.base_reference
     if train_params["lora"].get("enable", True):
         model = apply_lora_adapters(model, train_params["lora"])
@@ -296,7 +296,7 @@ def _summarize(
     trainer: LedgerTrainer, training: dict[str, float], evaluation: dict[str, float]
 ) -> dict[str, Any]:
     """Return the run's metrics under the specification's names."""
-    model = trainer.model
+    model: Any = trainer.model
     names = ("loss", "accuracy", "f1", "precision", "recall")
     speed = trainer.speed
     return {
@@ -329,7 +329,7 @@ def _precision(arguments: TrainingArguments) -> str:
 
 
 def _save(
-    trainer: Trainer,
+    trainer: Any,
     base: BaseReference,
     root: Path,
     settings: dict[str, Any],

@@ -1,0 +1,451 @@
+"""What goes wrong for a user, provoked for real: the message, the exit status, what is left."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow.entities import Run
+
+from .conftest import (
+    Finished,
+    Project,
+    environment,
+    kedro_words,
+    mlflow_command,
+    write_ledger,
+)
+
+pytestmark = pytest.mark.integration
+
+STARTED_IN = 120.0  # seconds a stage may take to begin on a busy machine
+LONG = ["max_steps=100000", "epochs=100000"]  # still training when the fault comes
+COMPILERS = ("c++", "g++", "clang++")
+
+
+@pytest.fixture(scope="module")
+def project(new_project) -> Project:
+    """One copy for the file: refusals leave nothing in it, and prepared data is used again."""
+    return new_project()
+
+
+# --- refused before anything started --------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Parameters that can't be used, and what the message has to say of each."""
+
+    given: list[str]
+    said: list[str]
+    ledger: bytes | None = None  # in place of the good one
+
+
+ROWS = [f"lunch taxi {number},{'meals' if number % 2 else 'travel'}" for number in range(40)]
+
+
+def csv(*lines: str) -> bytes:
+    return "\n".join(["text,label", *lines, ""]).encode()
+
+
+REFUSALS = {
+    "empty file, no such recipe, base not to be had": Refusal(
+        ["recipe=starer", "model=nobody/nothing-of-this-name"],
+        [
+            "recipe = starer (--recipe): no such recipe. There are: bert-base, klue-roberta, "
+            "starter, xlm-roberta-large-zero3.",
+            "ledger.csv (--data): the file is empty.",
+            "train.model.name = nobody/nothing-of-this-name (--model): not a folder, "
+            "not in the local cache",
+            "hf download nobody/nothing-of-this-name",
+        ],
+        b"",
+    ),
+    "not UTF-8, target_modules of another model": Refusal(
+        ["train.lora.target_modules=q_proj,v_proj", "num_gpus=none"],
+        [
+            "ledger.csv (--data): not UTF-8 at byte offset 20. Save the file as UTF-8",
+            "train.lora.target_modules = ['q_proj', 'v_proj'] (--train.lora.target_modules): ",
+            "This model's linear layers are classifier, dense, key, query, value",
+            "num_gpus = none (--num_gpus): expected auto, or a whole number of at least 1.",
+        ],
+        b"text,label\nlunch,caf\xc3\xa9\xe9\n",
+    ),
+    "other columns, batch sizes that contradict": Refusal(
+        ["train.deepspeed.train_batch_size=7"],
+        [
+            "expected the columns ['label', 'text'], found ['account', 'text']. "
+            "Rename the column or set data.label_column.",
+            "train.deepspeed.train_batch_size = 7 (--train.deepspeed.train_batch_size): "
+            "8 (train_micro_batch_size_per_gpu) x 1 (gradient_accumulation_steps) x 2 (ranks) is "
+            "16. Leave train_batch_size out, or make them agree.",
+        ],
+        b"text,account\nlunch,meals\n",
+    ),
+    "one class, a length the base does not take": Refusal(
+        ["max_length=65"],
+        [
+            "data.label_column = label (data.yml): one class, ['meals'], in all 2 rows",
+            "takes at most 64 tokens. Set it to that or less.",
+        ],
+        csv("lunch,meals", "coffee,meals"),
+    ),
+    "a class too small, num_labels of other data": Refusal(
+        ["train.model.num_labels=7"],
+        [
+            "too small to split into 3: rare (2). Expected at least 3 different texts of each",
+            "train.model.num_labels = 7 (--train.model.num_labels): the data has 3 labels. "
+            "Set it to 3, or to null",
+        ],
+        csv(*ROWS, "stamp,rare", "stamp fee,rare"),
+    ),
+    "a model's section that is faulty hides no fault of the data": Refusal(
+        ["train.model.num_labels=many", "artifacts_root=README.md"],
+        [
+            "train.model.num_labels = many (--train.model.num_labels): expected a whole number",
+            "ledger.csv (--data): the file has no rows.",
+            "artifacts_root = README.md (--artifacts_root): ",
+            "README.md is no folder that can be written to.",
+        ],
+        csv(),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_kedro_train_refuses(project, tiny, tmp_path, name):
+    case = REFUSALS[name]
+    ledger = tmp_path / "ledger.csv"
+    ledger.write_bytes(case.ledger or b"")
+    before = files_of(project)
+    done = project.kedro_train(*kedro_words(override(tiny, [f"data={ledger}", *case.given])))
+    assert done.returncode == 2, done.output
+    assert_refused(project, done, case.said)
+    assert files_of(project) == before
+
+
+def test_mlflow_run_says_faults_of_parameters_data_and_machine_in_one_message(
+    project, tiny, tmp_path
+):
+    mine = project.folder / "conf" / "local" / "parameters" / "mine.yml"
+    mine.parent.mkdir(parents=True, exist_ok=True)
+    mine.write_text("train:\n  training:\n    learing_rate: 1\n")
+    before = files_of(project)
+    with listener() as port:
+        faulty = [
+            *("lorra_r=3", "lora_r=abc", "lora_dropout=1.5", "data=none.csv"),
+            *("train.training.eval_strategy=steps", "train.training.save_strategy=steps"),
+            *("train.training.eval_steps=10", "train.training.save_steps=15"),
+            f"master_port={port}",
+        ]
+        done = project.mlflow_run(
+            *override(tiny, faulty),
+            env={"PATH": path_without_compiler(tmp_path)},
+        )
+    assert done.returncode == 1, done.output  # MLflow's own, for whatever a command returns
+    said = [
+        "problems in the parameters",
+        "train.lora.r = abc (-P lora_r): expected a whole number of at least 1.",
+        "train.lora.dropout = 1.5 (-P lora_dropout): expected a number of at least 0 and below 1.",
+        "train.training.learing_rate (conf/local/parameters/mine.yml): unknown parameter. "
+        "Did you mean train.training.learning_rate?",
+        "lorra_r (-P lorra_r): unknown parameter. Did you mean lora_r?",
+        "train.training.save_steps = 15 (-P train.training.save_steps): load_best_model_at_end "
+        "needs a multiple of eval_steps, 10.",
+        "data.source = none.csv (-P data): no such file or folder.",
+        f"master_port = {port} (-P master_port): another process listens on it. Give another port",
+        "C++ compiler = c++ (default): not found on PATH",
+        "apt-get install g++",
+    ]
+    assert_refused(project, done, said)
+    assert files_of(project) == before
+    mine.unlink()
+
+
+def test_a_byte_order_mark_is_no_fault(project, tiny, tmp_path):
+    ledger = write_ledger(tmp_path / "ledger.csv")
+    ledger.write_bytes(b"\xef\xbb\xbf" + ledger.read_bytes())
+    done = project.kedro_train(*kedro_words(override(tiny, [f"data={ledger}", "dry_run=true"])))
+    assert done.returncode == 0, done.output
+    assert "train 192, validation 24, test 24" in done.output
+
+
+def test_a_full_disk_is_refused(project, tiny, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no permission to mount a small disk")
+    try:
+        done = project.kedro_train(*kedro_words([*tiny, f"artifacts_root={disk}/models"]))
+        assert done.returncode == 2, done.output
+        said = [
+            f"artifacts_root = {disk}/models (--artifacts_root): 8 MiB are free, and 3 checkpoints",
+            "Free some space",
+        ]
+        assert_refused(project, done, said)
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_tracking_server_that_does_not_answer_is_refused_within_a_minute(project, tiny):
+    with listener() as port:
+        uri = f"http://127.0.0.1:{port}"
+        began = time.monotonic()
+        done = project.kedro_train(*kedro_words(tiny), env={"MLFLOW_TRACKING_URI": uri})
+        assert time.monotonic() - began < 60
+    assert done.returncode == 2, done.output
+    assert f"MLFLOW_TRACKING_URI = {uri}: " in done.output
+    assert "Start the server, or unset the variable to log to mlflow.db" in done.output
+    assert "Traceback" not in done.output
+
+
+def assert_refused(project: Project, done: Finished, said: list[str]) -> None:
+    """Check the message, the run that has it as tag, and that no version came of it."""
+    for part in said:
+        assert part in done.output
+    assert "Traceback" not in done.output
+    run = project.runs()[0]
+    assert run.info.status == "FAILED"
+    reason = run.data.tags["account_tax.reason"]
+    assert reason in done.output
+    for part in said:
+        assert part in reason
+    assert not project.client().search_model_versions(f"run_id = '{run.info.run_id}'")
+
+
+def files_of(project: Project) -> set[Path]:
+    """Return everything in the copy but MLflow's store and what Python caches."""
+    return {
+        path
+        for path in project.folder.rglob("*")
+        if path.name not in ("mlflow.db", ".telemetry", "__pycache__") and path.suffix != ".pyc"
+    }
+
+
+@contextmanager
+def listener() -> Iterator[int]:
+    """Listen on a port, and never answer."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        yield taken.getsockname()[1]
+
+
+def path_without_compiler(folder: Path) -> str:
+    """Return a PATH with this Python's commands, bash and git, and no compiler."""
+    for name in ("bash", "git"):
+        if found := shutil.which(name):
+            (folder / name).symlink_to(found)
+    path = os.pathsep.join([environment()["PATH"].partition(os.pathsep)[0], str(folder)])
+    assert not any(shutil.which(name, path=path) for name in COMPILERS)
+    return path
+
+
+def override(options: list[str], changes: Iterable[str]) -> list[str]:
+    """Return `name=value` options with the changes in place of those of the same name."""
+    return list({option.partition("=")[0]: option for option in [*options, *changes]}.values())
+
+
+# --- while it runs --------------------------------------------------------------------------------
+
+
+class Launched:
+    """A command that runs in the copy, with a process group of its own, as a terminal gives it."""
+
+    def __init__(self, project: Project, output: Path, *command: str):
+        self.project, self._output = project, output
+        has_store = (project.folder / "mlflow.db").exists()
+        self._runs_before = {run.info.run_id for run in project.runs()} if has_store else set()
+        with output.open("wb") as out:
+            self.process = subprocess.Popen(
+                command,
+                cwd=project.folder,
+                env=environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def output(self) -> str:
+        return self._output.read_text(encoding="utf-8", errors="replace")
+
+    def wait_for(self, condition: Callable[[], object], seconds: float = STARTED_IN) -> None:
+        """Wait until something is so, while the command runs."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.process.poll() is None, f"it ended before:\n{self.output}"
+            assert time.monotonic() < deadline, f"not within {seconds} s:\n{self.output}"
+            time.sleep(0.02)
+
+    def wait_until_said(self, words: str) -> None:
+        self.wait_for(lambda: words in self.output)
+
+    def wait_until_training(self, ranks: int) -> None:
+        """Wait for the first step."""
+        self.wait_until_said("tokens/s")
+        assert len(self.ranks()) == ranks
+
+    def others(self) -> list[psutil.Process]:
+        """Return every live process that works in the copy but the command itself."""
+        return [
+            process
+            for process in psutil.process_iter()
+            if process.pid != self.process.pid and works_in(process, self.project.folder)
+        ]
+
+    def ranks(self) -> list[psutil.Process]:
+        """Return the ranks' processes in their order; loaders' workers are not theirs here."""
+        return sorted((p for p in self.others() if rank_of(p)), key=lambda p: rank_of(p) or "")
+
+    def end(self, seconds: float) -> int:
+        """Return the exit status; nothing of the command may live on after these seconds."""
+        deadline = time.monotonic() + seconds
+        status = self.process.wait(timeout=seconds + 20)
+        while self.others():
+            assert time.monotonic() < deadline, self.others()
+            time.sleep(0.05)
+        return status
+
+    def run(self) -> Run:
+        """Return the one MLflow run that the command has left."""
+        (run,) = [r for r in self.project.runs() if r.info.run_id not in self._runs_before]
+        return run
+
+
+def works_in(process: psutil.Process, folder: Path) -> bool:
+    try:
+        alive = process.status() != psutil.STATUS_ZOMBIE
+        return alive and Path(process.cwd()).is_relative_to(folder)
+    except (psutil.NoSuchProcess, psutil.AccessDenied, OSError):
+        return False
+
+
+def rank_of(process: psutil.Process) -> str | None:
+    try:
+        return process.environ().get("RANK")
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return None
+
+
+@pytest.fixture
+def launch(project, tiny, tmp_path) -> Iterator[Callable[..., Launched]]:
+    """Return what starts `kedro train` with changed options; what a test leaves is killed."""
+    launched: list[Launched] = []
+
+    def start(*changes: str, by: str = "kedro", copy: Project = project) -> Launched:
+        options = override(tiny, changes)
+        command = {
+            "kedro": ["kedro", "train", *kedro_words(options)],
+            "mlflow": mlflow_command(*options),
+        }[by]
+        launched.append(Launched(copy, tmp_path / f"output{len(launched)}", *command))
+        return launched[-1]
+
+    yield start
+    for each in launched:
+        for process in each.others():
+            process.kill()
+        each.process.kill()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_training_ends_every_rank_and_kills_the_run(launch, signum):
+    train = launch(*LONG)
+    train.wait_until_training(ranks=2)
+    train.process.send_signal(signum)
+    assert train.end(seconds=10) == 128 + signum
+    run = train.run()
+    assert run.info.status == "KILLED"
+    assert run.data.tags["account_tax.reason"] == f"ended by {signum.name}"
+
+
+def test_ctrl_c_in_mlflow_run_kills_the_run(launch):
+    train = launch(*LONG, by="mlflow")
+    train.wait_until_training(ranks=2)
+    os.killpg(train.process.pid, signal.SIGINT)  # as a terminal does: the whole foreground group
+    assert train.end(seconds=10) != 0
+    assert train.run().info.status == "KILLED"
+
+
+def test_a_killed_rank_ends_the_others_and_the_run_fails_with_its_last_lines(launch):
+    train = launch(*LONG)
+    train.wait_until_training(ranks=2)
+    train.ranks()[1].kill()
+    assert train.end(seconds=15) == 1
+    assert_training_failed(
+        train, "ended by SIGKILL (if nobody did that, the machine ran out of memory)"
+    )
+    assert "rank1.log, last lines" in train.run().data.tags["account_tax.reason"]
+
+
+def test_no_rank_outlives_deepspeeds_launch_process(launch):
+    train = launch(*LONG)
+    train.wait_until_training(ranks=2)
+    (process,) = [p for p in train.others() if "deepspeed.launcher.launch" in p.cmdline()]
+    process.kill()
+    assert train.end(seconds=15) == 1
+    assert_training_failed(train, "exit status 0, but no result was written")
+
+
+def test_an_exception_in_a_rank_fails_the_run_with_its_last_lines(launch, tiny_base, tmp_path):
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    weights = base / "model.safetensors"
+    train = launch("num_gpus=1", f"model={base}")
+    train.wait_until_said("train: 1 CPU rank")  # checked and prepared; the rank is starting
+    weights.write_bytes(weights.read_bytes()[:100])
+    assert train.end(seconds=60) == 1
+    assert_training_failed(train, "SafetensorError")
+
+
+def assert_training_failed(train: Launched, why: str) -> None:
+    run = train.run()
+    assert run.info.status == "FAILED"
+    reason = run.data.tags["account_tax.reason"]
+    assert reason.startswith("training failed: ")
+    assert why in reason
+    assert reason.rstrip() in train.output
+    logs = {file.path for file in train.project.client().list_artifacts(run.info.run_id, "logs")}
+    assert "logs/train.log" in logs
+    assert any(name.endswith("_rank0.log") for name in logs)
+
+
+def test_an_interruption_leaves_no_half_version_of_data_or_model(launch, new_project, tiny):
+    # Prepare interrupted, then register, then the same command again, which works.
+    copy = new_project()
+    first = launch(copy=copy)
+    first.wait_until_said("prepare: reading")
+    first.wait_for(lambda: list(copy.folder.glob("data/04_feature/.*/*")))
+    first.process.send_signal(signal.SIGTERM)
+    assert first.end(seconds=10) == 143
+    assert first.run().info.status == "KILLED"
+    assert not [path for path in (copy.folder / "data" / "04_feature").rglob("*") if path.is_file()]
+
+    second = launch(copy=copy)
+    client = copy.client()
+    second.wait_for(client.search_model_versions)  # made, and being checked
+    second.process.send_signal(signal.SIGINT)
+    assert second.end(seconds=10) == 130
+    assert second.run().info.status == "KILLED"
+    assert not client.search_model_versions()
+    assert not client.search_registered_models()
+    assert not client.search_logged_models([second.run().info.experiment_id])
+
+    done = copy.kedro_train(*kedro_words(tiny))
+    assert done.returncode == 0, done.output
+    assert "prepare: skipped" in done.output
+    assert client.get_model_version_by_alias("account-tax", "challenger").version
+    assert copy.runs()[0].info.status == "FINISHED"

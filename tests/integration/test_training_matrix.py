@@ -1,0 +1,102 @@
+"""Every way a training may be set up, in real ranks: it ends, and its adapter answers as it did."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from account_tax.classifier import load_classifier
+
+from tests.conftest import make_splits
+from tests.ranks import train_cases
+
+pytestmark = pytest.mark.integration
+
+ROWS = {"train": 40, "validation": 17}
+# Of half precision's logits, relative to the largest one: bf16 keeps 8 bits.
+HALF_TOLERANCE = 0.05
+
+
+def case(stage: int = 0, **changes) -> dict:
+    words = ", ".join(f"{key}={value}" for key, value in changes.items())
+    zero = {"stage": stage, "stage3_gather_16bit_weights_on_model_save": True}
+    return {
+        "name": f"ZeRO {stage}, {words or 'plain'}",
+        "changes": {"deepspeed.zero_optimization": zero, "training.num_train_epochs": 2, **changes},
+    }
+
+
+BF16, FULL = {"training.bf16": True}, {"lora.enable": False}
+CASES = [
+    *(case(stage, **precision, **weights)
+      for stage in (0, 1, 2, 3)
+      for precision in ({}, BF16)
+      for weights in ({}, FULL)),
+    *(case(stage, **{"training.gradient_checkpointing": True, "model.pooling": pooling})
+      for stage in (0, 3)
+      for pooling in ("cls", "mean")),
+    case(0, **FULL, **{"model.pooling": "mean"}),
+    case(2, **{"loss.class_weights": "balanced", "metrics.average": "weighted"}),
+    case(0, **{"deepspeed.wall_clock_breakdown": True}),
+    case(0),  # once more: the same bytes
+]  # fmt: skip
+# One process can't go back: what ZeRO-3 hooks into torch stays. A run has one training.
+CASES.sort(key=lambda each: each["changes"]["deepspeed.zero_optimization"]["stage"] == 3)
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["1 rank", "2 ranks"])
+def results(request, tmp_path_factory):
+    work = tmp_path_factory.mktemp("matrix")
+    return train_cases(CASES, request.param, work, ROWS)
+
+
+def test_every_case_ends_with_its_metrics(results):
+    assert len(results) == len(CASES)
+    for result in results:
+        for key in ("train/loss", "eval/loss", "eval/f1", "speed/tokens_per_sec"):
+            assert math.isfinite(result["metrics"][key]), (result["name"], key)
+
+
+def test_a_fresh_load_repeats_the_trainers_logits(results):
+    for result in results:
+        probe = json.loads((Path(result["adapter"]) / "probe.json").read_text())
+        trained = np.array(probe["logits"])
+        loaded = load_classifier(Path(result["adapter"]))
+        ids = loaded.tokenizer(probe["texts"], truncation=True)["input_ids"]
+        difference = np.abs(loaded.logits_of_ids(ids) - trained).max()
+        half = probe["precision"] != "fp32"
+        allowed = HALF_TOLERANCE * np.abs(trained).max() if half else 1e-5
+        assert difference <= allowed, (result["name"], difference)
+
+
+def test_eval_loss_is_the_cross_entropy_of_the_logits(results):
+    validation = make_splits(ROWS)["validation"]
+    labels = torch.tensor(validation["labels"][:])
+    for result in results:
+        if result["changes"].get("training.bf16"):
+            continue
+        logits = load_classifier(Path(result["adapter"])).logits_of_ids(validation["input_ids"][:])
+        by_hand = (
+            -torch.from_numpy(logits).log_softmax(-1)[torch.arange(len(labels)), labels].mean()
+        )
+        assert result["metrics"]["eval/loss"] == pytest.approx(by_hand.item(), rel=1e-5)
+
+
+def test_the_same_seed_gives_the_same_adapter(results):
+    first, again = (result for result in results if result["name"] == "ZeRO 0, plain")
+    digests = [
+        hashlib.sha256((Path(r["adapter"]) / "adapter_model.safetensors").read_bytes()).hexdigest()
+        for r in (first, again)
+    ]
+    assert digests[0] == digests[1]
+
+
+def test_the_best_checkpoint_is_what_is_saved(results):
+    for result in results:
+        scores = [entry["eval_f1"] for entry in result["history"] if "eval_f1" in entry]
+        assert result["metrics"]["eval/f1"] == pytest.approx(max(scores))

@@ -1,0 +1,352 @@
+"""The way of a run, from the command a user types to the version another process loads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from account_tax.ranks import free_port
+from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
+from mlflow.entities import Metric, Run
+from mlflow.entities.model_registry import ModelVersion
+
+from .conftest import MARKER, Finished, Project, all_runs, environment, kedro_words
+
+pytestmark = pytest.mark.integration
+
+STEPS = [1, 2, 3, 4]
+EACH_STEP = {
+    *("train/loss", "train/learning_rate", "train/grad_norm", "speed/tokens_per_sec"),
+    *("time/forward_ms", "time/backward_ms", "time/step_ms"),
+}
+SCORES = ("loss", "accuracy", "f1", "precision", "recall")
+EVALUATED = {f"eval/{name}" for name in SCORES}
+TESTED = {f"test/{name}" for name in SCORES}
+TRAINED = EACH_STEP | EVALUATED | {"train/epoch", "train/global_step", "cpu/rss_mb"}
+WITH_TIMES = "train.deepspeed.wall_clock_breakdown=true"
+ADAPTER_FILE = "adapter_model.safetensors"
+PREDICT = """
+import json, sys
+import mlflow, pandas
+frame = pandas.DataFrame({"text": ["taxi hotel rent", "coffee lunch"]})
+answer = mlflow.pyfunc.load_model("models:/account-tax@challenger").predict(frame)
+print(json.dumps([answer.to_dict("list"), "account_tax" in sys.modules]))
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a launched run left in its store."""
+
+    finished: Finished
+    client: MlflowClient
+    run: Run
+
+    def points(self, key: str) -> list[Metric]:
+        return self.client.get_metric_history(self.run.info.run_id, key)
+
+    def steps(self, key: str) -> list[int]:
+        return [point.step for point in self.points(key)]
+
+    def version(self) -> ModelVersion:
+        return self.client.get_model_version_by_alias("account-tax", "challenger")
+
+
+def sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def assert_trained(client: MlflowClient, run: Run, steps: list[int] = STEPS) -> None:
+    """Every training metric is there, and each step has one point: rank 0's."""
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics.keys() >= TRAINED
+    for key in EACH_STEP:
+        history = client.get_metric_history(run.info.run_id, key)
+        assert [point.step for point in history] == steps, key
+
+
+# --- the main job, once ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def main_project(new_project) -> Project:
+    return new_project()
+
+
+@pytest.fixture(scope="module")
+def main_job(main_project, tiny) -> Outcome:
+    """The first run in a fresh copy: everything below looks at it or comes after it."""
+    finished = main_project.mlflow_run("lora_r=8", WITH_TIMES, *tiny)
+    assert finished.returncode == 0, finished.output
+    runs = main_project.runs()
+    assert len(runs) == 1, [run.info for run in runs]
+    return Outcome(finished, main_project.client(), runs[0])
+
+
+@pytest.fixture(scope="module")
+def registered(main_job, tmp_path_factory) -> Path:
+    """The files of version 1, as the registry hands them out."""
+    return fetch_version(main_job, tmp_path_factory.mktemp("registered"))
+
+
+def fetch_version(outcome: Outcome, folder: Path) -> Path:
+    model_id = outcome.version().source.removeprefix("models:/")
+    location = outcome.client.get_logged_model(model_id).artifact_location
+    store = outcome.client.tracking_uri
+    return Path(download_artifacts(location, dst_path=str(folder), tracking_uri=store))
+
+
+def test_params_hold_the_resolved_values(main_job):
+    params = main_job.run.data.params
+    expected = {
+        "train.lora.r": "8",
+        "train.training.learning_rate": "0.002",  # recipes/starter.yml
+        "train.training.weight_decay": "0.01",  # training.yml
+        "train.training.max_steps": "4",
+        "data.max_length": "64",
+        "launch.world_size": "2",
+    }
+    assert {key: params.get(key) for key in expected} == expected
+    resolved = {key: value for key, value in params.items() if "." in key}
+    assert "from_recipe" not in resolved.values()
+
+
+def test_metrics_have_the_specifications_names(main_job):
+    assert main_job.run.data.metrics.keys() >= TRAINED | TESTED
+
+
+def test_two_ranks_leave_one_point_a_step(main_job):
+    assert_trained(main_job.client, main_job.run)
+    for key in EVALUATED:  # where the epoch ended, and of the best model at the end
+        assert main_job.steps(key) == [STEPS[-1]] * 2, key
+    for key in TESTED:
+        assert len(main_job.points(key)) == 1, key
+
+
+def test_version_1_is_the_challenger(main_job):
+    version = main_job.version()
+    assert (int(version.version), version.status) == (1, "READY")
+    assert version.run_id == main_job.run.info.run_id
+    assert version.tags["verified"] == "true"
+    for key in EVALUATED | TESTED:
+        assert float(version.tags[key]) == pytest.approx(main_job.run.data.metrics[key]), key
+    assert version.tags["config_sha256"] == main_job.run.data.tags["account_tax.config_sha256"]
+    for part in ("## Data", "## Base and parameters", "## Limits", "240 rows read"):
+        assert part in version.description
+
+
+def test_registered_files_are_the_manifests_and_no_base(main_job, registered, tiny_base):
+    folder = registered / "artifacts" / "adapter"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    found = {file.name: sha256(file) for file in folder.iterdir() if file.name != "manifest.json"}
+    assert found == {name: entry["sha256"] for name, entry in manifest["files"].items()}
+    assert found[ADAPTER_FILE] == main_job.version().tags["adapter_model_sha256"]
+    weights = [file for file in registered.rglob("*.safetensors")]
+    assert [file.name for file in weights] == [ADAPTER_FILE]
+    assert weights[0].stat().st_size < (tiny_base / "model.safetensors").stat().st_size / 4
+    assert sum(file.stat().st_size for file in registered.rglob("*") if file.is_file()) < 5e6
+
+
+def test_run_has_its_artifacts(main_job):
+    client, run_id = main_job.client, main_job.run.info.run_id
+    names = {item.path for item in client.list_artifacts(run_id)}
+    assert names >= {
+        *("plots", "model_card.md", "manifest.json"),
+        *("dataset_metadata.json", "training_metrics.json"),
+    }
+    plots = {Path(item.path).stem for item in client.list_artifacts(run_id, "plots")}
+    assert plots == {"confusion_matrix", "per_class_f1", "learning_curve"}
+
+
+def test_another_process_predicts_with_the_challenger(main_job, main_project, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", PREDICT],
+        cwd=tmp_path,
+        env=environment({"MLFLOW_TRACKING_URI": main_project.store}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    answer, knows_the_project = json.loads(done.stdout.splitlines()[-1])
+    assert not knows_the_project
+    assert set(answer) == {"label", "score"}
+    assert set(answer["label"]) <= {"meals", "office", "travel"}
+    assert all(1 / 3 <= score <= 1 for score in answer["score"])  # the best of three
+
+
+def test_ledger_text_is_only_in_the_ledger(main_job, main_project):
+    """As bytes: the database has tags, params and descriptions, the folders files and their names.
+
+    The tokenized data counts as well: the marker is no word of the base's vocabulary.
+    """
+    marker = MARKER.lower().encode()
+    assert marker not in main_job.finished.output.lower().encode()
+    places = [main_project.folder / name for name in ("mlflow.db", "mlruns", "data")]
+    made = [file for place in places for file in (place, *place.rglob("*")) if file.is_file()]
+    names = {file.name for file in made}
+    assert {"mlflow.db", "register.log", "prepare.log", "MLmodel", "model_card.md"} <= names
+    leaks = [file for file in made if marker in str(file).lower().encode() + lowered(file)]
+    assert leaks == []
+
+
+def lowered(file: Path) -> bytes:
+    return b"\n" + file.read_bytes().lower()
+
+
+# --- the same job again ---------------------------------------------------------------------------
+
+
+def test_second_run_repeats_adapter_and_version(main_job, main_project, tiny):
+    finished = main_project.mlflow_run("lora_r=8", WITH_TIMES, *tiny)
+    assert finished.returncode == 0, finished.output
+    assert "prepare: skipped" in finished.output
+    assert "account-tax version 1 (challenger)" in finished.output
+    first, second = (
+        main_project.folder / "data" / "06_models" / run.info.run_id / "adapter" / ADAPTER_FILE
+        for run in main_project.runs()
+    )
+    assert sha256(first) == sha256(second)
+    assert len(main_job.client.search_model_versions()) == 1
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[str]:
+    """A real tracking server with its own files, on a free loopback port."""
+    folder, uri = tmp_path_factory.mktemp("server"), f"http://127.0.0.1:{free_port()}"
+    command = [
+        *("mlflow", "server", "--host", "127.0.0.1", "--port", uri.rpartition(":")[2]),
+        *("--backend-store-uri", f"sqlite:///{folder / 'server.db'}", "--workers", "1"),
+        *("--serve-artifacts", "--artifacts-destination", str(folder / "artifacts")),
+    ]
+    with (folder / "server.log").open("w") as log:
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment(), stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        wait_until(lambda: answers(f"{uri}/health"), seconds=60)
+        yield uri
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=20)
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as response:
+            return response.status == 200
+    except OSError:
+        return False
+
+
+def wait_until(holds: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"did not come true in {seconds} s"
+        time.sleep(0.2)
+
+
+def test_tracking_server_gets_the_same_result(main_job, main_project, tiny, server, tmp_path):
+    local_runs = len(main_project.runs())
+    finished = main_project.mlflow_run(
+        "lora_r=8", WITH_TIMES, *tiny, env={"MLFLOW_TRACKING_URI": server}
+    )
+    assert finished.returncode == 0, finished.output
+    client = MlflowClient(server)
+    (run,) = all_runs(client)
+    outcome = Outcome(finished, client, run)
+    assert_trained(client, run)
+    assert outcome.version().tags["content_sha256"] == main_job.version().tags["content_sha256"]
+    for key in TESTED:
+        assert run.data.metrics[key] == main_job.run.data.metrics[key], key
+    weights = fetch_version(outcome, tmp_path) / "artifacts" / "adapter" / ADAPTER_FILE
+    assert sha256(weights) == main_job.version().tags["adapter_model_sha256"]
+    assert len(main_project.runs()) == local_runs
+
+
+def test_register_false_evaluates_and_registers_nothing(main_job, main_project, tiny):
+    before = len(main_job.client.search_model_versions())
+    options = [option for option in tiny if not option.startswith("num_gpus")]
+    finished = main_project.kedro_train(*kedro_words([*options, "num_gpus=1", "register=false"]))
+    assert finished.returncode == 0, finished.output
+    run = main_project.runs()[0]
+    assert (run.info.status, run.data.params["launch.world_size"]) == ("FINISHED", "1")
+    assert run.data.metrics.keys() >= TESTED
+    assert len(main_job.client.search_model_versions()) == before
+
+
+# --- looking before ------------------------------------------------------------------------------
+
+
+def test_dry_run_shows_the_plan_and_leaves_nothing(project, tiny):
+    given = ["lora_r=4", "grad_accum=3", *tiny]
+    finished = project.kedro_train("--dry-run", *kedro_words(given))
+    assert finished.returncode == 0, finished.output
+    lines = [" ".join(line.split()) for line in finished.output.splitlines()]
+    for line in (
+        "train.lora.r = 4 (--lora_r)",
+        "train.training.learning_rate = 0.002 (recipes/starter.yml)",
+        "train.training.weight_decay = 0.01 (training.yml)",
+        "world size 2 (CPU)",
+        "global batch 48",  # 8 rows x 3 accumulated x 2 ranks
+        "optimizer steps 4",
+        # LoRA r 4 on two of four 32 x 32 projections in two layers; the head: 32 x 3 + 3
+        f"trainable parameters {2 * 2 * 4 * (32 + 32) + 99:,} of",
+    ):
+        assert any(shown.startswith(line) for shown in lines), line
+    assert not (project.folder / "data").exists()
+    assert not (project.folder / "mlflow.db").exists()
+
+    finished = project.mlflow_run("dry_run=true", *given)
+    assert finished.returncode == 0, finished.output
+    assert "(-P lora_r)" in finished.output
+    assert [run.info.status for run in project.runs()] == ["FINISHED"]
+    assert not (project.folder / "data").exists()
+
+
+# --- by hand --------------------------------------------------------------------------------------
+
+
+def test_pipelines_run_by_hand(project, tiny):
+    values = dict(option.split("=", 1) for option in tiny)
+    params = ",".join(
+        [
+            f"data.source={values['data']}",
+            f"train.model.name={values['model']}",
+            "train.model.sha256=null",  # the starter's pin is of another base
+            f"train.training.max_steps={values['max_steps']}",
+            "train.training.logging_steps=1",
+            f"train.deepspeed.train_micro_batch_size_per_gpu={values['micro_batch_size']}",
+            WITH_TIMES,
+        ]
+    )
+    prepare = ("kedro", "run", "--pipeline=prepare", "--params", params)
+    train = ("kedro", "run", "--pipeline=train", "--params", params)
+    first, second = project.run(*prepare), project.run(*prepare)
+    assert (first.returncode, second.returncode) == (0, 0), first.output + second.output
+    assert "prepare: skipped" not in first.output
+    assert "prepare: skipped" in second.output
+
+    alone = project.run(*train)
+    assert alone.returncode == 0, alone.output
+    (run,) = project.runs()
+    assert_trained(project.client(), run)
+
+    ranks = ("deepspeed", "--num_gpus=2", f"--master_port={free_port()}", "--module")
+    together = project.run(*ranks, "--no_local_rank", *train)
+    assert together.returncode == 0, together.output
+    newest, _ = project.runs()
+    assert_trained(project.client(), newest)
+    metrics = json.loads((project.folder / "data/06_models/training_metrics.json").read_text())
+    assert metrics["eval/loss"] == pytest.approx(newest.data.metrics["eval/loss"])

@@ -1,0 +1,85 @@
+"""Training in real DeepSpeed ranks: many cases in one launch, for tests and benchmarks.
+
+As a module it launches; as a script it is one rank of what was launched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def train_cases(
+    cases: list[dict[str, Any]], world_size: int, work: Path, rows: dict[str, int]
+) -> list[dict[str, Any]]:
+    """Train every case and return it with its metrics, its history and its adapter's folder.
+
+    Args:
+        cases: Each with `changes` for `conftest.train_params`.
+        world_size: Ranks.
+        work: Scratch folder.
+        rows: Rows a split.
+    """
+    from account_tax.ranks import free_port
+
+    from tests.conftest import make_tiny_base
+
+    make_tiny_base(work / "base")
+    order, results = work / f"cases{world_size}.json", work / f"results{world_size}.json"
+    order.write_text(json.dumps({"cases": cases, "rows": rows, "results": str(results)}))
+    log = work / f"ranks{world_size}.log"
+    command = [
+        *(sys.executable, "-m", "deepspeed.launcher.runner", f"--num_gpus={world_size}"),
+        *("--no_local_rank", f"--master_port={free_port()}", __file__, str(order)),
+    ]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "account_tax/src"), str(ROOT)]),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    with log.open("w") as output:
+        status = subprocess.run(
+            command, env=environment, stdout=output, stderr=output, check=False
+        ).returncode
+    if status or not results.exists():
+        raise RuntimeError(f"{world_size} ranks ended with {status}:\n{log.read_text()[-4000:]}")
+    return json.loads(results.read_text())
+
+
+def main() -> None:
+    """Be one rank: train the cases of the order; rank 0 writes the results."""
+    import torch
+    from account_tax.pipelines.train.training_core import run_training_pipeline
+    from transformers import AutoTokenizer
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    from tests.conftest import make_splits, train_params
+
+    torch.set_num_threads(1)
+    order = Path(sys.argv[1])
+    given = json.loads(order.read_text())
+    base = order.parent / "base"
+    results = []
+    for number, case in enumerate(given["cases"]):
+        folder = order.parent / f"{order.stem}-{number}"
+        params = train_params(base, **{"training.disable_tqdm": True, **case["changes"]})
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        metrics = run_training_pipeline(make_splits(given["rows"]), tokenizer, params, str(folder))
+        unset_hf_deepspeed_config()  # or the next model would be built under this case's ZeRO-3
+        if os.environ["RANK"] == "0":
+            history = json.loads((folder / "log_history.json").read_text())
+            results.append(
+                case | {"metrics": metrics, "history": history, "adapter": str(folder / "adapter")}
+            )
+    if os.environ["RANK"] == "0":
+        Path(given["results"]).write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
-# Before torch is imported: two cores, and several ranks on them.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-
 import random
 from pathlib import Path
 

@@ -491,3 +491,16 @@ def test_resolving_imports_no_heavy_library(project):
     source = str(REPOSITORY / "account_tax" / "src")
     done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": source}, check=False)
     assert done.returncode == 0
+
+
+def test_a_base_given_by_hand_drops_the_recipes_pin():
+    from account_tax.config_loader import RecipeConfigLoader
+
+    given = {"train": {"model": {"name": "my/base"}}}
+    conf = str(Path(__file__).parents[1] / "conf")
+    loader = RecipeConfigLoader(
+        conf, runtime_params=given, base_env="base", default_run_env="local"
+    )
+    model = loader["parameters"]["train"]["model"]
+    assert model["name"] == "my/base"
+    assert model["sha256"] is None

@@ -64,3 +64,26 @@ def test_a_recipes_base_is_pinned(recipe):
     (place,) = importlib.util.find_spec(package).submodule_search_locations
     weights = Path(place) / folder / "model.safetensors"
     assert hashlib.sha256(weights.read_bytes()).hexdigest() == model["sha256"]
+
+
+@each_recipe
+def test_a_recipe_builds_real_arguments(recipe, tmp_path, tiny_base):
+    from account_tax.pipelines.train.training_core import (
+        apply_lora_adapters,
+        build_training_arguments,
+        instantiate_model,
+    )
+    from transformers import AutoTokenizer
+
+    train = resolve(REPOSITORY, [("recipe", recipe.stem)]).values["train"]
+    # The bases are BERT-like, so a small one has the layers the adapters are put on.
+    small = {"name": str(tiny_base), "num_labels": 3, "pooling": train["model"]["pooling"]}
+    model = instantiate_model(small, AutoTokenizer.from_pretrained(tiny_base))
+    model = apply_lora_adapters(model, train["lora"])
+    assert model.get_nb_trainable_parameters()[0] > 0
+    arguments = build_training_arguments(train, str(tmp_path))
+    block = train["deepspeed"]
+    assert arguments.per_device_train_batch_size == block["train_micro_batch_size_per_gpu"]
+    assert arguments.gradient_accumulation_steps == block["gradient_accumulation_steps"]
+    assert arguments.learning_rate == train["training"]["learning_rate"]
+    assert arguments.hf_deepspeed_config.config["zero_optimization"]["stage"] in range(4)

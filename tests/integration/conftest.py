@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ACCOUNTS = {"meals": WORDS[:5], "travel": WORDS[5:10], "office": WORDS[10:]}
 MARKER = "Confidential4711"  # begins every line of the ledger, and must stand nowhere else
 ROWS = 240
+GIT_IDENTITY = ("-c", "user.name=test", "-c", "user.email=test@localhost")
 
 # -P options, as `mlflow run` takes them; `ledger` and `base` come with the fixture `tiny`.
 SHORT = {
@@ -94,7 +95,7 @@ def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("MLFLOW_", "PYTEST_", "COV_")) and name != "PYTHONPATH"
+        if not name.startswith(("MLFLOW_", "PYTEST_", "COV_", "GIT_")) and name != "PYTHONPATH"
     }
     return {
         **kept,
@@ -131,7 +132,7 @@ def write_ledger(file: Path, rows: int = ROWS) -> Path:
 
 
 def copy_project(folder: Path) -> Project:
-    """Copy the files git knows or would know, as they are now, without what running made."""
+    """Return a repository of its own with the files as they are now, without what running made."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -143,6 +144,8 @@ def copy_project(folder: Path) -> Project:
         if (ROOT / name).is_file():  # git still lists what was deleted just now
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "Copy"]):
+        subprocess.run(["git", *GIT_IDENTITY, *words], cwd=folder, env=environment(), check=True)
     return Project(folder)
 
 

@@ -74,7 +74,7 @@ REFUSALS = {
     "not UTF-8, target_modules of another model": Refusal(
         ["train.lora.target_modules=q_proj,v_proj", "num_gpus=none"],
         [
-            "ledger.csv (--data): not UTF-8 at byte offset 20. Save the file as UTF-8",
+            "ledger.csv (--data): not UTF-8 at byte offset 22. Save the file as UTF-8",
             "train.lora.target_modules = ['q_proj', 'v_proj'] (--train.lora.target_modules): ",
             "This model's linear layers are classifier, dense, key, query, value",
             "num_gpus = none (--num_gpus): expected auto, or a whole number of at least 1.",
@@ -312,13 +312,15 @@ class Launched:
         return sorted((p for p in self.others() if rank_of(p)), key=lambda p: rank_of(p) or "")
 
     def end(self, seconds: float) -> int:
-        """Return the exit status; nothing of the command may live on after these seconds."""
+        """Return the exit status; no process it started may live on after these seconds."""
+        self.wait_for_end_of(self.others, seconds)
+        return self.process.wait(timeout=20)
+
+    def wait_for_end_of(self, processes: Callable[[], list], seconds: float) -> None:
         deadline = time.monotonic() + seconds
-        status = self.process.wait(timeout=seconds + 20)
-        while self.others():
-            assert time.monotonic() < deadline, self.others()
+        while left := processes():
+            assert time.monotonic() < deadline, left
             time.sleep(0.05)
-        return status
 
     def run(self) -> Run:
         """Return the one MLflow run that the command has left."""
@@ -377,8 +379,10 @@ def test_ctrl_c_in_mlflow_run_kills_the_run(launch):
     train = launch(*LONG, by="mlflow")
     train.wait_until_training(ranks=2)
     os.killpg(train.process.pid, signal.SIGINT)  # as a terminal does: the whole foreground group
-    assert train.end(seconds=10) != 0
+    train.wait_for_end_of(train.ranks, seconds=10)
+    assert train.end(seconds=30) != 0
     assert train.run().info.status == "KILLED"
+    assert train.run().data.tags["account_tax.reason"].startswith("ended by SIG")
 
 
 def test_a_killed_rank_ends_the_others_and_the_run_fails_with_its_last_lines(launch):

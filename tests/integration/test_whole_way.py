@@ -122,6 +122,14 @@ def test_params_hold_the_resolved_values(main_job):
     assert "from_recipe" not in resolved.values()
 
 
+def test_run_names_the_commit_it_came_from(main_job, main_project):
+    tags = main_job.run.data.tags
+    commit = main_project.run("git", "rev-parse", "HEAD").output.strip()
+    assert tags["account_tax.commit"] == commit
+    assert tags["account_tax.dirty"] == "false"  # what a run makes, git ignores
+    assert tags["account_tax.recipe"] == "starter"
+
+
 def test_metrics_have_the_specifications_names(main_job):
     assert main_job.run.data.metrics.keys() >= TRAINED | TESTED
 
@@ -238,8 +246,8 @@ def server(tmp_path_factory) -> Iterator[str]:
         wait_until(lambda: answers(f"{uri}/health"), seconds=60)
         yield uri
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=20)
+        os.killpg(process.pid, signal.SIGKILL)  # asked politely, it takes a quarter of a minute
+        process.wait()
 
 
 def answers(url: str) -> bool:

@@ -332,6 +332,11 @@ def _merge(layers: Sequence[Layer]) -> tuple[Tree, dict[str, str]]:
     return tree, {key: sources.get(key, "") for key, _ in _leaves(tree)}
 
 
+def merge_trees(*trees: Tree) -> Tree:
+    """Return trees merged as a run's layers are, lowest first."""
+    return _merge([_layer(tree, "") for tree in trees])[0]
+
+
 def _drop_pins(layer: Layer, below: Tree) -> Layer:
     """Return the layer with the base's commit and sha256 cleared where it names another base."""
     now, before = dict(_leaves(layer.tree)), dict(_leaves(below))

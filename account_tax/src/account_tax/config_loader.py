@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from kedro.config import OmegaConfigLoader
 from omegaconf import OmegaConf
 
-from account_tax.config import LaunchOptions
+from account_tax.config import LaunchOptions, merge_trees
 
 RESOLVED_KEY = "recipe"
 
@@ -33,5 +33,5 @@ class RecipeConfigLoader(OmegaConfigLoader):
             there = ", ".join(sorted(file.stem for file in path.parent.glob("*.yml")))
             raise ValueError(f"recipe = {recipe} (--params): no such recipe. There are: {there}.")
         given = {k: v for k, v in (self.runtime_params or {}).items() if k != RESOLVED_KEY}
-        merged = OmegaConf.merge(config, OmegaConf.load(path), given)
-        return OmegaConf.to_container(merged, resolve=True)  # type: ignore[return-value]
+        changes = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path), resolve=True))
+        return merge_trees(config, changes, given)

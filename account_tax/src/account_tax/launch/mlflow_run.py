@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 from mlflow import MlflowClient
 from mlflow.entities import Param, RunTag
 from mlflow.exceptions import MlflowException
@@ -17,6 +21,7 @@ DEFAULT_EXPERIMENT = "account-tax"
 REASON_TAG = "account_tax.reason"
 MAX_BATCH = 100  # params a request; the server's own limit
 VERIFIED_TAG = "verified"  # as register sets it; its module would bring torch here
+PARENT_ENDS_SECONDS = 60
 SHORT_WAITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
 
@@ -113,6 +118,23 @@ class OwnedRun:
             if reason:
                 self.set_tags({REASON_TAG: _fit(reason)})
             self._client.set_terminated(self.run_id, status)
+        if status == "KILLED" and "MLFLOW_RUN_ID" in os.environ:
+            self._repeat_after_parent(status)
+
+    def _repeat_after_parent(self, status: str) -> None:
+        """Start a process that sets the status once more when this process's parent has ended.
+
+        `mlflow run` (3.17) means to leave an ended run alone, but takes its status' name for a
+        number (mlflow/projects/__init__.py, _maybe_set_run_terminated) and so marks it as FAILED.
+        """
+        given = [str(os.getppid()), self.tracking_uri, self.run_id, status]
+        subprocess.Popen(
+            [sys.executable, "-P", __file__, *given],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
 
 @contextmanager
@@ -149,3 +171,18 @@ def _experiment_id(client: MlflowClient) -> str:
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", DEFAULT_EXPERIMENT)
     experiment = client.get_experiment_by_name(name)
     return experiment.experiment_id if experiment else client.create_experiment(name)
+
+
+def _set_status_after(parent: str, tracking_uri: str, run_id: str, status: str) -> None:
+    deadline = time.monotonic() + PARENT_ENDS_SECONDS
+    with suppress(psutil.NoSuchProcess):
+        # One that nobody has collected yet, a zombie, has ended too.
+        while psutil.Process(int(parent)).status() != psutil.STATUS_ZOMBIE:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
+    MlflowClient(tracking_uri).set_terminated(run_id, status)
+
+
+if __name__ == "__main__":
+    _set_status_after(*sys.argv[1:])

@@ -149,9 +149,10 @@ class Stages:
             raise StageFailed(f"{stage} failed: {_in_words(status)}.\n{_tail(log)}")
 
     def last_lines(self) -> str:
-        """Return the end of each rank's log, and of the launcher's where no rank has one."""
+        """Return the end of each rank's log, or of deepspeed's where no rank has said anything."""
         ranks = sorted((self.logs / "ranks").glob("*.log"))
-        return "\n".join(map(_tail, [*ranks, self.logs / "train.log"]))
+        said = [log for log in ranks if log.stat().st_size]
+        return "\n".join(map(_tail, said or [self.logs / "train.log"]))
 
 
 def _in_words(status: int) -> str:

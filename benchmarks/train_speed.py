@@ -1,0 +1,178 @@
+"""Rows and useful tokens a second of the starter, and of what it leaves out, in one run.
+
+    python benchmarks/train_speed.py                 # 3 rounds, the alternatives in turn
+    python benchmarks/train_speed.py --rounds 5 --steps 60
+
+Every measurement is a process of its own that trains on the sample ledger; the first third of its
+steps warms up and does not count. The first alternative is plain transformers.Trainer with PEFT.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "account_tax/src")]
+
+BATCH = 32
+AS_THE_MODEL_SAYS = {"train.model.config": "null", "train.lora.dropout": "0.05"}
+ALTERNATIVES: dict[str, dict[str, str] | None] = {
+    "transformers.Trainer + PEFT, fp32": None,
+    "ours, fp32, dropout, SDPA": {"precision": "fp32", **AS_THE_MODEL_SAYS},
+    "ours, bf16, dropout, SDPA": {"precision": "bf16", **AS_THE_MODEL_SAYS},
+    "starter (bf16, no dropout, plain attention)": {},
+}
+
+
+class Clock:
+    """Counts useful tokens and seconds of the steps after the warm-up."""
+
+    def __init__(self, warmup: int):
+        self.warmup, self.steps, self.tokens, self.since = warmup, 0, 0, 0.0
+
+    def count(self, attention_mask: Any) -> None:
+        """Take one micro-batch; the call comes before its forward pass."""
+        if self.steps == self.warmup:
+            self.since, self.tokens = time.perf_counter(), 0
+        self.steps += 1
+        self.tokens += int(attention_mask.sum())
+
+    def result(self) -> dict[str, float]:
+        """Return tokens/s and rows/s."""
+        seconds = time.perf_counter() - self.since
+        rows = (self.steps - self.warmup) * BATCH
+        return {"tokens_per_sec": self.tokens / seconds, "rows_per_sec": rows / seconds}
+
+
+def prepare(values: dict[str, Any]) -> tuple[Any, Any, list[str]]:
+    """Return the sample's tokenized splits, the tokenizer and the labels."""
+    from account_tax.pipelines.prepare import nodes
+    from account_tax.pipelines.prepare.ledger import read_ledger
+
+    data = values["data"]
+    splits, labels = nodes.split_ledger(read_ledger(data), data)
+    tokenizer = nodes.load_base_tokenizer(values["train"]["model"], labels, data["max_length"])
+    return nodes.tokenize_splits(splits, labels, tokenizer, data["max_length"]), tokenizer, labels
+
+
+def measure_one(alternative: str, steps: int) -> dict[str, float]:
+    """Train in this process and return the speed."""
+    from account_tax.config import resolve
+
+    overrides = ALTERNATIVES[alternative]
+    values = resolve(ROOT, list((overrides or {}).items())).values
+    splits, tokenizer, labels = prepare(values)
+    clock = Clock(steps // 3)
+    if overrides is None:
+        _train_plainly(values, splits, tokenizer, labels, steps, clock)
+    else:
+        _train_ours(values, splits, tokenizer, labels, steps, clock)
+    return clock.result()
+
+
+def _train_ours(
+    values: Any, splits: Any, tokenizer: Any, labels: list[str], steps: int, clock: Clock
+) -> None:
+    from account_tax.pipelines.train import training_core as core
+    from account_tax.ranks import join_as_one_rank
+
+    train = values["train"]
+    train["training"] |= {
+        "max_steps": steps,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "load_best_model_at_end": False,
+        "report_to": [],
+        "disable_tqdm": True,
+    }
+    join_as_one_rank()
+    model = core.instantiate_model({**train["model"], "labels": labels}, tokenizer)
+    model = core.apply_lora_adapters(model, train["lora"])
+    arguments = core.build_training_arguments(train, tempfile.mkdtemp())
+    trainer = core._build_trainer(model, tokenizer, arguments, splits, train)
+    trainer.speed.count = clock.count
+    trainer.train()
+
+
+def _train_plainly(
+    values: Any, splits: Any, tokenizer: Any, labels: list[str], steps: int, clock: Clock
+) -> None:
+    import transformers
+    from account_tax.classifier import resolve_base
+    from peft import LoraConfig, get_peft_model
+
+    class Counting(transformers.Trainer):
+        def training_step(self, model: Any, inputs: Any, *rest: Any) -> Any:
+            clock.count(inputs["attention_mask"])
+            return super().training_step(model, inputs, *rest)
+
+    base = resolve_base(values["train"]["model"]["name"])
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(
+        base.path, num_labels=len(labels)
+    )
+    lora = LoraConfig(
+        r=8, lora_alpha=16, target_modules="all-linear", lora_dropout=0.05, task_type="SEQ_CLS"
+    )
+    Counting(
+        model=get_peft_model(model, lora),
+        args=transformers.TrainingArguments(
+            output_dir=tempfile.mkdtemp(),
+            per_device_train_batch_size=BATCH,
+            max_steps=steps,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            use_cpu=True,
+        ),
+        train_dataset=splits["train"].select_columns(["input_ids", "attention_mask", "labels"]),
+        data_collator=transformers.DataCollatorWithPadding(tokenizer),
+    ).train()
+
+
+def main() -> None:
+    """Measure in turn and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=45)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        print("RESULT " + json.dumps(measure_one(given.one, given.steps)))
+        return
+    speeds: dict[str, list[dict[str, float]]] = {name: [] for name in ALTERNATIVES}
+    for _ in range(given.rounds):
+        for name in ALTERNATIVES:
+            command = [sys.executable, __file__, "--one", name, "--steps", str(given.steps)]
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=True, env=os.environ
+            )
+            line = next(x for x in done.stdout.splitlines() if x.startswith("RESULT "))
+            speeds[name].append(json.loads(line.removeprefix("RESULT ")))
+    print("| alternative | rows/s, median (min-max) | useful tokens/s | ratio |")
+    print("|---|---|---|---|")
+    reference = speeds[next(iter(ALTERNATIVES))]
+    for name, found in speeds.items():
+        rows = [each["rows_per_sec"] for each in found]
+        tokens = statistics.median(each["tokens_per_sec"] for each in found)
+        ratio = statistics.median(
+            mine["tokens_per_sec"] / other["tokens_per_sec"]
+            for mine, other in zip(found, reference, strict=True)
+        )
+        low, high = min(rows), max(rows)
+        print(
+            f"| {name} | {statistics.median(rows):.0f} ({low:.0f}-{high:.0f}) "
+            f"| {tokens:,.0f} | {ratio:.1f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+import os
+import shutil
+import socket
+from collections import namedtuple
+
+import pytest
+from account_tax.launch.refusals import BASE_BYTES, BYTES_PER_PARAMETER, find_machine_faults
+
+VALUES = {"artifacts_root": "models", "train": {"training": {"save_total_limit": 2}}}
+CPU = {"gpus": 0, "trainable_parameters": 1000}
+Usage = namedtuple("Usage", ["total", "used", "free"])
+
+
+@pytest.fixture
+def refuse(tmp_path):
+    def find(values=VALUES, report=CPU, world_size=1, port="auto"):
+        return find_machine_faults(values, report, world_size, port, tmp_path)
+
+    return find
+
+
+@pytest.fixture
+def free_bytes(monkeypatch):
+    """Return what sets how much room the disk has."""
+
+    def have(free):
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(free, 0, free))
+
+    return have
+
+
+@pytest.fixture
+def no_tools(monkeypatch, tmp_path):
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.delenv("CXX", raising=False)
+    return folder
+
+
+def add_tool(folder, name):
+    (folder / name).write_text("#!/bin/sh\n")
+    (folder / name).chmod(0o755)
+
+
+def test_a_machine_that_has_everything_is_not_refused(refuse):
+    assert refuse() == []
+
+
+def test_more_ranks_than_gpus_are_refused(refuse):
+    (fault,) = refuse(report=CPU | {"gpus": 1}, world_size=2)
+    assert fault.startswith("num_gpus = 2: this machine shows 1 GPU. Lower it")
+
+
+def test_cpu_ranks_may_be_any_number(refuse):
+    assert refuse(world_size=8) == []
+
+
+def test_cpu_ranks_need_a_compiler_gpu_ranks_do_not(refuse, no_tools):
+    (fault,) = refuse()
+    assert fault.startswith("C++ compiler = c++ (default): not found on PATH")
+    assert "apt-get install g++" in fault
+    assert refuse(report=CPU | {"gpus": 1}) == []
+
+
+def test_the_compiler_is_the_one_torch_calls(refuse, no_tools, monkeypatch):
+    add_tool(no_tools, "g++")
+    assert refuse(), "torch calls c++ unless CXX names another"
+    monkeypatch.setenv("CXX", "g++ -pipe")
+    assert refuse() == []
+    monkeypatch.setenv("CXX", "icpx")
+    (fault,) = refuse()
+    assert fault.startswith("C++ compiler = icpx (CXX): not found")
+
+
+def test_pythons_headers_are_needed_for_cpu_ranks(refuse, monkeypatch, tmp_path):
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    (fault,) = refuse()
+    assert "no Python.h" in fault
+    assert "apt-get install python3-dev" in fault
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0"])
+def test_a_port_in_use_is_refused_until_it_is_free(refuse, address):
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((address, 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        (fault,) = refuse(port=port)
+        assert fault.startswith(f"master_port = {port}: another process listens on it.")
+        assert "master_port=auto" in fault
+    assert refuse(port=port) == []
+
+
+def test_a_disk_is_full_when_checkpoints_and_best_model_do_not_fit(refuse, free_bytes):
+    needed = BASE_BYTES + (2 + 2) * 1000 * BYTES_PER_PARAMETER
+    free_bytes(needed)
+    assert refuse() == []
+    free_bytes(needed - 1)
+    (fault,) = refuse()
+    assert fault.startswith("artifacts_root = models: 256 MiB are free, and 2 checkpoints")
+    assert "save_total_limit" in fault
+
+
+def test_the_size_counts_no_weights_that_do_not_train(refuse, free_bytes):
+    free_bytes(BASE_BYTES + 4 * 1000 * BYTES_PER_PARAMETER)
+    assert refuse(report=CPU | {"parameters": 10**12}) == []
+
+
+def test_a_file_in_the_way_of_the_results_is_refused(refuse, tmp_path):
+    (tmp_path / "models").write_text("")
+    (fault,) = refuse()
+    assert "is no folder that can be written to" in fault
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission_is_refused(refuse, tmp_path):
+    tmp_path.chmod(0o500)
+    (fault,) = refuse()
+    assert "is no folder that can be written to" in fault
+
+
+def test_sections_with_faults_of_their_own_are_passed_over(refuse):
+    assert refuse(values={"train": {}}) == []
+    assert refuse(values={"artifacts_root": "models", "train": {}}) == []

@@ -29,6 +29,7 @@ ALTERNATIVES: dict[str, dict[str, str] | None] = {
     "transformers.Trainer + PEFT, fp32": None,
     "ours, fp32, dropout, SDPA": {"precision": "fp32", **AS_THE_MODEL_SAYS},
     "ours, bf16, dropout, SDPA": {"precision": "bf16", **AS_THE_MODEL_SAYS},
+    "ours, bf16, no dropout, SDPA": {"train.model.config": "{attn_implementation: sdpa}"},
     "starter (bf16, no dropout, plain attention)": {},
 }
 

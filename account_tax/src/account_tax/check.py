@@ -24,7 +24,8 @@ def check(values: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         `faults`, one line each; `gpus`, how many this process sees; and, as far as known, `labels`,
-        `rows` by split, `source_sha256`, `inputs_sha256`, `trainable_parameters`, `parameters`.
+        `rows` by split, `source_sha256`, `inputs_sha256`, `base` (its pin), `parameters` and
+        `trainable_parameters`.
     """
     report: dict[str, Any] = {"faults": [], "gpus": torch.cuda.device_count()}
     train, data = values.get("train", {}), values.get("data")
@@ -33,10 +34,11 @@ def check(values: dict[str, Any]) -> dict[str, Any]:
         plan = plan_data(data, {"num_labels": None, **model})
         report["faults"] += plan.faults
         report |= {"labels": plan.labels, "rows": plan.rows, "source_sha256": plan.source_sha256}
-        if plan.source_sha256 and model.get("name"):
-            report["inputs_sha256"] = inputs_sha256(data, model, plan.source_sha256)
     if model.get("name"):
         report |= _check_model(train, data or {}, report)
+    if data is not None and report["source_sha256"] and "base" in report:
+        pinned = {"name": model["name"], **report["base"]}
+        report["inputs_sha256"] = inputs_sha256(data, pinned, report["source_sha256"])
     report["faults"] += _precision_faults(train.get("training", {}))
     return report
 
@@ -59,6 +61,7 @@ def _check_model(
         return {}
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     return {
+        "base": {"revision": base.revision, "sha256": base.sha256},
         "parameters": sum(size for size, _ in sizes),
         "trainable_parameters": sum(size for size, trains in sizes if trains),
     }

@@ -16,13 +16,17 @@ def cli() -> None:
     """Commands of account-tax."""
 
 
-@cli.command(
-    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
-    add_help_option=False,
-)
+@cli.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 @click.argument("parameters", nargs=-1, type=click.UNPROCESSED)
 def train(parameters: tuple[str, ...]) -> None:
-    """Train and register: --recipe NAME, and any parameter by its name (--train.lora.r 16)."""
+    r"""Train and register, as `mlflow run . -e train` does.
+
+    \b
+    --recipe NAME         a file of recipes/; starter where none is given
+    --lora_r 16           any -P name of MLproject
+    --train.lora.r 16     any key of conf/base/parameters/ by its dotted name
+    --dry-run             check everything, show every value and where it came from, start nothing
+    """
     from account_tax.launch.launcher import train as launch
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)

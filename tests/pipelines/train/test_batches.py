@@ -12,11 +12,13 @@ from account_tax.pipelines.train.batches import (
     balanced_class_weights,
 )
 
+from tests.conftest import make_splits
+
 
 def make_rows(count: int, seed: int = 0) -> Rows:
     draw = np.random.default_rng(seed)
     ids = [draw.integers(5, 99, draw.integers(1, 30)).tolist() for _ in range(count)]
-    return Rows(ids, (np.arange(count) % 3).tolist())
+    return Rows.from_lists(ids, (np.arange(count) % 3).tolist())
 
 
 def global_batches(sampler: GlobalBatchSampler) -> list[list[int]]:
@@ -26,9 +28,22 @@ def global_batches(sampler: GlobalBatchSampler) -> list[list[int]]:
 
 
 def test_a_row_comes_back_as_it_was_given():
-    rows = Rows([[2, 7, 3], [2, 3]], [1, 0])
+    rows = Rows.from_lists([[2, 7, 3], [2, 3]], [1, 0])
     assert rows[0] == {"input_ids": [2, 7, 3], "labels": 1}
     assert rows[1] == {"input_ids": [2, 3], "labels": 0}
+
+
+def test_a_split_gives_its_rows_and_by_length_where_asked():
+    split = make_splits({"train": 9})["train"]
+    rows = Rows.from_dataset(split)
+    assert [row["input_ids"] for row in rows] == split["input_ids"][:]
+    assert [row["labels"] for row in rows] == split["labels"][:]
+    longest = list(Rows.from_dataset(split, longest_first=True))
+    lengths = [len(row["input_ids"]) for row in longest]
+    assert lengths == sorted(lengths, reverse=True)
+    pairs = [(row["input_ids"], row["labels"]) for row in longest]
+    expected = list(zip(split["input_ids"], split["labels"], strict=True))
+    assert sorted(pairs) == sorted(expected)
 
 
 def test_the_index_after_the_last_row_has_no_label():

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import shutil
 import subprocess
-import sys
-import tempfile
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import click
-import yaml
 
-from account_tax.config import ConfigError, Resolved, batch_faults, parse_command_line, resolve
+from account_tax.config import ConfigError, Resolved, parse_command_line
 from account_tax.prepared import DATASETS, find_prepared, publish_prepared
 from account_tax.ranks import free_port
 
 from .mlflow_run import OwnedRun, TrackingError
+from .plan import Plan, make_plan
 from .processes import Interrupted, raise_on_signals, run_stage
 from .progress import ProgressLine
-from .refusals import find_machine_faults
-from .stages import StageFailed, Stages
+from .stages import StageFailed, Stages, stage_environment
 
 REFUSED, FAILED = 2, 1  # exit statuses
 
@@ -44,7 +38,7 @@ def train(project: Path, args: Sequence[str]) -> int:
         if not dry_run or "MLFLOW_RUN_ID" in os.environ:
             run = OwnedRun.open(project)
         if dry_run:
-            _show_plan(*_resolve_and_check(project, args))
+            make_plan(project, args).show()
         else:
             assert run is not None
             _run_stages(project, args, run)
@@ -82,125 +76,19 @@ def _wants_dry_run(args: Sequence[str]) -> bool:
     return given.get("dry_run", "false").lower() == "true"
 
 
-# --- before anything starts -----------------------------------------------------------------------
-
-
-def _resolve_and_check(project: Path, args: Sequence[str]) -> tuple[Resolved, dict[str, Any], int]:
-    """Return the resolved parameters, the report on data, model and machine, and the world size.
-
-    Raises:
-        ConfigError: With every fault there is, of whatever kind.
-    """
-    faults: list[str] = []
-    try:
-        resolved = resolve(project, parse_command_line(args))
-    except ConfigError as err:
-        if err.usable is None:
-            raise
-        faults, resolved = err.faults, err.usable
-    report = _check(project, resolved.values)
-    world_size = _world_size(resolved, report)
-    found = list(report["faults"])
-    if not any(fault.startswith("num_gpus") for fault in faults):
-        found += batch_faults(resolved.values, world_size)
-    found += find_machine_faults(
-        resolved.values, report, world_size, resolved.launch.master_port, project
-    )
-    faults += [_name_source(fault, resolved) for fault in found]
-    if faults:
-        raise ConfigError(faults)
-    return resolved, report, world_size
-
-
-def _check(project: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """Run `account_tax.check`: it needs torch, which this process does without."""
-    with tempfile.TemporaryDirectory() as scratch:
-        parameters, report = Path(scratch) / "parameters.yml", Path(scratch) / "report.json"
-        parameters.write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
-        command = [sys.executable, "-m", "account_tax.check", str(parameters), str(report)]
-        log = Path(scratch) / "check.log"
-        status = run_stage(command, cwd=project, environment=_environment(project), log=log)
-        if status != 0 or not report.exists():
-            text = log.read_text(encoding="utf-8", errors="replace")[-2000:]
-            raise StageFailed(f"the check itself failed (exit status {status}).\n{text}")
-        return json.loads(report.read_text(encoding="utf-8"))
-
-
-def _name_source(fault: str, resolved: Resolved) -> str:
-    """Add to a fault of the form `key = value: ...` where that key was set."""
-    key, equals, rest = fault.partition(" = ")
-    source = resolved.sources.get(key)
-    if not (equals and source):
-        return fault
-    value, colon, text = rest.partition(": ")
-    return f"{key} = {value} ({source}): {text}" if colon and "(" not in value else fault
-
-
-def _world_size(resolved: Resolved, report: dict[str, Any]) -> int:
-    wanted = resolved.launch.num_gpus
-    return max(1, report["gpus"]) if wanted == "auto" else wanted
-
-
-def _environment(project: Path) -> dict[str, str]:
-    source = str(project / "account_tax" / "src")
-    path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
-    quiet = {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUTF8": "1"}
-    return os.environ | quiet | {"PYTHONPATH": path}
-
-
-# --- the dry run ----------------------------------------------------------------------------------
-
-
-def _show_plan(resolved: Resolved, report: dict[str, Any], world_size: int) -> None:
-    """Print what a run would do, and where each value came from."""
-    flat = resolved.flat()
-    width = max(map(len, flat))
-    for key, value in flat.items():
-        click.echo(f"{key:<{width}} = {value}  ({resolved.sources.get(key, 'training.yml')})")
-    plan = _plan(resolved, report, world_size)
-    click.echo("")
-    for name, value in plan.items():
-        click.echo(f"{name:<24} {value}")
-    click.echo("\ndry run: nothing was started, nothing was written.")
-
-
-def _plan(resolved: Resolved, report: dict[str, Any], world_size: int) -> dict[str, Any]:
-    deepspeed = resolved.values["train"]["deepspeed"]
-    training = resolved.values["train"]["training"]
-    batch = (
-        deepspeed["train_micro_batch_size_per_gpu"]
-        * deepspeed.get("gradient_accumulation_steps", 1)
-        * world_size
-    )
-    epochs, max_steps = training.get("num_train_epochs", 3), training.get("max_steps")
-    steps = max_steps or math.ceil(math.ceil(report["rows"]["train"] / batch) * epochs)
-    trainable, everything = report["trainable_parameters"], report["parameters"]
-    return {
-        "recipe": resolved.launch.recipe,
-        "configuration sha256": resolved.sha256,
-        "rows": ", ".join(f"{name} {count:,}" for name, count in report["rows"].items()),
-        "classes": len(report["labels"]),
-        "world size": f"{world_size} ({'GPU' if report['gpus'] else 'CPU'})",
-        "global batch": batch,
-        "optimizer steps": steps,
-        "trainable parameters": f"{trainable:,} of {everything:,} ({trainable / everything:.2%})",
-    }
-
-
 # --- the run --------------------------------------------------------------------------------------
 
 
 def _run_stages(project: Path, args: Sequence[str], run: OwnedRun) -> None:
     """Check, prepare, train and register, in the run that is owned."""
-    resolved, report, world_size = _resolve_and_check(project, args)
-    plan = _plan(resolved, report, world_size)
-    root = Path(resolved.values["artifacts_root"]) / run.run_id
-    resolved = _into_folder(resolved, root)
-    environment = _environment(project) | run.environment()
+    plan = make_plan(project, args)
+    root = Path(plan.resolved.values["artifacts_root"]) / run.run_id
+    resolved = _into_folder(plan.resolved, root)
+    environment = stage_environment(project) | run.environment()
     environment["ACCOUNT_TAX_CONFIG_SHA256"] = resolved.sha256
     stages = Stages(project, (project / root).resolve(), environment)
     stages.write_configuration(resolved)
-    run.log_params(resolved.flat() | {"launch.world_size": world_size})
+    run.log_params(resolved.flat() | {"launch.world_size": plan.world_size})
     run.set_tags(
         {
             "account_tax.recipe": resolved.launch.recipe,
@@ -209,12 +97,12 @@ def _run_stages(project: Path, args: Sequence[str], run: OwnedRun) -> None:
         }
     )
     for name in ("rows", "global batch", "optimizer steps", "trainable parameters"):
-        click.echo(f"{name:<24} {plan[name]}")
+        click.echo(f"{name:<24} {plan.facts()[name]}")
     try:
-        _prepare(stages, report["inputs_sha256"])
-        _train(stages, resolved, report["gpus"], world_size)
-        _register(stages, resolved, run)
-    except (StageFailed, Interrupted):
+        _prepare(stages, plan.report["inputs_sha256"])
+        _train(stages, plan)
+        _register(stages, plan.resolved.launch.register)
+    except Exception:
         with suppress(TrackingError):  # closing the run will say so
             run.salvage(sorted(stages.logs.rglob("*.log")))
         raise
@@ -278,18 +166,18 @@ def _prepare_anew(stages: Stages, folder: Path, key: str) -> str:
     return version
 
 
-def _train(stages: Stages, resolved: Resolved, gpus: int, world_size: int) -> None:
+def _train(stages: Stages, plan: Plan) -> None:
     """Train in the ranks, showing rank 0's progress."""
-    training = resolved.values["train"]["training"]
-    port = resolved.launch.master_port
+    training = plan.resolved.values["train"]["training"]
+    port = plan.resolved.launch.master_port
     progress = stages.root / "progress.json"
-    environment = stages.rank_environment(world_size, gpus, training)
+    environment = stages.rank_environment(plan.world_size, plan.report["gpus"], training)
     environment["ACCOUNT_TAX_PROGRESS_FILE"] = str(progress)
     line = ProgressLine(progress)
-    click.echo(f"train: {world_size} {'GPU' if gpus else 'CPU'} rank{'s' * (world_size > 1)}")
+    click.echo(f"train: {plan.world_size} {plan.device} rank{'s' * (plan.world_size > 1)}")
     try:
         status = run_stage(
-            stages.ranks(world_size, free_port() if port == "auto" else port),
+            stages.ranks(plan.world_size, free_port() if port == "auto" else port),
             cwd=stages.project,
             environment=environment,
             log=stages.logs / "train.log",
@@ -300,9 +188,8 @@ def _train(stages: Stages, resolved: Resolved, gpus: int, world_size: int) -> No
     stages.prove_training(status)
 
 
-def _register(stages: Stages, resolved: Resolved, run: OwnedRun) -> None:
-    """Evaluate the test split and, unless told not to, register the adapter."""
-    wanted = resolved.launch.register
+def _register(stages: Stages, wanted: bool) -> None:
+    """Evaluate the test split and, where wanted, register the adapter."""
     click.echo(f"register: test split{', cold load, registry' if wanted else ' only'}")
     status = run_stage(
         stages.single("register", *([] if wanted else ["--to-nodes=evaluate_test_split_node"])),

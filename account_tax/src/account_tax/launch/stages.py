@@ -177,3 +177,11 @@ def _tail(log: Path) -> str:
 def _dump(path: Path, content: dict[str, Any]) -> None:
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     path.write_text(text, encoding="utf-8")
+
+
+def stage_environment(project: Path) -> dict[str, str]:
+    """Return what every stage finds in its environment, the package among it."""
+    source = str(project / "account_tax" / "src")
+    path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
+    quiet = {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUTF8": "1"}
+    return os.environ | quiet | {"PYTHONPATH": path}

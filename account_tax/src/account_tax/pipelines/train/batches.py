@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -24,20 +25,29 @@ class Rows(torch.utils.data.Dataset):
     that every rank gets as many micro-batches as the others and no row counts twice.
     """
 
-    def __init__(self, input_ids: Sequence[Sequence[int]], labels: Sequence[int]):
-        self.lengths = np.fromiter((len(ids) for ids in input_ids), np.int64, len(input_ids))
-        self._tokens = np.concatenate([np.asarray(ids, np.int32) for ids in input_ids])
-        self._ends = np.cumsum(self.lengths)
-        self.labels = np.asarray(labels, np.int64)
+    def __init__(self, tokens: np.ndarray, lengths: np.ndarray, labels: np.ndarray):
+        self.lengths, self.labels = lengths.astype(np.int64), labels.astype(np.int64)
+        self._tokens, self._starts = tokens, np.cumsum(self.lengths) - self.lengths
+
+    @classmethod
+    def from_lists(cls, input_ids: Sequence[Sequence[int]], labels: Sequence[int]) -> Rows:
+        """Return rows of token id lists."""
+        lengths = np.fromiter(map(len, input_ids), np.int64, len(input_ids))
+        tokens = np.fromiter(chain.from_iterable(input_ids), np.int32, lengths.sum())
+        return cls(tokens, lengths, np.asarray(labels))
 
     @classmethod
     def from_dataset(cls, split: Dataset, longest_first: bool = False) -> Rows:
         """Return a tokenized split's rows, by length where the order is free (evaluation)."""
-        input_ids, labels = split["input_ids"][:], np.asarray(split["labels"][:])
+        table: Any = split.with_format("arrow")[:]
+        input_ids = table["input_ids"].combine_chunks()
+        lengths, tokens = input_ids.value_lengths().to_numpy(), input_ids.flatten().to_numpy()
+        rows = cls(tokens, lengths, table["labels"].to_numpy())
         if longest_first:
-            order = np.argsort([-len(ids) for ids in input_ids], kind="stable")
-            input_ids, labels = [input_ids[row] for row in order], labels[order]
-        return cls(input_ids, labels.tolist())
+            order = np.argsort(-rows.lengths, kind="stable")
+            rows._starts, rows.lengths = rows._starts[order], rows.lengths[order]
+            rows.labels = rows.labels[order]
+        return rows
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -48,8 +58,8 @@ class Rows(torch.utils.data.Dataset):
     def __getitem__(self, row: int) -> dict[str, Any]:
         if row == len(self):
             return {"input_ids": [int(self._tokens[0])], "labels": IGNORED_LABEL}
-        end = self._ends[row]
-        ids = self._tokens[end - self.lengths[row] : end]
+        start = self._starts[row]
+        ids = self._tokens[start : start + self.lengths[row]]
         return {"input_ids": ids.tolist(), "labels": int(self.labels[row])}
 
 

@@ -315,7 +315,8 @@ def _summarize(
 
 def _probe(trainer: Trainer, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Return the trainer's own logits for the made-up lines; every rank takes part."""
-    rows = Rows(tokenizer(PROBE_TEXTS, truncation=True)["input_ids"], [0] * len(PROBE_TEXTS))
+    input_ids = tokenizer(PROBE_TEXTS, truncation=True)["input_ids"]
+    rows = Rows.from_lists(input_ids, [0] * len(input_ids))
     logits = trainer.predict(rows, metric_key_prefix="probe").predictions
     return {
         "texts": PROBE_TEXTS,

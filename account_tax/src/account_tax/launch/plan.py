@@ -1,0 +1,152 @@
+"""What a run will do, settled before anything starts: parameters, data, model and machine."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from account_tax.config import ConfigError, Resolved, batch_faults, parse_command_line, resolve
+
+from .processes import run_stage
+from .refusals import find_machine_faults
+from .stages import StageFailed, stage_environment
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that nothing speaks against.
+
+    Attributes:
+        resolved: The parameters, the base pinned as the check found it.
+        report: What `account_tax.check` found out about data, model and machine.
+        world_size: Ranks.
+    """
+
+    resolved: Resolved
+    report: dict[str, Any]
+    world_size: int
+
+    @property
+    def device(self) -> str:
+        """What the ranks run on."""
+        return "GPU" if self.report["gpus"] else "CPU"
+
+    @property
+    def global_batch_size(self) -> int:
+        """Rows a step."""
+        block = self.resolved.values["train"]["deepspeed"]
+        micro, steps = block["train_micro_batch_size_per_gpu"], block["gradient_accumulation_steps"]
+        return micro * steps * self.world_size
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Updates of the whole training."""
+        training = self.resolved.values["train"]["training"]
+        an_epoch = math.ceil(self.report["rows"]["train"] / self.global_batch_size)
+        epochs = training.get("num_train_epochs", 3)
+        return training.get("max_steps") or math.ceil(an_epoch * epochs)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a person wants to know before the start, by name."""
+        rows, report = self.report["rows"], self.report
+        trainable, everything = report["trainable_parameters"], report["parameters"]
+        share = trainable / everything
+        return {
+            "recipe": self.resolved.launch.recipe,
+            "configuration sha256": self.resolved.sha256,
+            "rows": ", ".join(f"{name} {count:,}" for name, count in rows.items()),
+            "classes": len(report["labels"]),
+            "world size": f"{self.world_size} ({self.device})",
+            "global batch": self.global_batch_size,
+            "optimizer steps": self.optimizer_steps,
+            "trainable parameters": f"{trainable:,} of {everything:,} ({share:.2%})",
+        }
+
+    def show(self) -> None:
+        """Print every value with where it came from, and the facts."""
+        flat = self.resolved.flat()
+        width = max(map(len, flat))
+        for key, value in flat.items():
+            source = self.resolved.sources.get(key, "training.yml")
+            click.echo(f"{key:<{width}} = {value}  ({source})")
+        click.echo("")
+        for name, value in self.facts().items():
+            click.echo(f"{name:<24} {value}")
+        click.echo("\ndry run: nothing was started, nothing was written.")
+
+
+def make_plan(project: Path, args: Sequence[str]) -> Plan:
+    """Return the plan of a command line.
+
+    Raises:
+        ConfigError: With every fault there is, of whatever kind.
+    """
+    faults: list[str] = []
+    try:
+        resolved = resolve(project, parse_command_line(args))
+    except ConfigError as err:
+        if err.usable is None:
+            raise
+        faults, resolved = err.faults, err.usable
+    report = _check(project, resolved.values)
+    world_size = _world_size(resolved, report)
+    found = list(report["faults"])
+    if not any(fault.startswith("num_gpus") for fault in faults):
+        found += batch_faults(resolved.values, world_size)
+    found += find_machine_faults(
+        resolved.values, report, world_size, resolved.launch.master_port, project
+    )
+    faults += [_name_source(fault, resolved) for fault in found]
+    if faults:
+        raise ConfigError(faults)
+    return Plan(_pin_base(resolved, report["base"]), report, world_size)
+
+
+def _pin_base(resolved: Resolved, base: dict[str, str | None]) -> Resolved:
+    """Return the parameters with the commit and digest of the base that was checked.
+
+    A hub id without a commit may point elsewhere a minute later; all stages take this one.
+    """
+    train = resolved.values["train"]
+    news = {key: value for key, value in base.items() if train["model"].get(key) != value}
+    sources = {f"train.model.{key}": "found by the check" for key in news}
+    values = resolved.values | {"train": train | {"model": train["model"] | base}}
+    return replace(resolved, values=values, sources=resolved.sources | sources)
+
+
+def _check(project: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """Run `account_tax.check`: it needs torch, which this process does without."""
+    with tempfile.TemporaryDirectory() as scratch:
+        parameters, report = Path(scratch) / "parameters.yml", Path(scratch) / "report.json"
+        parameters.write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
+        command = [sys.executable, "-m", "account_tax.check", str(parameters), str(report)]
+        log = Path(scratch) / "check.log"
+        status = run_stage(command, cwd=project, environment=stage_environment(project), log=log)
+        if status != 0 or not report.exists():
+            text = log.read_text(encoding="utf-8", errors="replace")[-2000:]
+            raise StageFailed(f"the check itself failed (exit status {status}).\n{text}")
+        return json.loads(report.read_text(encoding="utf-8"))
+
+
+def _name_source(fault: str, resolved: Resolved) -> str:
+    """Add to a fault of the form `key = value: ...` where that key was set."""
+    key, equals, rest = fault.partition(" = ")
+    source = resolved.sources.get(key)
+    if not (equals and source):
+        return fault
+    value, colon, text = rest.partition(": ")
+    return f"{key} = {value} ({source}): {text}" if colon and "(" not in value else fault
+
+
+def _world_size(resolved: Resolved, report: dict[str, Any]) -> int:
+    wanted = resolved.launch.num_gpus
+    return max(1, report["gpus"]) if wanted == "auto" else wanted

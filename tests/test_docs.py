@@ -159,7 +159,7 @@ def exists(path):
     if any(any(folder.glob(relative)) for folder in TREE_FOLDERS):
         return True
     if relative.endswith(SOURCE_SUFFIXES):
-        folders = (PACKAGE, *(REPOSITORY / name for name in ("conf", "recipes", "tests")))
+        folders = (PACKAGE, *(REPOSITORY / name for name in ("conf", "docs", "recipes", "tests")))
         return any(any(folder.rglob(relative)) for folder in folders)
     return all(part == "*" or part in written_names() for part in relative.split("/"))
 

@@ -246,21 +246,26 @@ def build_classifier(
         "use_safetensors": True,
         **config,
     }
-    with _quiet_loading():
-        if pooling == "mean":
-            model: Any = MeanPoolingClassifier(_load_encoder(base.path, settings))
-            missing = ["classifier.weight"]
-        else:
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                base.path, output_loading_info=True, **settings
-            )
-            missing = info["missing_keys"]
+    model, missing = _load_pretrained(base.path, pooling, settings)
     model = model.to(dtype=dtype)
-    model.fresh_modules = sorted({key.rpartition(".")[0] for key in missing})  # type: ignore[assignment]
+    model.fresh_modules = sorted({key.rpartition(".")[0] for key in missing})
     # Trainer believes that a forward with **kwargs divides its loss by the rows of the whole batch.
     # None of these does: see docs/design.md, "The loss is the loss".
-    model.accepts_loss_kwargs = False  # type: ignore[assignment]
+    model.accepts_loss_kwargs = False
     return model
+
+
+def _load_pretrained(path: Path, pooling: str, settings: dict[str, Any]) -> tuple[Any, list[str]]:
+    """Return the network and the names of the weights the base does not have."""
+    with _quiet_loading():
+        if pooling == "mean":
+            _, options = _encoder_class(AutoConfig.from_pretrained(path))
+            encoder = AutoModel.from_pretrained(path, **settings, **options)
+            return MeanPoolingClassifier(encoder), ["classifier.weight"]
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            path, output_loading_info=True, **settings
+        )
+        return model, info["missing_keys"]
 
 
 @contextmanager
@@ -275,11 +280,6 @@ def _quiet_loading() -> Iterator[None]:
         hf_logging.set_verbosity(verbosity)
         if bars:
             hf_logging.enable_progress_bar()
-
-
-def _load_encoder(path: Path, settings: dict[str, Any]) -> PreTrainedModel:
-    _, options = _encoder_class(AutoConfig.from_pretrained(path))
-    return AutoModel.from_pretrained(path, **settings, **options)
 
 
 def _encoder_class(config: PretrainedConfig) -> tuple[Any, dict[str, bool]]:

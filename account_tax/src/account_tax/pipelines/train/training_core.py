@@ -99,25 +99,20 @@ def run_training_pipeline(
     training = train_params["training"]
     (enable_full_determinism if training.get("full_determinism") else set_seed)(training["seed"])
     labels = tokenized_datasets["train"].features["labels"].names
-    model_config = {
-        **train_params["model"],
-        "labels": labels,
-        "gradient_checkpointing": training.get("gradient_checkpointing", False),
-    }
-    model: Any = instantiate_model(model_config, tokenizer)
-    base: BaseReference = model.base_reference
+    model = instantiate_model(_model_config(train_params, labels), tokenizer)
+    base: Any = model.base_reference
     if train_params["lora"].get("enable", True):
         model = apply_lora_adapters(model, train_params["lora"])
     arguments = build_training_arguments(train_params, artifacts_root)
     trainer = _build_trainer(model, tokenizer, arguments, tokenized_datasets, train_params)
 
-    result = trainer.train()
+    training_result = trainer.train()
     evaluation = trainer.evaluate()
-    metrics = _summarize(trainer, result.metrics, evaluation)
+    metrics = _summarize(trainer, training_result.metrics, evaluation)
     probe = _probe(trainer, tokenizer)
     settings = {
         "base": base.to_dict(),
-        "pooling": model_config.get("pooling", "cls"),
+        "pooling": train_params["model"].get("pooling", "cls"),
         "precision": _precision(arguments),
         "labels": labels,
     }
@@ -237,6 +232,11 @@ def compute_metrics(eval_pred: EvalPrediction, average: str = "macro") -> dict[s
 
 
 # --- parts of the workflow ------------------------------------------------------------------------
+
+
+def _model_config(train_params: dict[str, Any], labels: list[str]) -> dict[str, Any]:
+    checkpointing = train_params["training"].get("gradient_checkpointing", False)
+    return {**train_params["model"], "labels": labels, "gradient_checkpointing": checkpointing}
 
 
 def build_deepspeed_config(block: dict[str, Any], training: dict[str, Any]) -> dict[str, Any]:

@@ -56,6 +56,7 @@ def main() -> None:
     """Be one rank: train the cases of the order; rank 0 writes the results."""
     import torch
     from account_tax.pipelines.train.training_core import run_training_pipeline
+    from account_tax.ranks import end_rank
     from transformers import AutoTokenizer
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -79,6 +80,7 @@ def main() -> None:
             )
     if os.environ["RANK"] == "0":
         Path(given["results"]).write_text(json.dumps(results))
+    end_rank()
 
 
 if __name__ == "__main__":

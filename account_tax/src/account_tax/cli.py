@@ -10,6 +10,8 @@ from typing import Any
 import click
 from kedro.framework.cli.project import run as kedro_run
 
+from account_tax.ranks import end_rank
+
 
 @click.group(name="account-tax")
 def cli() -> None:
@@ -42,6 +44,7 @@ def run(context: click.Context, **options: Any) -> None:
         click.echo(f"prepare: skipped, same source bytes and parameters as version {version}")
         return
     context.invoke(kedro_run, **options)
+    end_rank()
 
 
 def _prepared_version(options: dict[str, Any]) -> str | None:

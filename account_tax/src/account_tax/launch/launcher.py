@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from account_tax.config import ConfigError, Resolved, parse_command_line
+from account_tax.layout import PROGRESS_VARIABLE
 from account_tax.prepared import DATASETS, find_prepared, publish_prepared
 from account_tax.ranks import free_port
 
@@ -172,7 +173,7 @@ def _train(stages: Stages, plan: Plan) -> None:
     port = plan.resolved.launch.master_port
     progress = stages.root / "progress.json"
     environment = stages.rank_environment(plan.world_size, plan.report["gpus"], training)
-    environment["ACCOUNT_TAX_PROGRESS_FILE"] = str(progress)
+    environment[PROGRESS_VARIABLE] = str(progress)
     line = ProgressLine(progress)
     click.echo(f"train: {plan.world_size} {plan.device} rank{'s' * (plan.world_size > 1)}")
     try:

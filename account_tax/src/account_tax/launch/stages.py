@@ -15,9 +15,9 @@ from typing import Any
 import yaml
 
 from account_tax.config import Resolved
+from account_tax.layout import ADAPTER_FOLDER, MARKER_FILE
 from account_tax.prepared import DATASETS
 
-MARKER_FILE = "train_complete.json"
 TAIL_LINES = 12
 NO_RESULT = (
     "exit status 0, but no result was written; deepspeed ends so when its launch process is killed"
@@ -127,7 +127,7 @@ class Stages:
             raise StageFailed(f"training failed: {why}.\n{self.last_lines()}")
         content = json.loads(marker.read_text(encoding="utf-8"))
         for name, sha256 in content["weights"].items():
-            file = self.root / "adapter" / name
+            file = self.root / ADAPTER_FOLDER / name
             if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
                 raise StageFailed(f"training failed: {file} is not the file the marker lists.")
         return content

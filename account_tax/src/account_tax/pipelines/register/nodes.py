@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 
 from account_tax.classifier import MANIFEST_FILE, SETTINGS_FILE, file_sha256, load_classifier
+from account_tax.layout import ADAPTER_FOLDER
 from account_tax.metrics import (
     compute_classification_metrics,
     compute_confusion_matrix,
@@ -34,8 +35,6 @@ from .registry import (
 )
 
 log = logging.getLogger(__name__)
-
-ADAPTER_FOLDER = "adapter"
 
 
 # --- the nodes ------------------------------------------------------------------------------------

@@ -15,10 +15,10 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from account_tax.layout import PROGRESS_VARIABLE
 from account_tax.ranks import is_rank0, log_metrics
 
 MEBIBYTE = 2**20
-PROGRESS_VARIABLE = "ACCOUNT_TAX_PROGRESS_FILE"
 
 
 class MLflowMetricsCallback(TrainerCallback):

@@ -38,13 +38,13 @@ from account_tax.classifier import (
     file_sha256,
     resolve_base,
 )
+from account_tax.layout import ADAPTER_FOLDER, MARKER_FILE, PROGRESS_VARIABLE
 from account_tax.metrics import compute_classification_metrics
 from account_tax.probe import PROBE_TEXTS
 from account_tax.ranks import flush_metrics, get_mlflow_env, is_rank0, join_as_one_rank
 
 from .batches import Rows, balanced_class_weights
 from .callbacks import (
-    PROGRESS_VARIABLE,
     EngineTimeCallback,
     MLflowMetricsCallback,
     ProgressCallback,
@@ -68,8 +68,6 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-ADAPTER_FOLDER = "adapter"
-MARKER_FILE = "train_complete.json"
 
 # training.yml's words for LoRA, and PEFT's.
 LORA_NAMES = {"alpha": "lora_alpha", "dropout": "lora_dropout"}

@@ -5,13 +5,14 @@ Run: PYTHONPATH=account_tax/src python benchmarks/sample_baseline.py   (seconds,
 
 import numpy as np
 import pandas as pd
-from account_tax.pipelines.prepare.sample_ledger import ceiling, sample_ledger
 from sklearn.dummy import DummyClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
 from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
+
+from account_tax.pipelines.prepare.sample_ledger import ceiling, sample_ledger
 
 BASELINES = {
     "majority account": DummyClassifier(),

@@ -108,8 +108,9 @@ def _train_plainly(
     values: Any, splits: Any, tokenizer: Any, labels: list[str], steps: int, clock: Clock
 ) -> None:
     import transformers
-    from account_tax.classifier import resolve_base
     from peft import LoraConfig, get_peft_model
+
+    from account_tax.classifier import resolve_base
 
     class Counting(transformers.Trainer):
         def training_step(self, model: Any, inputs: Any, *rest: Any) -> Any:

@@ -27,7 +27,6 @@ def train_cases(
         rows: Rows a split.
     """
     from account_tax.ranks import free_port
-
     from tests.conftest import make_tiny_base
 
     make_tiny_base(work / "base")
@@ -55,11 +54,11 @@ def train_cases(
 def main() -> None:
     """Be one rank: train the cases of the order; rank 0 writes the results."""
     import torch
-    from account_tax.pipelines.train.training_core import run_training_pipeline
-    from account_tax.ranks import end_rank
     from transformers import AutoTokenizer
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+    from account_tax.pipelines.train.training_core import run_training_pipeline
+    from account_tax.ranks import end_rank
     from tests.conftest import make_splits, train_params
 
     torch.set_num_threads(1)

@@ -5,10 +5,11 @@ import json
 from pathlib import Path
 
 import pytest
-from account_tax.datasets import TokenizerDataset
 from kedro.io import DataCatalog
 from kedro.io.core import DatasetError, Version
 from transformers import AutoTokenizer
+
+from account_tax.datasets import TokenizerDataset
 
 TEXTS = ["STARLIGHT CAFE | 팀 회의 커피 | 1-5만원", "taxi to the airport"]
 

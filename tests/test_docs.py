@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+
 from account_tax.cli import cli
 from account_tax.config import NOT_GIVEN, LaunchOptions, parse_command_line
 from account_tax.kinds import Section
 from account_tax.pipeline_registry import register_pipelines
 from account_tax.schema import everything
-from packaging.requirements import Requirement
 
 REPOSITORY = Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "account_tax/src/account_tax"

@@ -3,6 +3,7 @@ import dataclasses
 from typing import Any, Literal, Union, get_args
 
 import pytest
+
 from account_tax.library_fields import class_fields, to_type
 
 TRAINING = ("transformers", "training_args.py", "TrainingArguments")

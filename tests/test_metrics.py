@@ -3,6 +3,7 @@ import socket
 
 import numpy as np
 import pytest
+
 from account_tax.metrics import (
     compute_classification_metrics,
     compute_confusion_matrix,

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from account_tax.config import parse_command_line, resolve
 
 REPOSITORY = Path(__file__).parents[1]

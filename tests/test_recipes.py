@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from account_tax.config import resolve
 
 REPOSITORY = Path(__file__).parents[1]
@@ -68,12 +69,13 @@ def test_a_recipes_base_is_pinned(recipe):
 
 @each_recipe
 def test_a_recipe_builds_real_arguments(recipe, tmp_path, tiny_base):
+    from transformers import AutoTokenizer
+
     from account_tax.pipelines.train.training_core import (
         apply_lora_adapters,
         build_training_arguments,
         instantiate_model,
     )
-    from transformers import AutoTokenizer
 
     train = resolve(REPOSITORY, [("recipe", recipe.stem)]).values["train"]
     # The bases are BERT-like, so a small one has the layers the adapters are put on.

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from account_tax.classifier import load_classifier
 
+from account_tax.classifier import load_classifier
 from tests.conftest import make_splits
 from tests.ranks import train_cases
 

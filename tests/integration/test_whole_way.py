@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from account_tax.ranks import free_port
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.entities import Metric, Run
 from mlflow.entities.model_registry import ModelVersion
+
+from account_tax.ranks import free_port
 
 from .conftest import MARKER, Finished, Project, all_runs, environment, kedro_words
 

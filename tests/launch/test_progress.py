@@ -3,6 +3,7 @@ import json
 import math
 
 import pytest
+
 from account_tax.launch.progress import BAR_WIDTH, ProgressLine, format_progress
 
 HALFWAY = {

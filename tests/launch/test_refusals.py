@@ -4,6 +4,7 @@ import socket
 from collections import namedtuple
 
 import pytest
+
 from account_tax.launch.refusals import BASE_BYTES, BYTES_PER_PARAMETER, find_machine_faults
 
 VALUES = {"artifacts_root": "models", "train": {"training": {"save_total_limit": 2}}}

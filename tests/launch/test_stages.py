@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from account_tax.config import resolve
-from account_tax.launch.stages import TAIL_LINES, StageFailed, Stages
+from account_tax.errors import Failed
+from account_tax.launch.stages import TAIL_LINES, Stages
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -106,18 +108,18 @@ def test_training_is_proven_by_marker_and_digests(trained):
 
 
 def test_exit_status_0_without_a_result_is_a_failure(stages):
-    with pytest.raises(StageFailed, match="exit status 0, but no result was written"):
+    with pytest.raises(Failed, match="exit status 0, but no result was written"):
         stages.prove_training(0)
 
 
 def test_a_result_does_not_excuse_a_bad_exit_status(trained):
-    with pytest.raises(StageFailed, match="training failed: exit status 1"):
+    with pytest.raises(Failed, match="training failed: exit status 1"):
         trained.prove_training(1)
 
 
 def test_changed_weights_are_a_failure(trained):
     (trained.root / "adapter" / "adapter_model.safetensors").write_bytes(b"others")
-    with pytest.raises(StageFailed, match="not the file the marker lists"):
+    with pytest.raises(Failed, match="not the file the marker lists"):
         trained.prove_training(0)
 
 
@@ -131,7 +133,7 @@ def test_changed_weights_are_a_failure(trained):
     ],
 )
 def test_an_exit_status_is_put_into_words(stages, status, words):
-    with pytest.raises(StageFailed, match=words):
+    with pytest.raises(Failed, match=words):
         stages.prove_training(status)
 
 
@@ -140,7 +142,7 @@ def test_a_failure_has_the_last_lines_of_each_rank(stages):
     write_log(stages, "ranks/1_rank0.log", *many, "ValueError: rank 0's reason", "")
     write_log(stages, "ranks/1_rank1.log", "rank 1's reason")
     write_log(stages, "train.log", "deepspeed's reason")
-    with pytest.raises(StageFailed) as caught:
+    with pytest.raises(Failed) as caught:
         stages.prove_training(1)
     text = str(caught.value)
     assert "ValueError: rank 0's reason" in text
@@ -153,26 +155,24 @@ def test_a_failure_has_the_last_lines_of_each_rank(stages):
 def test_where_no_rank_said_anything_the_last_lines_are_deepspeeds(stages):
     write_log(stages, "ranks/1_rank0.log", "")
     write_log(stages, "train.log", "deepspeed's reason")
-    with pytest.raises(StageFailed, match="deepspeed's reason"):
+    with pytest.raises(Failed, match="deepspeed's reason"):
         stages.prove_training(1)
 
 
 def test_a_failed_registration_says_where_the_adapter_is(stages):
     write_log(stages, "register.log", "RegistrationError: a logit differs")
-    with pytest.raises(StageFailed, match="a logit differs") as caught:
+    with pytest.raises(Failed, match="a logit differs") as caught:
         stages.prove_registration(1)
     assert str(stages.root / "adapter") in str(caught.value)
 
 
 def test_a_registration_without_a_result_is_a_failure(stages):
-    with pytest.raises(StageFailed, match="registration failed"):
+    with pytest.raises(Failed, match="registration failed"):
         stages.prove_registration(0)
 
 
 def test_another_stage_fails_with_its_own_log(stages):
     write_log(stages, "prepare.log", "DataError: reason")
     stages.prove("prepare", 0)
-    with pytest.raises(
-        StageFailed, match=r"prepare failed: exit status 3\.\n.*\nDataError: reason"
-    ):
+    with pytest.raises(Failed, match=r"prepare failed: exit status 3\.\n.*\nDataError: reason"):
         stages.prove("prepare", 3)

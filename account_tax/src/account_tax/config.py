@@ -13,6 +13,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from account_tax.errors import Refused
 from account_tax.kinds import Section, cast_text, convert, describe
 from account_tax.schema import conflicts, everything, refusal
 
@@ -27,7 +28,7 @@ UNKNOWN = "unknown parameter"
 Tree = dict[str, Any]
 
 
-class ConfigError(ValueError):
+class ConfigError(Refused):
     """Parameters that can't be used; `faults` has one line for each.
 
     `usable` has the sections without a fault, so that what they point to can be checked as well

@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from account_tax.pipelines.prepare.ledger import (
     DataError,
     public_source,

@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from datasets import Dataset, load_from_disk
+
 from account_tax.pipelines.prepare.nodes import (
     DataError,
     check_labels,
@@ -19,7 +21,6 @@ from account_tax.pipelines.prepare.nodes import (
     tokenizer_digest,
 )
 from account_tax.prepared import find_prepared
-from datasets import Dataset, load_from_disk
 
 
 @pytest.fixture

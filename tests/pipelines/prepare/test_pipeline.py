@@ -3,11 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from kedro.io import DataCatalog
+from kedro.runner import SequentialRunner
+
 from account_tax.pipelines.prepare import create_pipeline
 from account_tax.pipelines.prepare.nodes import DataError, split_digest
 from account_tax.prepared import find_prepared
-from kedro.io import DataCatalog
-from kedro.runner import SequentialRunner
 
 VERSION = "2026-01-01T00.00.00.000Z"
 

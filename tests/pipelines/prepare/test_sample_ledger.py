@@ -5,6 +5,8 @@ from collections import Counter, defaultdict
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import f1_score
+
 from account_tax.pipelines.prepare import sample_ledger as module
 from account_tax.pipelines.prepare.sample_ledger import (
     ACCOUNTS,
@@ -16,7 +18,6 @@ from account_tax.pipelines.prepare.sample_ledger import (
     sample_ledger,
 )
 from account_tax.probe import PROBE_TEXTS
-from sklearn.metrics import f1_score
 
 # Changes only with a deliberate change of the table, and then so do the numbers in the docs.
 SAMPLE_SHA256 = "3f3a5da51fdf7e1cf980a183d73dbb35b724d93d6d82dabad9b884028520b635"

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+
 from account_tax.pipelines.prepare.ledger import DataError
 from account_tax.pipelines.prepare.splitting import TEST, TRAIN, VALIDATION, draw_splits
 

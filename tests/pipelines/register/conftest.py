@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
 from account_tax.classifier import build_classifier, load_tokenizer, resolve_base
 
 PROBE_TEXTS = ["coffee lunch office", "taxi hotel", "paper toner stamp tax fee", "phone"]

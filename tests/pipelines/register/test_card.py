@@ -1,4 +1,5 @@
 import pytest
+
 from account_tax.pipelines.register.card import base_licence, describe_version, write_card
 
 

@@ -3,6 +3,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+
 from account_tax.pipelines.register.plots import save_plots
 
 HISTORY = [

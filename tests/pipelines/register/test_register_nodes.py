@@ -2,6 +2,8 @@ import json
 
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score
+
 from account_tax.classifier import TamperedModelError, load_classifier
 from account_tax.pipelines.register import create_pipeline
 from account_tax.pipelines.register.nodes import (
@@ -10,7 +12,6 @@ from account_tax.pipelines.register.nodes import (
     write_manifest,
 )
 from account_tax.pipelines.register.registry import RegistrationError
-from sklearn.metrics import f1_score
 
 
 def test_evaluation_equals_the_classifiers_own_logits(trained):

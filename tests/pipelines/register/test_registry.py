@@ -14,6 +14,8 @@ from types import SimpleNamespace
 import mlflow
 import pandas as pd
 import pytest
+from mlflow import MlflowClient
+
 from account_tax.pipelines.register.nodes import evaluate_model, register_model
 from account_tax.pipelines.register.registry import (
     RegistrationError,
@@ -21,7 +23,6 @@ from account_tax.pipelines.register.registry import (
     check_alias,
     pinned_requirements,
 )
-from mlflow import MlflowClient
 
 REGISTRY = {"name": "account-tax", "alias": "challenger"}
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from account_tax.pipelines.register.verify import VerificationError, compare_logits, verify_version
 
 EXPECTED = np.array([[4.0, 1.0], [0.0, 0.3]])

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from account_tax.pipelines.train.batches import (
     IGNORED_LABEL,
     GlobalBatchSampler,
     Rows,
     balanced_class_weights,
 )
-
 from tests.conftest import make_splits
 
 

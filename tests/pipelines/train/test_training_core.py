@@ -8,6 +8,8 @@ import os
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer, EvalPrediction
+
 from account_tax.pipelines.train import training_core
 from account_tax.pipelines.train.trainer import global_batch_cross_entropy
 from account_tax.pipelines.train.training_core import (
@@ -19,8 +21,6 @@ from account_tax.pipelines.train.training_core import (
     instantiate_model,
     is_rank0,
 )
-from transformers import AutoTokenizer, EvalPrediction
-
 from tests.conftest import train_params
 
 LORA = {"r": 4, "alpha": 8, "target_modules": ["query", "value"], "dropout": 0.0, "bias": "none"}

@@ -2,70 +2,40 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import click
 
+from account_tax.commands import run_in_mlflow
 from account_tax.config import ConfigError, Resolved, parse_command_line
+from account_tax.errors import Failed
 from account_tax.layout import PROGRESS_VARIABLE
+from account_tax.mlflow_run import OwnedRun, TrackingError
 from account_tax.prepared import DATASETS, find_prepared, publish_prepared
+from account_tax.processes import run_stage
 from account_tax.ranks import free_port
 
-from .mlflow_run import OwnedRun, TrackingError
 from .plan import Plan, make_plan
-from .processes import Interrupted, raise_on_signals, run_stage
 from .progress import ProgressLine
-from .stages import StageFailed, Stages, stage_environment
-
-REFUSED, FAILED = 2, 1  # exit statuses
+from .stages import Stages, stage_environment
 
 
 def train(project: Path, args: Sequence[str]) -> int:
-    """Run `kedro train` with the words of its command line; return its exit status.
+    """Run `kedro train` with the words of its command line; return its exit status."""
+    dry_run = _wants_dry_run(args)
 
-    0: finished, with evidence. 1: a stage failed. 2: refused before anything started. 128 + n:
-    ended by signal n.
-    """
-    raise_on_signals()
-    run: OwnedRun | None = None
-    dry_run = any(word.startswith("--dry") for word in args) and _wants_dry_run(args)
-    try:
-        if not dry_run or "MLFLOW_RUN_ID" in os.environ:
-            run = OwnedRun.open(project)
+    def work(run: OwnedRun | None) -> None:
         if dry_run:
             make_plan(project, args).show()
         else:
             assert run is not None
             _run_stages(project, args, run)
-        status, state, reason = 0, "FINISHED", ""
-    except (ConfigError, TrackingError) as err:
-        status, state, reason = REFUSED, "FAILED", str(err)
-    except StageFailed as err:
-        status, state, reason = FAILED, "FAILED", str(err)
-    except Interrupted as err:
-        status, state, reason = 128 + err.signum, "KILLED", f"ended by {err}"
-    except Exception as err:  # a bug, or a server or disk that went away: say it, close the run
-        traceback.print_exc()
-        status, state, reason = FAILED, "FAILED", f"unexpected {type(err).__name__}: {err}"
-    if reason:
-        click.echo(reason, err=True)
-    return _close(run, state, reason, status) if run else status
 
-
-def _close(run: OwnedRun, state: str, reason: str, status: int) -> int:
-    """End the MLflow run and return the exit status; a run that can't be ended is no success."""
-    try:
-        run.close(state, reason)
-    except TrackingError as err:
-        click.echo(f"the MLflow run {run.run_id} is not marked as {state}. {err}", err=True)
-        return status or FAILED
-    return status
+    return run_in_mlflow(project, work, own_run=not dry_run)
 
 
 def _wants_dry_run(args: Sequence[str]) -> bool:
@@ -160,7 +130,7 @@ def _prepare_anew(stages: Stages, folder: Path, key: str) -> str:
         stages.prove("prepare", status)
         version = find_prepared(scratch, key)
         if version is None:
-            raise StageFailed("prepare failed: it ended well but left no data of this run.")
+            raise Failed("prepare failed: it ended well but left no data of this run.")
         publish_prepared(scratch, folder, version)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

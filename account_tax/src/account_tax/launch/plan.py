@@ -15,10 +15,11 @@ import click
 import yaml
 
 from account_tax.config import ConfigError, Resolved, batch_faults, parse_command_line, resolve
+from account_tax.errors import Failed
+from account_tax.processes import run_stage
 
-from .processes import run_stage
 from .refusals import find_machine_faults
-from .stages import StageFailed, stage_environment
+from .stages import stage_environment
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def _check(project: Path, values: dict[str, Any]) -> dict[str, Any]:
         status = run_stage(command, cwd=project, environment=stage_environment(project), log=log)
         if status != 0 or not report.exists():
             text = log.read_text(encoding="utf-8", errors="replace")[-2000:]
-            raise StageFailed(f"the check itself failed (exit status {status}).\n{text}")
+            raise Failed(f"the check itself failed (exit status {status}).\n{text}")
         return json.loads(report.read_text(encoding="utf-8"))
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from account_tax.config import Resolved
+from account_tax.errors import Failed
 from account_tax.layout import ADAPTER_FOLDER, MARKER_FILE
 from account_tax.prepared import DATASETS
 
@@ -22,10 +23,6 @@ TAIL_LINES = 12
 NO_RESULT = (
     "exit status 0, but no result was written; deepspeed ends so when its launch process is killed"
 )
-
-
-class StageFailed(RuntimeError):
-    """A stage ended without the evidence that it did its work."""
 
 
 @dataclass
@@ -118,35 +115,35 @@ class Stages:
         """Return the marker's content, if the ranks ended well and their files are whole.
 
         Raises:
-            StageFailed: With the last lines of the logs. The exit status alone proves nothing:
+            Failed: With the last lines of the logs. The exit status alone proves nothing:
                 `deepspeed` returns 0 when its launch process was killed.
         """
         marker = self.root / MARKER_FILE
         if status != 0 or not marker.is_file():
             why = _in_words(status) if status else NO_RESULT
-            raise StageFailed(f"training failed: {why}.\n{self.last_lines()}")
+            raise Failed(f"training failed: {why}.\n{self.last_lines()}")
         content = json.loads(marker.read_text(encoding="utf-8"))
         for name, sha256 in content["weights"].items():
             file = self.root / ADAPTER_FOLDER / name
             if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
-                raise StageFailed(f"training failed: {file} is not the file the marker lists.")
+                raise Failed(f"training failed: {file} is not the file the marker lists.")
         return content
 
     def prove_registration(self, status: int) -> dict[str, Any]:
         """Return what was registered, if the stage ended well and its result is there."""
         result = self.root / "registration.json"
         if status != 0 or not result.is_file():
-            raise StageFailed(
+            raise Failed(
                 f"registration failed: {_in_words(status)}. The trained adapter is kept in "
                 f"{self.root / 'adapter'}.\n{_tail(self.logs / 'register.log')}"
             )
         return json.loads(result.read_text(encoding="utf-8"))
 
     def prove(self, stage: str, status: int) -> None:
-        """Raise StageFailed, with its last lines, unless a stage ended with status 0."""
+        """Raise Failed, with its last lines, unless a stage ended with status 0."""
         if status != 0:
             log = self.logs / f"{stage}.log"
-            raise StageFailed(f"{stage} failed: {_in_words(status)}.\n{_tail(log)}")
+            raise Failed(f"{stage} failed: {_in_words(status)}.\n{_tail(log)}")
 
     def last_lines(self) -> str:
         """Return the end of each rank's log, or of deepspeed's where no rank has said anything."""

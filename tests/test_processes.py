@@ -8,8 +8,9 @@ import time
 
 import psutil
 import pytest
-from account_tax.launch import processes
-from account_tax.launch.processes import Interrupted, end_group, raise_on_signals, run_stage
+
+from account_tax import processes
+from account_tax.processes import Interrupted, end_group, raise_on_signals, run_stage
 
 # A parent and a child in one group that both refuse SIGTERM; each writes its number once it does.
 STUBBORN = """

@@ -5,10 +5,11 @@ import sys
 import time
 
 import pytest
-from account_tax.launch import mlflow_run
-from account_tax.launch.mlflow_run import OwnedRun, TrackingError
 from mlflow import MlflowClient
 from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
+
+from account_tax import mlflow_run
+from account_tax.mlflow_run import OwnedRun, TrackingError
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The MLflow run as the launcher owns it: adopted or started, logged to once, ended once."""
+"""The MLflow run as a command owns it: adopted or started, logged to once, ended once."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from mlflow.entities import Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 
+from account_tax.errors import Refused
+
 DEFAULT_EXPERIMENT = "account-tax"
 REASON_TAG = "account_tax.reason"
 MAX_BATCH = 100  # params a request; the server's own limit
@@ -25,7 +27,7 @@ PARENT_ENDS_SECONDS = 60
 SHORT_WAITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
 
-class TrackingError(RuntimeError):
+class TrackingError(Refused):
     """The tracking server can't be used."""
 
 
@@ -129,7 +131,8 @@ class OwnedRun:
         """
         given = [str(os.getppid()), self.tracking_uri, self.run_id, status]
         subprocess.Popen(
-            [sys.executable, "-P", __file__, *given],
+            [sys.executable, "-m", "account_tax.mlflow_run", *given],
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

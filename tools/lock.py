@@ -52,7 +52,7 @@ from account_tax.environment import find_differences, read_lock  # noqa: E402
 
 PYTHON = (3, 11)
 GLIBC_MINOR = 28  # glibc 2.28 (RHEL 8, Debian 11): the oldest that torch 2.13 and its CUDA run on
-UV_PLATFORM = f"x86_64-manylinux_2_{GLIBC_MINOR}"
+PLATFORM = f"x86_64-manylinux_2_{GLIBC_MINOR}"
 EXTRAS = ("test",)  # `mlflow run . -e test` runs in this environment too
 CONDA_LOCK, PIP_LOCK, RENDERED = "conda-lock.yml", "requirements.lock", "conda.yaml"
 RELOCK = "python tools/lock.py lock"
@@ -247,7 +247,7 @@ def choose_file(package: Mapping[str, Any]) -> dict[str, Any]:
             fitting.append((min(known), wheel["hashes"]["sha256"], wheel))
     file = min(fitting)[2] if fitting else package.get("sdist")
     if file is None:
-        raise LockError(f"{package['name']} {package['version']}: no file fits {UV_PLATFORM}.")
+        raise LockError(f"{package['name']} {package['version']}: no file fits {PLATFORM}.")
     return {"sha256": file["hashes"]["sha256"], "size": file["size"]}
 
 
@@ -266,7 +266,7 @@ def platform_tags() -> Iterator[Tag]:
 def _compile(project: Project, *words: str | Path) -> str:
     """Run `uv pip compile` for the platform and return what it said besides."""
     version = ".".join(map(str, PYTHON))
-    target = ("--python-version", version, "--python-platform", UV_PLATFORM)
+    target = ("--python-version", version, "--python-platform", PLATFORM)
     done = _uv(project, "pip", "compile", *target, *map(str, words))
     if done.returncode:
         raise LockError(f"uv can't solve it:\n{done.stderr.strip()}")

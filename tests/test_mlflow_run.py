@@ -1,8 +1,10 @@
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
@@ -68,6 +70,30 @@ def test_without_a_run_one_is_started_in_the_named_experiment(client, tmp_path, 
     assert OwnedRun.open(tmp_path).experiment_name == "account-tax"
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "another")
     assert OwnedRun.open(tmp_path).experiment_name == "another"
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["no-store", "another-store"])
+def test_a_relative_store_that_is_not_the_runs_is_refused(client, tmp_path, monkeypatch, there):
+    # `mlflow run URI` reads the path from its own folder, the project from the clone.
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///runs.db")
+    if there:
+        shutil.copy(client.tracking_uri.removeprefix("sqlite:///"), tmp_path / "runs.db")
+    with pytest.raises(TrackingError, match=r"relative to the folder.*sqlite:////.*runs\.db"):
+        OwnedRun.open(tmp_path)
+    assert (tmp_path / "runs.db").exists() == there
+
+
+def test_a_relative_store_that_has_the_run_is_handed_on_by_its_full_path(
+    client, tmp_path, monkeypatch
+):
+    given = client.create_run(os.environ["MLFLOW_EXPERIMENT_ID"]).info.run_id
+    full = Path(client.tracking_uri.removeprefix("sqlite:///"))
+    monkeypatch.chdir(full.parent)
+    monkeypatch.setenv("MLFLOW_RUN_ID", given)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{full.name}")
+    assert OwnedRun.open(tmp_path).tracking_uri == client.tracking_uri
 
 
 def test_stages_find_the_run_in_their_environment(run, store, tmp_path):

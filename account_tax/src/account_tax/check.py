@@ -17,6 +17,7 @@ import yaml
 from account_tax.classifier import load_tokenizer, resolve_base
 from account_tax.pipelines.prepare.nodes import check_length, inputs_sha256, plan_data
 from account_tax.pipelines.train.training_core import apply_lora_adapters, instantiate_model
+from account_tax.signing import SignatureError, load_private_key
 
 
 def check(values: dict[str, Any]) -> dict[str, Any]:
@@ -40,6 +41,7 @@ def check(values: dict[str, Any]) -> dict[str, Any]:
         pinned = {"name": model["name"], **report["base"]}
         report["inputs_sha256"] = inputs_sha256(data, pinned, report["source_sha256"])
     report["faults"] += _precision_faults(train.get("training", {}))
+    report["faults"] += _key_faults(values.get("registry", {}))
     return report
 
 
@@ -87,6 +89,17 @@ def _precision_faults(training: dict[str, Any]) -> list[str]:
     if training.get("bf16") and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
         name = torch.cuda.get_device_name()
         return [f"train.training.bf16 = true: {name} has no bf16. Set precision to fp16 or fp32."]
+    return []
+
+
+def _key_faults(registry: dict[str, Any]) -> list[str]:
+    """Return the fault of a key that can't sign: better now than when the training is done."""
+    if not registry.get("sign_key"):
+        return []
+    try:
+        load_private_key(Path(registry["sign_key"]))
+    except SignatureError as err:
+        return [str(err)]
     return []
 
 

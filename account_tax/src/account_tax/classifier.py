@@ -308,6 +308,31 @@ class LoadedClassifier:
         """Class names in the order of their ids."""
         return self.settings["labels"]
 
+    @property
+    def threshold(self) -> float | None:
+        """The score below which a person has to look; None: whatever the score."""
+        return (self.settings.get("calibration") or {}).get("threshold")
+
+    def rank(self, logits: np.ndarray, top_k: int = 1) -> pd.DataFrame:
+        """Return the likeliest labels of logits, (N, C), and their scores.
+
+        A score is the label's probability at the temperature fitted when the version was
+        registered (1 where there is none); labels do not depend on it.
+
+        Returns:
+            N rows with label and score; with `top_k` above 1 also label_2, score_2 and so on.
+        """
+        temperature = (self.settings.get("calibration") or {}).get("temperature", 1.0)
+        scores = torch.softmax(torch.from_numpy(logits).double() / temperature, dim=-1).numpy()
+        order = np.argsort(-logits, axis=-1, kind="stable")
+        names = np.array(self.labels, dtype=object)
+        columns: dict[str, Any] = {}
+        for place in range(top_k):
+            ids, suffix = order[:, place], f"_{place + 1}" if place else ""
+            columns[f"label{suffix}"] = names[ids]
+            columns[f"score{suffix}"] = scores[np.arange(len(ids)), ids]
+        return pd.DataFrame(columns)
+
     def logits(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
         """Return the logits of the texts, (N, C), float32, in the texts' order."""
         if not texts:
@@ -412,6 +437,12 @@ def join_texts(frame: pd.DataFrame, columns: Sequence[str], separator: str) -> p
     return joined
 
 
+def needs_review(scores: Any, threshold: float | None) -> np.ndarray:
+    """Return which rows a person has to look at, (N,) bool: those below the threshold, or all."""
+    least = np.inf if threshold is None else threshold
+    return ~(np.asarray(scores, dtype=np.float64) >= least)  # a score that is NaN, too
+
+
 def as_text(column: pd.Series) -> pd.Series:
     """Return a column's values as stripped strings; a missing one is ""."""
     return column.astype("str").fillna("").str.strip()
@@ -430,11 +461,13 @@ class AccountClassifier(PythonModel):
         Args:
             context: MLflow's, unused.
             model_input: A DataFrame with the text columns the model was trained on.
-            params: None are defined.
+            params: `top_k` above 1 adds label_2, score_2 and so on; `needs_review` adds the column
+                of that name, true where the score is below the version's threshold.
 
         Raises:
-            ValueError: If a text column is missing; the message shows those found.
+            ValueError: If a text column is missing, or `top_k` is not 1 to the number of labels.
         """
+        options = params or {}
         columns = self.classifier.settings["text_columns"]
         frame = pd.DataFrame(model_input)
         if missing := [column for column in columns if column not in frame.columns]:
@@ -442,11 +475,14 @@ class AccountClassifier(PythonModel):
                 f"expected the columns {columns}, missing {missing}, "
                 f"found {[str(column) for column in frame.columns]}."
             )
+        top_k, most = int(options.get("top_k", 1)), len(self.classifier.labels)
+        if not 1 <= top_k <= most:
+            raise ValueError(f"top_k = {top_k}: expected 1 to {most}, the labels it knows.")
         texts = join_texts(frame, columns, self.classifier.settings["separator"]).tolist()
-        logits = torch.from_numpy(self.classifier.logits(texts))
-        scores, ids = torch.softmax(logits.double(), dim=-1).max(dim=-1)
-        labels = [self.classifier.labels[index] for index in ids.tolist()]
-        return pd.DataFrame({"label": labels, "score": scores.tolist()}, index=frame.index)
+        answer = self.classifier.rank(self.classifier.logits(texts), top_k).set_index(frame.index)
+        if options.get("needs_review", False):
+            answer["needs_review"] = needs_review(answer["score"], self.classifier.threshold)
+        return answer
 
 
 set_model(AccountClassifier())

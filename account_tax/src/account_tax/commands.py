@@ -9,7 +9,8 @@ from pathlib import Path
 
 import click
 
-from account_tax.errors import Failed, Refused
+from account_tax.config import NOT_GIVEN, resolve
+from account_tax.errors import Failed, Preempted, Refused
 from account_tax.mlflow_run import OwnedRun, TrackingError
 from account_tax.processes import Interrupted, raise_on_signals
 
@@ -19,8 +20,8 @@ def run_in_mlflow(
 ) -> int:
     """Do a command's work in its MLflow run and return the exit status.
 
-    0: done. 1: failed. 2: refused. 128 + n: ended by signal n. The run is FINISHED, FAILED or
-    KILLED, with the reason as its tag.
+    0: done. 1: failed. 2: refused. 75: goes on later. 128 + n: ended by signal n. The run is
+    FINISHED, FAILED, SCHEDULED or KILLED, with the reason as its tag.
 
     Args:
         project: The project's root.
@@ -39,6 +40,8 @@ def run_in_mlflow(
         status, state, reason = 2, "FAILED", str(err)
     except Failed as err:
         status, state, reason = err.status, "FAILED", str(err)
+    except Preempted as err:
+        status, state, reason = err.status, err.state, str(err)
     except Interrupted as err:
         status, state, reason = 128 + err.signum, "KILLED", f"ended by {err}"
     except Exception as err:  # a bug, or a server or disk that went away: say it, close the run
@@ -57,3 +60,14 @@ def _close(run: OwnedRun, state: str, reason: str, status: int) -> int:
         click.echo(f"the MLflow run {run.run_id} is not marked as {state}. {err}", err=True)
         return status or 1
     return status
+
+
+def given(text: str) -> str | None:
+    """Return what an option was set to; None for MLproject's words for "not given"."""
+    return None if text.strip().lower() in ("none", NOT_GIVEN, "") else text.strip()
+
+
+def registered_name(project: Path, text: str) -> str:
+    """Return the registered model's name: the option's, or that of the project's parameters."""
+    name = given(text)
+    return resolve(project, [("registry.name", name)] if name else []).values["registry"]["name"]

@@ -21,8 +21,14 @@ NOT_GIVEN = "from_recipe"  # MLproject's default: the recipe's value stands
 RECIPE_SECTIONS = ("data", "train", "registry")
 PRECISIONS = {"fp32": ("false", "false"), "bf16": ("true", "false"), "fp16": ("false", "true")}
 FLAGS = ("register", "dry_run")  # a bare `--dry-run` means true
-# Where a run writes; it decides nothing about what comes out.
-PLACES = ("artifacts_root", "train.training.output_dir")
+# Where a run writes and what it may register; they decide nothing about what comes out.
+NO_PART = (
+    "artifacts_root",
+    "train.training.output_dir",
+    "registry.allow_unlocked",
+    "registry.sign_key",
+)
+GATES = "registry.gates."  # what a review asks of a version; they have no part in it either
 BASE = "train.model.name"
 UNKNOWN = "unknown parameter"
 Tree = dict[str, Any]
@@ -67,8 +73,12 @@ class Resolved:
 
     @property
     def sha256(self) -> str:
-        """The digest of everything that decides the result, so of all but places and launch."""
-        kept = {key: value for key, value in self.flat().items() if key not in PLACES}
+        """The digest of what decides the result, so of all but places, gates and launch."""
+        kept = {
+            key: value
+            for key, value in self.flat().items()
+            if key not in NO_PART and not key.startswith(GATES)
+        }
         text = json.dumps(kept, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import mlflow
 from kedro.framework.hooks import hook_impl
 from kedro.io import MemoryDataset
 
+from account_tax.environment import RECORD_FILE, describe_environment, environment_tags
 from account_tax.ranks import is_rank0
 
 
@@ -23,7 +25,11 @@ class RankHooks:
 
     @hook_impl(trylast=True)
     def before_pipeline_run(self) -> None:
-        """Tell the nodes the run that kedro-mlflow opened; its own variable is gone by then."""
+        """Tell the nodes the run that kedro-mlflow opened, and the run its environment."""
         if run := mlflow.active_run():
             os.environ["MLFLOW_RUN_ID"] = run.info.run_id
             os.environ["MLFLOW_TRACKING_URI"] = mlflow.get_tracking_uri()
+            record = describe_environment(Path.cwd())
+            tags = environment_tags(record)
+            mlflow.set_tags({f"account_tax.{name}": text for name, text in tags.items()})
+            mlflow.log_dict(record, RECORD_FILE)

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 from mlflow import MlflowClient
-from mlflow.entities import Param, RunTag
+from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 
@@ -45,10 +45,12 @@ class OwnedRun:
         Raises:
             TrackingError: If the server does not answer or does not know the run.
         """
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project / 'mlflow.db'}"
+        uri, run_id = tracking_uri(project), os.environ.get("MLFLOW_RUN_ID")
+        if run_id:
+            _refuse_another_store(uri, run_id)
         with _answers_soon(uri):
             client = MlflowClient(uri)
-            if run_id := os.environ.get("MLFLOW_RUN_ID"):
+            if run_id:
                 run = client.get_run(run_id)
                 client.update_run(run_id, status="RUNNING")
             else:
@@ -82,6 +84,16 @@ class OwnedRun:
         """Set tags of the run."""
         entries = [RunTag(key, value[:MAX_TAG_VAL_LENGTH]) for key, value in tags.items()]
         self._client.log_batch(self.run_id, tags=entries)
+
+    def log_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Log each metric once, as the command's result."""
+        now_ms = int(time.time() * 1000)
+        points = [Metric(key, float(value), now_ms, 0) for key, value in metrics.items()]
+        self._client.log_batch(self.run_id, metrics=points)
+
+    def log_text(self, text: str, name: str) -> None:
+        """Store a text as an artifact of the run."""
+        self._client.log_text(self.run_id, text, name)
 
     def salvage(self, logs: Iterable[Path]) -> None:
         """Attach the logs of a run that did not finish, and take back what it half registered.
@@ -140,9 +152,65 @@ class OwnedRun:
         )
 
 
+def tracking_uri(project: Path) -> str:
+    """Return the store of runs and models: MLFLOW_TRACKING_URI, or mlflow.db in the project.
+
+    A relative path of SQLite is made absolute, so that every stage finds the same file.
+    """
+    given = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project / 'mlflow.db'}"
+    if (file := _relative_file(given)) is None:
+        return given
+    return given.replace(f":///{file}", f":///{Path.cwd() / file}", 1)
+
+
+def _relative_file(uri: str) -> str | None:
+    """Return the path in a `sqlite:///` URI, if it depends on the working directory."""
+    scheme, _, rest = uri.partition(":///")
+    file = rest.partition("?")[0]
+    relative = scheme.split("+")[0] == "sqlite" and file not in ("", ":memory:")
+    return file if relative and not file.startswith("/") else None
+
+
+def _refuse_another_store(uri: str, run_id: str) -> None:
+    """Refuse a relative path if the run is not in the store it names here.
+
+    `mlflow run URI` works in its own folder and starts the project in the clone: it made the run
+    in one file, and here another would be made, which nobody would look into.
+
+    Raises:
+        TrackingError: With the form that means the same file everywhere.
+    """
+    given = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if (file := _relative_file(given)) is None:
+        return
+    if Path(file).is_file():
+        with suppress(MlflowException), short_waits():
+            MlflowClient(uri).get_run(run_id)
+            return
+    raise TrackingError(
+        f"MLFLOW_TRACKING_URI = {given}: a path relative to the folder it is used in. The run "
+        f"{run_id} was started from another folder than {Path.cwd()}, where the project runs, so "
+        "it is not in the store that this names here. Give the full path, with four slashes: "
+        f"sqlite:////FOLDER/{Path(file).name}"
+    )
+
+
 @contextmanager
 def _answers_soon(uri: str) -> Iterator[None]:
-    """Turn errors of the store to TrackingError, and wait for a server seconds, not minutes.
+    """Turn errors of the store to TrackingError, and wait for a server seconds, not minutes."""
+    try:
+        with short_waits():
+            yield
+    except MlflowException as err:
+        raise TrackingError(
+            f"MLFLOW_TRACKING_URI = {uri}: {err.message} "
+            "Start the server, or unset the variable to log to mlflow.db in the project."
+        ) from err
+
+
+@contextmanager
+def short_waits() -> Iterator[None]:
+    """Make MLflow wait for a server seconds, not minutes, where nothing else was asked for.
 
     While a run is under way MLflow's own patience is right; before and after it a person waits.
     """
@@ -150,11 +218,6 @@ def _answers_soon(uri: str) -> Iterator[None]:
     os.environ.update({name: before[name] or value for name, value in SHORT_WAITS.items()})
     try:
         yield
-    except MlflowException as err:
-        raise TrackingError(
-            f"MLFLOW_TRACKING_URI = {uri}: {err.message} "
-            "Start the server, or unset the variable to log to mlflow.db in the project."
-        ) from err
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 # What `prepare` saves in one session, and so under one version.
 DATASETS = ("tokenized_datasets", "tokenizer", "dataset_metadata")
@@ -45,3 +46,11 @@ def _is_whole(folder: Path, version: str) -> bool:
         files = json.loads(state.read_text("utf-8"))["_data_files"]
         needed += [datasets / split / file["filename"] for file in files]
     return all(path.is_file() for path in needed)
+
+
+def public_source(source: str) -> str:
+    """Return the source's name without what a URI may hold in secret: password and query."""
+    if "://" not in source:
+        return source
+    parts = urlsplit(source)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

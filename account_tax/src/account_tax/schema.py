@@ -46,6 +46,8 @@ Positive = Annotated[float, Field(gt=0), Words("a number above 0")]
 NonNegative = Annotated[float, Field(ge=0), Words("a number of at least 0")]
 Share = Annotated[float, Field(ge=0, lt=1), Words("a number of at least 0 and below 1")]
 Part = Annotated[float, Field(gt=0, lt=1), Words("a number between 0 and 1")]
+UpToOne = Annotated[float, Field(ge=0, le=1), Words("a number from 0 to 1")]
+Change = Annotated[float, Field(ge=-1, le=1), Words("a number from -1 to 1")]
 Steps = Annotated[
     int | float,
     Field(gt=0),
@@ -102,11 +104,38 @@ class Data(TypedDict):
     duplicates: Literal["drop", "keep"]
 
 
+class Gates(TypedDict):
+    """What a review asks of a version; null or false: not asked."""
+
+    min_accuracy: UpToOne | None
+    min_f1: UpToOne | None
+    max_loss: Positive | None
+    accuracy_min_absolute_change: Part | None
+    accuracy_min_relative_change: UpToOne | None
+    f1_min_absolute_change: Part | None
+    f1_min_relative_change: UpToOne | None
+    accuracy_change_lower_bound: Change | None
+    f1_change_lower_bound: Change | None
+    min_class_recall: UpToOne | None
+    min_class_f1: UpToOne | None
+    class_floor_rows: Count
+    min_class_rows: Count | None
+    max_calibration_error: UpToOne | None
+    min_coverage: UpToOne | None
+    locked_environment: bool
+    clean_tree: bool
+    cold_load_verified: bool
+    reproduced: Literal["bitwise", "within tolerance"] | None
+
+
 class Registry(TypedDict):
     """Where the trained version goes."""
 
     name: RegisteredName
     alias: Alias
+    target_precision: Part
+    allow_unlocked: bool
+    sign_key: Name | None
 
 
 class Model(TypedDict):
@@ -253,7 +282,7 @@ def parameters() -> Section:
     below = {
         "data": section(Data, {"split": section(Split)}),
         "train": Section(train, frozenset(train)),
-        "registry": section(Registry),
+        "registry": section(Registry, {"gates": section(Gates)}),
     }
     return section(Root, below)
 

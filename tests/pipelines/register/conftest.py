@@ -67,11 +67,11 @@ def write_results(root: Path, base_name: str, labels: list[str]) -> None:
     _write(root / "log_history.json", [*history, {"step": 4, "eval_loss": 0.6, "eval_f1": 0.8}])
 
 
-def make_test_split(rows: int, labels: list[str]):
+def make_test_split(rows: int, labels: list[str], seed: int = 0):
     """Return random rows of 3 to 12 tokens, in the layout of `prepare`."""
     from datasets import ClassLabel, Dataset, Features, Sequence, Value
 
-    draw = random.Random(0)
+    draw = random.Random(seed)
     ids = [[2, *draw.choices(range(5, 20), k=draw.randint(1, 10)), 3] for _ in range(rows)]
     features = Features(
         {"input_ids": Sequence(Value("int32")), "labels": ClassLabel(names=list(labels))}
@@ -100,6 +100,16 @@ TRAIN_PARAMS = {
     "metrics": {"average": "macro"},
     "loss": {"class_weights": "none"},
 }
+ENVIRONMENT = {
+    "lock_sha256": None,
+    "locked": False,
+    "differences": ["torch 2.13.0+cpu: the lock has 2.13.0"],
+    "python": "3.11.15",
+    "cpu": "a processor",
+    "gpus": [],
+    "driver": None,
+    "torch_cuda": None,
+}
 METRICS = {"eval/f1": 0.8, "eval/loss": 0.6, "train/trainable_parameters": 1234}
 
 
@@ -113,7 +123,10 @@ def train_into(tiny_base) -> Callable[[Path], SimpleNamespace]:
             root=root,
             folder=root / "adapter",
             labels=LABELS,
-            splits={"test": make_test_split(24, LABELS)},
+            splits={
+                "test": make_test_split(24, LABELS),
+                "validation": make_test_split(12, LABELS, seed=1),
+            },
             metadata=DATASET_METADATA,
             metrics=METRICS,
             train=TRAIN_PARAMS,
@@ -150,6 +163,7 @@ def facts() -> dict:
             "precision": "bf16",
             "max_length": 64,
         },
+        "environment": ENVIRONMENT,
         "metrics": METRICS | {"test/f1": 0.9123, "test/accuracy": 0.95, "test/loss": 0.2},
         "evaluation": {
             "rows": 3080,

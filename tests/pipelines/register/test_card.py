@@ -1,6 +1,11 @@
 import pytest
 
-from account_tax.pipelines.register.card import base_licence, describe_version, write_card
+from account_tax.pipelines.register.card import (
+    UNLOCKED_MARK,
+    base_licence,
+    describe_version,
+    write_card,
+)
 
 
 def test_card_names_every_class_weakest_first(facts):
@@ -69,3 +74,13 @@ def test_description_never_exceeds_an_absurd_limit(facts):
 
 def test_licence_of_a_base_without_a_package_is_left_to_the_base():
     assert base_licence("bert-base-uncased") == "see the base"
+
+
+def test_an_environment_off_the_lock_is_marked(facts):
+    card = write_card(facts)
+    assert UNLOCKED_MARK in card
+    assert "| environment | differs from the lock: torch 2.13.0+cpu: the lock has 2.13.0 |" in card
+    facts["environment"] = facts["environment"] | {"locked": True, "differences": []}
+    card = write_card(facts)
+    assert UNLOCKED_MARK not in card
+    assert "| environment | as locked |" in card

@@ -2,16 +2,33 @@ import json
 
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 from sklearn.metrics import f1_score
 
+from account_tax.calibration import calibrate, measure_calibration
 from account_tax.classifier import TamperedModelError, load_classifier
 from account_tax.pipelines.register import create_pipeline
 from account_tax.pipelines.register.nodes import (
+    answer_split,
+    complete_settings,
     evaluate_model,
     evaluate_test_split,
     write_manifest,
 )
 from account_tax.pipelines.register.registry import RegistrationError
+
+REGISTRY = {"target_precision": 0.4}
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Give a run of a real store, named in the environment as a launcher does."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/{tmp_path.name}.db")
+    client = MlflowClient()
+    experiment = client.create_experiment("ledger", str(tmp_path / "artifacts"))
+    run = client.create_run(experiment)
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+    return run
 
 
 def test_evaluation_equals_the_classifiers_own_logits(trained):
@@ -31,6 +48,36 @@ def test_evaluation_equals_the_classifiers_own_logits(trained):
     assert np.trace(matrix) / 24 == pytest.approx(evaluation["metrics"]["test/accuracy"])
     assert [row["support"] for row in evaluation["per_class"]] == [8, 8, 8]
     json.dumps(evaluation)  # it is a JSON dataset
+
+
+def test_the_calibration_is_fitted_to_validation_rows_and_measured_on_test_rows(trained, run):
+    evaluation = evaluate_model(
+        trained.splits, trained.metrics, trained.train, REGISTRY, str(trained.root)
+    )
+    classifier = load_classifier(trained.folder)
+    split = trained.splits["validation"]
+    logits = classifier.logits_of_ids(split["input_ids"])
+    assert evaluation["calibration"] == calibrate(logits, np.asarray(split["labels"]), 0.4)
+    assert evaluation["calibration"]["rows"] == 12
+    test = trained.splits["test"]
+    expected = measure_calibration(
+        classifier.logits_of_ids(test["input_ids"]),
+        np.asarray(test["labels"]),
+        evaluation["calibration"],
+    )
+    found = MlflowClient().get_run(run.info.run_id).data.metrics
+    assert {f"test/{name}": value for name, value in expected.items()}.items() <= found.items()
+
+
+def test_the_same_classifier_has_the_same_content_after_a_second_calibration(trained):
+    digests = []
+    for _ in range(2):
+        answers = answer_split(load_classifier(trained.folder), trained.splits["validation"])
+        complete_settings(trained.folder, trained.metadata, calibrate(*answers, 0.4))
+        digests.append(write_manifest(trained.folder)["content_sha256"])
+    assert digests[0] == digests[1]
+    kept = load_classifier(trained.folder).settings["calibration"]
+    assert kept["target_precision"] == 0.4
 
 
 def test_data_with_other_labels_is_refused(trained):
@@ -74,7 +121,7 @@ def test_a_flipped_byte_is_refused_at_load(trained, name):
 def test_without_a_run_it_says_which_variable_is_missing(trained, monkeypatch):
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     with pytest.raises(RegistrationError, match="MLFLOW_RUN_ID"):
-        evaluate_model(trained.splits, trained.metrics, trained.train, str(trained.root))
+        evaluate_model(trained.splits, trained.metrics, trained.train, REGISTRY, str(trained.root))
 
 
 def test_the_pipeline_evaluates_before_it_registers():

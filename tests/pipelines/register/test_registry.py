@@ -16,15 +16,23 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
+from account_tax.environment import LOCKED
 from account_tax.pipelines.register.nodes import evaluate_model, register_model
 from account_tax.pipelines.register.registry import (
+    Candidate,
     RegistrationError,
     absolute_store,
     check_alias,
     pinned_requirements,
+    register_version,
 )
 
-REGISTRY = {"name": "account-tax", "alias": "challenger"}
+REGISTRY = {
+    "name": "account-tax",
+    "alias": "challenger",
+    "allow_unlocked": True,
+    "target_precision": 0.1,  # its weights are random
+}
 
 
 @pytest.fixture
@@ -108,7 +116,9 @@ def registered(tmp_path_factory, train_into):
 
 
 def register(trained, **registry):
-    evaluation = evaluate_model(trained.splits, trained.metrics, trained.train, str(trained.root))
+    evaluation = evaluate_model(
+        trained.splits, trained.metrics, trained.train, REGISTRY, str(trained.root)
+    )
     return register_model(
         evaluation,
         trained.metadata,
@@ -124,6 +134,29 @@ def change_probe(trained, difference):
     probe = json.loads(path.read_text())
     probe["logits"][0][0] += difference
     path.write_text(json.dumps(probe))
+
+
+def test_an_environment_off_the_lock_registers_nothing_unless_allowed(run, trained):
+    with pytest.raises(RegistrationError, match=r"conda\.yaml: missing.*-P allow_unlocked=true"):
+        register(trained, allow_unlocked=False)  # this folder has no lock at all
+    assert not MlflowClient().search_registered_models()
+
+
+def test_a_version_off_the_lock_is_marked(registered):
+    tag = registered.version.tags["environment"]
+    assert tag == "differs from the lock: conda.yaml: missing, or not the rendered lock"
+    assert "**Registered from an environment that differs" in registered.version.description
+
+
+def test_the_same_content_from_the_locked_environment_loses_the_mark(registered):
+    version, client = registered.version, registered.client
+    tags = {"environment": LOCKED, "lock_sha256": "a" * 64}
+    candidate = Candidate(registered.trained.folder, version.tags["content_sha256"], tags, "")
+    register_version(client, version.run_id, version.name, "challenger", candidate)
+    found = client.get_model_version(version.name, version.version).tags
+    assert {key: found[key] for key in tags} == tags
+    for key in tags:  # the fixture is shared
+        client.set_model_version_tag(version.name, version.version, key, version.tags.get(key, ""))
 
 
 def test_reserved_aliases_are_refused():
@@ -167,7 +200,11 @@ def test_the_run_keeps_the_test_metrics_and_stays_open(registered):
     assert registered.run.info.status == "RUNNING"  # its owner ends it
     metrics = registered.run.data.metrics
     assert set(metrics) == {
-        f"test/{name}" for name in ("accuracy", "f1", "precision", "recall", "loss")
+        f"test/{name}"
+        for name in (
+            *("accuracy", "f1", "precision", "recall", "loss"),
+            *("ece", "ece_uncalibrated", "coverage", "coverage_precision"),
+        )
     }
     assert metrics["test/f1"] == float(registered.version.tags["test/f1"])
     model_id = registered.version.source.removeprefix("models:/")

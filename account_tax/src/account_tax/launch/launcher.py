@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -12,8 +13,9 @@ import click
 
 from account_tax.commands import run_in_mlflow
 from account_tax.config import ConfigError, Resolved, parse_command_line
+from account_tax.environment import RECORD_FILE, environment_tags
 from account_tax.errors import Failed
-from account_tax.layout import PROGRESS_VARIABLE
+from account_tax.layout import PARAMETERS_FILE, PROGRESS_VARIABLE
 from account_tax.mlflow_run import OwnedRun, TrackingError
 from account_tax.prepared import DATASETS, find_prepared, publish_prepared
 from account_tax.processes import run_stage
@@ -59,14 +61,7 @@ def _run_stages(project: Path, args: Sequence[str], run: OwnedRun) -> None:
     environment["ACCOUNT_TAX_CONFIG_SHA256"] = resolved.sha256
     stages = Stages(project, (project / root).resolve(), environment)
     stages.write_configuration(resolved)
-    run.log_params(resolved.flat() | {"launch.world_size": plan.world_size})
-    run.set_tags(
-        {
-            "account_tax.recipe": resolved.launch.recipe,
-            "account_tax.config_sha256": resolved.sha256,
-            **_code_tags(project),
-        }
-    )
+    _record(run, project, plan, resolved)
     for name in ("rows", "global batch", "optimizer steps", "trainable parameters"):
         click.echo(f"{name:<24} {plan.facts()[name]}")
     try:
@@ -77,6 +72,20 @@ def _run_stages(project: Path, args: Sequence[str], run: OwnedRun) -> None:
         with suppress(TrackingError):  # closing the run will say so
             run.salvage(sorted(stages.logs.rglob("*.log")))
         raise
+
+
+def _record(run: OwnedRun, project: Path, plan: Plan, resolved: Resolved) -> None:
+    """Tell the MLflow run what it is made of: parameters, code, environment."""
+    run.log_params(resolved.flat() | {"launch.world_size": plan.world_size})
+    run.log_text(plan.resolved.to_yaml(), PARAMETERS_FILE)
+    run.log_text(json.dumps(plan.environment, indent=2), RECORD_FILE)
+    tags = {
+        "recipe": resolved.launch.recipe,
+        "config_sha256": resolved.sha256,
+        **_code_tags(project),
+        **environment_tags(plan.environment),
+    }
+    run.set_tags({f"account_tax.{name}": value for name, value in tags.items()})
 
 
 def _into_folder(resolved: Resolved, root: Path) -> Resolved:
@@ -103,8 +112,8 @@ def _code_tags(project: Path) -> dict[str, str]:
     if not commit:
         return {}
     return {
-        "account_tax.commit": commit,
-        "account_tax.dirty": str(bool(git("status", "--porcelain"))).lower(),
+        "commit": commit,
+        "dirty": str(bool(git("status", "--porcelain"))).lower(),
     }
 
 

@@ -15,6 +15,7 @@ import click
 import yaml
 
 from account_tax.config import ConfigError, Resolved, batch_faults, parse_command_line, resolve
+from account_tax.environment import describe_environment, environment_in_words, unlocked_fault
 from account_tax.errors import Failed
 from account_tax.processes import run_stage
 
@@ -30,11 +31,13 @@ class Plan:
         resolved: The parameters, the base pinned as the check found it.
         report: What `account_tax.check` found out about data, model and machine.
         world_size: Ranks.
+        environment: The lock, the differences from it, and the machine.
     """
 
     resolved: Resolved
     report: dict[str, Any]
     world_size: int
+    environment: dict[str, Any]
 
     @property
     def device(self) -> str:
@@ -70,6 +73,7 @@ class Plan:
             "global batch": self.global_batch_size,
             "optimizer steps": self.optimizer_steps,
             "trainable parameters": f"{trainable:,} of {everything:,} ({share:.2%})",
+            "environment": environment_in_words(self.environment),
         }
 
     def show(self) -> None:
@@ -98,6 +102,7 @@ def make_plan(project: Path, args: Sequence[str]) -> Plan:
         if err.usable is None:
             raise
         faults, resolved = err.faults, err.usable
+    environment = describe_environment(project)
     report = _check(project, resolved.values)
     world_size = _world_size(resolved, report)
     found = list(report["faults"])
@@ -106,10 +111,19 @@ def make_plan(project: Path, args: Sequence[str]) -> Plan:
     found += find_machine_faults(
         resolved.values, report, world_size, resolved.launch.master_port, project
     )
+    found += _lock_faults(resolved, environment)
     faults += [_name_source(fault, resolved) for fault in found]
     if faults:
         raise ConfigError(faults)
-    return Plan(_pin_base(resolved, report["base"]), report, world_size)
+    return Plan(_pin_base(resolved, report["base"]), report, world_size, environment)
+
+
+def _lock_faults(resolved: Resolved, environment: dict[str, Any]) -> list[str]:
+    """Return the fault if a version would come from an environment that nobody can make again."""
+    allowed = resolved.values.get("registry", {}).get("allow_unlocked", True)
+    if environment["locked"] or allowed or not resolved.launch.register:
+        return []
+    return [unlocked_fault(environment)]
 
 
 def _pin_base(resolved: Resolved, base: dict[str, str | None]) -> Resolved:

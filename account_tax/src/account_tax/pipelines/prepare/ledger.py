@@ -13,14 +13,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import fsspec
 import numpy as np
 import pandas as pd
 
 from account_tax.classifier import as_text, join_texts
-from account_tax.prepared import SPLITS
+from account_tax.prepared import SPLITS, public_source
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +98,31 @@ def read_ledger(data: dict[str, Any]) -> Ledger:
     return Ledger(kept, _digest_files(files), len(frame), dropped)
 
 
+def read_columns(source: str, columns: Sequence[str]) -> pd.DataFrame:
+    """Return columns of every row of the source as stripped text.
+
+    The index is (split, row_id): the split is "" where the source is one file, and row_id is as in
+    `Ledger.frame`.
+
+    Raises:
+        DataError: If the source can't be read or lacks a column; the message shows those found.
+    """
+    tables = []
+    for file in _read_files(source):
+        try:
+            table = _parse_file(file)
+        except _UnreadableError as err:
+            raise DataError([f"data.source = {file.name}: {err}"]) from err
+        found = [str(column) for column in table.columns]
+        if missing := [column for column in columns if column not in found]:
+            reason = f"missing the columns {missing}, found {sorted(found)}."
+            raise DataError([f"data.source = {file.name}: {reason}"])
+        kept = {column: as_text(table.loc[:, column]) for column in columns}
+        index = pd.MultiIndex.from_product([[file.split or ""], range(len(table))])
+        tables.append(pd.DataFrame(kept).set_axis(index))
+    return pd.concat(tables)
+
+
 def source_digest(data: dict[str, Any]) -> str:
     """Return the sha256 of the source's bytes.
 
@@ -106,14 +130,6 @@ def source_digest(data: dict[str, Any]) -> str:
     prints in it.
     """
     return _digest_files(_read_files(data["source"]))
-
-
-def public_source(source: str) -> str:
-    """Return the source's name without what a URI may hold in secret: password and query."""
-    if "://" not in source:
-        return source
-    parts = urlsplit(source)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 # --- files --------------------------------------------------------------------------------------

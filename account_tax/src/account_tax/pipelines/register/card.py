@@ -9,8 +9,13 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from account_tax.classifier import PACKAGE_SCHEME
+from account_tax.environment import environment_tags
 
 Facts = Mapping[str, Any]
+UNLOCKED_MARK = (
+    "**Registered from an environment that differs from the lock**: nobody can install it again "
+    "by this project's files.\n\n"
+)
 
 
 def write_card(facts: Facts, most_classes: int | None = None) -> str:
@@ -18,7 +23,7 @@ def write_card(facts: Facts, most_classes: int | None = None) -> str:
 
     Args:
         facts: name, settings (classifier.json), metrics, evaluation (of the test split), dataset
-            (dataset_metadata), train (the parameters) and digests.
+            (dataset_metadata), train (the parameters), environment (environment.json) and digests.
         most_classes: Rows in the table of classes, the weakest ones; None lists every class.
     """
     sections = (
@@ -26,6 +31,8 @@ def write_card(facts: Facts, most_classes: int | None = None) -> str:
         _per_class(facts["evaluation"], most_classes),
         _data(facts["dataset"]),
         _base_and_parameters(facts),
+        _environment(facts["environment"]),
+        _scores(facts["settings"].get("calibration"), facts["metrics"]),
         _use(facts),
         _limits(facts),
         _digests(facts["digests"]),
@@ -137,6 +144,32 @@ def _adaptation(lora: Facts) -> str:
     return f"LoRA r {lora['r']}, alpha {lora['alpha']}, dropout {lora['dropout']}, on {targets}"
 
 
+def _environment(environment: Facts) -> str:
+    rows = [[key.replace("_", " "), text] for key, text in environment_tags(environment).items()]
+    mark = "" if environment["locked"] else UNLOCKED_MARK
+    return f"## Environment\n\n{mark}" + _table(["", ""], rows)
+
+
+def _scores(calibration: Facts | None, metrics: Facts) -> str:
+    if not calibration:
+        return "## Scores\n\nNot calibrated: a score says no more than which label is likelier."
+    target, threshold = calibration["target_precision"], calibration["threshold"]
+    reached = "none reaches it: a person looks at every row"
+    rows = {
+        "target precision": f"{target:.2%}",
+        "threshold": reached if threshold is None else _number(threshold),
+        "validation rows at or above it": f"{calibration['coverage']:.2%}",
+        "test rows at or above it": _share(metrics.get("test/coverage")),
+        "of those right": _share(metrics.get("test/coverage_precision")),
+        "expected calibration error, test": _number(metrics.get("test/ece")),
+        "the same without temperature": _number(metrics.get("test/ece_uncalibrated")),
+        "temperature": f"{calibration['temperature']:.4g}",
+    }
+    given = [[key, text] for key, text in rows.items() if text]
+    fitted = f"Temperature and threshold are fitted to {calibration['rows']:,} validation rows."
+    return f"## Scores\n\n{fitted}\n\n" + _table(["", ""], given)
+
+
 def _use(facts: Facts) -> str:
     columns = facts["settings"]["text_columns"]
     return (
@@ -151,7 +184,7 @@ def _limits(facts: Facts) -> str:
     limits = [
         "A person reviews every proposal: this is no tax or accounting advice.",
         "It knows only the accounts listed, and always names one of them.",
-        "It learned its labels' mistakes too; the score is not a calibrated probability.",
+        "It learned its labels' mistakes too; scores hold for rows like those it was trained on.",
         "Expect less in languages, merchants and periods that its training rows do not have.",
     ]
     if facts["dataset"]["source"] == "sample":
@@ -184,6 +217,10 @@ def _cell(text: str) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.2%}"
 
 
 def _count(value: float | None) -> str | None:

@@ -13,7 +13,15 @@ from datasets import DatasetDict
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 
-from account_tax.classifier import MANIFEST_FILE, SETTINGS_FILE, file_sha256, load_classifier
+from account_tax.calibration import calibrate, measure_calibration
+from account_tax.classifier import (
+    MANIFEST_FILE,
+    SETTINGS_FILE,
+    LoadedClassifier,
+    file_sha256,
+    load_classifier,
+)
+from account_tax.environment import describe_environment, environment_tags, unlocked_fault
 from account_tax.layout import ADAPTER_FOLDER
 from account_tax.metrics import (
     compute_classification_metrics,
@@ -21,8 +29,10 @@ from account_tax.metrics import (
     compute_cross_entropy,
     compute_per_class_metrics,
 )
+from account_tax.provenance import STATEMENT_TAG
 from account_tax.ranks import get_mlflow_env
 
+from .attest import log_statement, sign_registered
 from .card import describe_version, write_card
 from .plots import save_plots
 from .registry import (
@@ -44,12 +54,24 @@ def evaluate_model(
     tokenized_datasets: DatasetDict,
     training_metrics: dict[str, float],
     train_params: dict[str, Any],
+    registry_params: dict[str, Any],
     artifacts_root: str,
 ) -> dict[str, Any]:
-    """Return the evaluation of the test split, after logging it and its plots to the run."""
+    """Return the evaluation of the test split, after logging it and its plots to the run.
+
+    `calibration` is among it, fitted to the validation split: what register_model keeps of it.
+    """
     root = Path(artifacts_root)
     average = train_params.get("metrics", {}).get("average", "macro")
-    evaluation = evaluate_test_split(tokenized_datasets["test"], root / ADAPTER_FOLDER, average)
+    classifier = load_classifier(root / ADAPTER_FOLDER)
+    test, validation = (
+        answer_split(classifier, tokenized_datasets[split]) for split in ("test", "validation")
+    )
+    evaluation = score_answers(classifier.labels, *test, average)
+    calibration = calibrate(*validation, registry_params["target_precision"])
+    measured = measure_calibration(*test, calibration)
+    evaluation["calibration"] = calibration
+    evaluation["metrics"] |= {f"test/{name}": value for name, value in measured.items()}
     log_history = json.loads((root / "log_history.json").read_text(encoding="utf-8"))
     plots = save_plots(root / "plots", evaluation, log_history)
     client, run_id = mlflow_run()
@@ -74,9 +96,12 @@ def register_model(
         RegistrationError: If the version does not repeat the trainer's logits; none is left.
     """
     check_alias(registry_params["alias"])
+    environment = describe_environment(Path.cwd())
+    if not (environment["locked"] or registry_params["allow_unlocked"]):
+        raise RegistrationError(unlocked_fault(environment))
     client, run_id = mlflow_run()
     folder = Path(artifacts_root) / ADAPTER_FOLDER
-    complete_settings(folder, dataset_metadata)
+    complete_settings(folder, dataset_metadata, test_evaluation["calibration"])
     manifest = write_manifest(folder)
     facts = {
         "name": registry_params["name"],
@@ -85,6 +110,7 @@ def register_model(
         "evaluation": test_evaluation,
         "dataset": dataset_metadata,
         "train": train_params,
+        "environment": environment,
         "digests": collect_digests(
             folder, manifest, dataset_metadata, os.environ.get("ACCOUNT_TAX_CONFIG_SHA256")
         ),
@@ -95,12 +121,14 @@ def register_model(
     candidate = Candidate(
         folder,
         manifest["content_sha256"],
-        version_tags(facts),
+        version_tags(facts) | {STATEMENT_TAG: log_statement(client, run_id, facts, manifest)},
         describe_version(facts, LONGEST_DESCRIPTION),
     )
     registration = register_version(
         client, run_id, registry_params["name"], registry_params["alias"], candidate
     )
+    if key := registry_params.get("sign_key"):
+        sign_registered(client, registration["name"], registration["version"], folder, Path(key))
     log.info("%s is %s", registration["model_uri"], registration["alias"])
     return registration | {"metrics": test_evaluation["metrics"], "digests": facts["digests"]}
 
@@ -119,35 +147,53 @@ def evaluate_test_split(test: Any, folder: Path, average: str) -> dict[str, Any]
     Returns:
         rows, labels, average, metrics (`test/…`), per_class and confusion_matrix.
     """
-    loaded = load_classifier(folder)
-    if loaded.labels != test.features["labels"].names:
+    classifier = load_classifier(folder)
+    return score_answers(classifier.labels, *answer_split(classifier, test), average)
+
+
+def answer_split(classifier: LoadedClassifier, split: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return a classifier's logits, (N, C), and the class ids, (N,), of a split.
+
+    Raises:
+        RegistrationError: If its labels are not those of the data.
+    """
+    if classifier.labels != split.features["labels"].names:
         raise RegistrationError(
-            f"the classifier in {folder} knows {len(loaded.labels)} labels that are not the "
-            f"{len(test.features['labels'].names)} of the data. Train on this data, or prepare "
+            f"the classifier knows {len(classifier.labels)} labels that are not the "
+            f"{len(split.features['labels'].names)} of the data. Train on this data, or prepare "
             "the data it was trained on."
         )
-    logits = loaded.logits_of_ids(test["input_ids"])
-    labels = np.asarray(test["labels"])
+    logits = classifier.logits_of_ids(split["input_ids"])
+    return logits, np.asarray(split["labels"], dtype=np.int64)
+
+
+def score_answers(
+    names: list[str], logits: np.ndarray, labels: np.ndarray, average: str
+) -> dict[str, Any]:
+    """Return the evaluation of logits, (N, C), against class ids; see `evaluate_test_split`."""
     metrics = compute_classification_metrics(logits, labels, average)
     metrics["loss"] = compute_cross_entropy(logits, labels)
     return {
         "rows": len(labels),
-        "labels": loaded.labels,
+        "labels": names,
         "average": average,
         "metrics": {f"test/{name}": value for name, value in metrics.items()},
-        "per_class": compute_per_class_metrics(logits, labels, loaded.labels),
+        "per_class": compute_per_class_metrics(logits, labels, names),
         "confusion_matrix": compute_confusion_matrix(logits, labels),
     }
 
 
-def complete_settings(folder: Path, dataset_metadata: dict[str, Any]) -> None:
-    """Add to classifier.json how a ledger line becomes the text the classifier reads.
+def complete_settings(
+    folder: Path, dataset_metadata: dict[str, Any], calibration: dict[str, Any]
+) -> None:
+    """Add to classifier.json how a ledger line becomes text, and what a score is worth.
 
     Training knows tokens only; whoever loads the version brings a table.
     """
     path = folder / SETTINGS_FILE
     settings = json.loads(path.read_text(encoding="utf-8"))
     settings |= {key: dataset_metadata[key] for key in ("text_columns", "separator", "max_length")}
+    settings["calibration"] = calibration
     path.write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
@@ -199,14 +245,14 @@ def collect_digests(
 
 
 def version_tags(facts: dict[str, Any]) -> dict[str, str]:
-    """Return a version's tags: test and validation metrics, digests, the pinned base."""
+    """Return a version's tags: test and validation metrics, digests, base, environment."""
     metrics = {
         key: repr(float(value))
         for key, value in facts["metrics"].items()
         if key.startswith(("test/", "eval/"))
     }
     base = {f"base/{key}": value for key, value in facts["settings"]["base"].items() if value}
-    return metrics | facts["digests"] | base
+    return metrics | facts["digests"] | base | environment_tags(facts["environment"])
 
 
 def mlflow_run() -> tuple[MlflowClient, str]:

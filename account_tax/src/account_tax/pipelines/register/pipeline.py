@@ -15,6 +15,7 @@ def create_pipeline(**_: object) -> Pipeline:
                     "tokenized_datasets",
                     "training_metrics",
                     "params:train",
+                    "params:registry",
                     "params:artifacts_root",
                 ],
                 outputs="test_evaluation",

@@ -52,7 +52,7 @@ def save_plots(
         "learning_curve.svg": lambda: plot_learning_curve(log_history),
     }
     for name, draw in figures.items():
-        with _style():
+        with svg_style():
             draw().savefig(folder / name, format="svg", metadata={"Date": None, "Creator": None})
     return [folder / name for name in figures]
 
@@ -61,8 +61,8 @@ def plot_confusion_matrix(counts: np.ndarray, labels: Sequence[str]) -> Figure:
     """Draw counts (C, C), true classes as rows, shaded by their share of the true class."""
     size, numbered = len(labels), len(labels) <= MOST_NUMBERED_CLASSES
     cell, font = (0.48, 9.0) if numbered else (0.17, 6.0)
-    margin = _text_inches(labels, font) + 0.35
-    figure, axes = _figure(
+    margin = text_inches(labels, font) + 0.35
+    figure, axes = sized_figure(
         cell * size, cell * size, left=margin, bottom=margin, top=0.45, right=0.3
     )
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
@@ -104,8 +104,8 @@ def plot_per_class_f1(per_class: Sequence[dict[str, Any]]) -> Figure:
     few = len(rows) <= MOST_NUMBERED_CLASSES
     height, font = (0.32, 9.0) if few else (0.16, 6.5)
     labels = [row["label"] for row in rows]
-    left = _text_inches(labels, font) + 0.2
-    figure, axes = _figure(4.2, height * len(rows), left=left, bottom=0.5, top=0.45, right=1.3)
+    left = text_inches(labels, font) + 0.2
+    figure, axes = sized_figure(4.2, height * len(rows), left=left, bottom=0.5, top=0.45, right=1.3)
     positions = range(len(rows))
     axes.barh(positions, [row["f1"] for row in rows], height=0.7, color=BLUE)
     axes.set_yticks(positions, labels, fontsize=font)
@@ -152,14 +152,15 @@ def _draw_series(
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def svg_style() -> Iterator[None]:
+    """Draw within it in the project's style, Hangul included."""
     with mpl.rc_context(STYLE), warnings.catch_warnings():
         # The font has no Hangul; the viewer's has, and the text stays text.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         yield
 
 
-def _figure(
+def sized_figure(
     width: float, height: float, *, left: float, right: float, bottom: float, top: float
 ) -> tuple[Figure, Axes]:
     """Return a figure whose plotting area has the size, with these margins, all in inches."""
@@ -171,7 +172,7 @@ def _figure(
     return figure, axes
 
 
-def _text_inches(labels: Sequence[str], font_size: float) -> float:
+def text_inches(labels: Sequence[str], font_size: float) -> float:
     """Return the width of the longest label; a Hangul syllable is as wide as its height."""
     ems = max(
         sum(1.0 if unicodedata.east_asian_width(char) in "WF" else 0.62 for char in label)

@@ -25,9 +25,10 @@ from mlflow.entities import LoggedModelOutput, Metric
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
-from mlflow.types import ColSpec, Schema
+from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
 from account_tax.classifier import PACKAGE_SCHEME, SETTINGS_FILE, AccountClassifier
+from account_tax.environment import LOCKED
 
 from . import verify
 
@@ -86,6 +87,9 @@ def register_version(
         largest = f"{outcome['max_abs_diff']:.3g}"
         client.set_model_version_tag(name, version.version, "verified_max_abs_diff", largest)
         client.set_model_version_tag(name, version.version, VERIFIED_TAG, "true")
+    if not created and candidate.tags["environment"] == LOCKED:  # now known to come from the lock
+        for key in ("environment", "lock_sha256"):
+            client.set_model_version_tag(name, version.version, key, candidate.tags[key])
     client.set_registered_model_alias(name, alias, version.version)
     return {
         "name": name,
@@ -177,6 +181,9 @@ def save_pyfunc(path: Path, folder: Path, model: Model) -> None:
         signature=ModelSignature(
             inputs=Schema([ColSpec("string", column) for column in columns]),
             outputs=Schema([ColSpec("string", "label"), ColSpec("double", "score")]),
+            params=ParamSchema(
+                [ParamSpec("top_k", "long", 1), ParamSpec("needs_review", "boolean", False)]
+            ),
         ),
         input_example=example,
         pip_requirements=pinned_requirements(settings["base"]),
@@ -224,26 +231,34 @@ def verify_cold(version: ModelVersion, candidate: Candidate) -> dict[str, Any]:
     Raises:
         RegistrationError: If it can't be loaded there, or a file or a logit differs.
     """
-    probe = (candidate.folder / "probe.json").resolve()
+    outcome = load_cold(version, candidate.folder / "probe.json", candidate.content_sha256)
+    if not outcome["verified"]:
+        raise _refusal(version, candidate, outcome["reason"])
+    return outcome
+
+
+def load_cold(version: ModelVersion, probe: Path, content_sha256: str) -> dict[str, Any]:
+    """Return what verify.py, in a fresh process and another folder, says of a version.
+
+    Returns:
+        `verified`; where it is true max_abs_diff and tolerance, else the reason.
+    """
     script = [sys.executable, "-P", verify.__file__]  # -P: this folder stays off sys.path
     uri = f"models:/{version.name}/{version.version}"
     with tempfile.TemporaryDirectory() as elsewhere:
         try:
             done = subprocess.run(
-                [*script, uri, str(probe), candidate.content_sha256],
+                [*script, uri, str(probe.resolve()), content_sha256],
                 cwd=elsewhere, env=_environment(), capture_output=True, text=True,
                 timeout=COLD_CHECK_TIMEOUT_SECONDS, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired as err:
-            raise _refusal(version, candidate, f"no answer in {err.timeout:.0f} s.") from err
+            return {"verified": False, "reason": f"no answer in {err.timeout:.0f} s."}
     last_line = done.stdout.rstrip().rpartition("\n")[2]
-    if not last_line.startswith("{"):
-        tail = "\n".join(done.stderr.splitlines()[-5:])
-        raise _refusal(version, candidate, f"it ended with status {done.returncode}.\n{tail}")
-    outcome = json.loads(last_line)
-    if not outcome["verified"]:
-        raise _refusal(version, candidate, outcome["reason"])
-    return outcome
+    if last_line.startswith("{"):
+        return json.loads(last_line)
+    tail = "\n".join(done.stderr.splitlines()[-5:])
+    return {"verified": False, "reason": f"it ended with status {done.returncode}.\n{tail}"}
 
 
 def _environment() -> dict[str, str]:

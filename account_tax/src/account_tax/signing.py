@@ -1,0 +1,242 @@
+"""Signatures of a version by a key that its users trust, made and checked offline.
+
+The form is OpenSSF model-signing's key mode (1.1): a sigstore bundle whose DSSE envelope holds an
+in-toto statement, so its own command checks the classifier's files as well:
+`model_signing verify key FOLDER --signature model.sig --public_key key.pub`. It is written here
+with `cryptography`: model-signing would bring fifteen packages (sigstore, tuf, ...) and, 1.1.1 with
+sigstore 4.5, can't be imported without a sixteenth that neither names (pyOpenSSL).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, SECP256R1
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey as PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey as PublicKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_pem_private_key,
+    load_pem_public_key,
+)
+
+from account_tax.errors import Refused
+
+SIGNATURES = "signatures"  # folder among the artifacts of the training's run
+MODEL_SIGNATURE, STATEMENT_SIGNATURE = "model.sig", "provenance.sig"
+KEY_TAG = "signed_by"  # of a version: the fingerprint of the key
+PASSPHRASE_VARIABLE = "ACCOUNT_TAX_SIGN_KEY_PASSPHRASE"
+VERIFY_VARIABLE = "ACCOUNT_TAX_VERIFY_KEY"
+EXPECTED_KEY = "expected a PEM file with an EC P-256 key (openssl ecparam -name prime256v1 -genkey)"
+
+MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
+PAYLOAD_TYPE = "application/vnd.in-toto+json"
+MODEL_PREDICATE = "https://model_signing/signature/v1.0"
+IGNORED = [".git", ".gitattributes", ".github", ".gitignore"]  # model-signing's default
+
+
+class SignatureError(Refused):
+    """A key can't be used, or a signature is missing, broken or by another key."""
+
+
+# --- keys -----------------------------------------------------------------------------------------
+
+
+def load_private_key(file: Path) -> PrivateKey:
+    """Return the key that signs; its passphrase, where it has one, is in the environment.
+
+    Raises:
+        SignatureError: If it is no EC P-256 key, or the passphrase is missing or wrong.
+    """
+    passphrase = os.environ.get(PASSPHRASE_VARIABLE)
+    try:
+        raw = file.read_bytes()
+        key = load_pem_private_key(raw, passphrase.encode() if passphrase else None)
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as err:
+        # The library's own text may quote the file; its kind says enough.
+        locked = "a passphrase is needed, or the one given is wrong or too much; it is read from "
+        raise SignatureError(
+            f"registry.sign_key = {file}: can't be read ({type(err).__name__}); {EXPECTED_KEY}. "
+            f"If it is one, {locked}{PASSPHRASE_VARIABLE}."
+        ) from None
+    if not isinstance(key, PrivateKey) or not isinstance(key.curve, SECP256R1):
+        raise SignatureError(f"registry.sign_key = {file}: another kind of key; {EXPECTED_KEY}.")
+    return key
+
+
+def load_public_key(file: Path) -> PublicKey:
+    """Return the key that a signature has to be by.
+
+    Raises:
+        SignatureError: If it is no EC P-256 public key.
+    """
+    expected = "expected the PEM file that `openssl ec -in KEY -pubout` writes"
+    try:
+        key = load_pem_public_key(file.read_bytes())
+    except (OSError, ValueError, UnsupportedAlgorithm) as err:
+        reason = f"can't be read as a public key ({type(err).__name__}); {expected}"
+        raise SignatureError(f"verify_key = {file}: {reason}.") from None
+    if not isinstance(key, PublicKey) or not isinstance(key.curve, SECP256R1):
+        raise SignatureError(f"verify_key = {file}: another kind of key; {expected}.")
+    return key
+
+
+def verify_key(given: Path | None = None) -> Path | None:
+    """Return the file of the key that signatures are to be by: the one given, or the variable's."""
+    set_for_all = os.environ.get(VERIFY_VARIABLE)
+    return given or (Path(set_for_all) if set_for_all else None)
+
+
+def fingerprint(key: PublicKey) -> str:
+    """Return the sha256 of the public key's PEM text, model-signing's name for a key."""
+    pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(pem).hexdigest()
+
+
+# --- signing --------------------------------------------------------------------------------------
+
+
+def sign_statement(raw: bytes, key: PrivateKey) -> dict[str, Any]:
+    """Return the sigstore bundle over an in-toto statement's bytes."""
+    signature = key.sign(_pre_authentication(raw), ECDSA(SHA256()))
+    return {
+        "mediaType": MEDIA_TYPE,
+        "verificationMaterial": {
+            "publicKey": {"hint": fingerprint(key.public_key())},
+            "tlogEntries": [],
+        },
+        "dsseEnvelope": {
+            "payload": base64.b64encode(raw).decode(),
+            "payloadType": PAYLOAD_TYPE,
+            "signatures": [{"sig": base64.b64encode(signature).decode(), "keyid": ""}],
+        },
+    }
+
+
+def model_statement(folder: Path, name: str) -> dict[str, Any]:
+    """Return the statement model-signing makes of a folder: each file's sha256, and theirs."""
+    files = {
+        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes())
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+    names = sorted(files)
+    root = hashlib.sha256(b"".join(files[each].digest() for each in names)).hexdigest()
+    return {
+        "_type": "https://in-toto.io/Statement/v1",
+        "subject": [{"name": name, "digest": {"sha256": root}}],
+        "predicateType": MODEL_PREDICATE,
+        "predicate": {
+            "serialization": {
+                "method": "files",
+                "hash_type": "sha256",
+                "allow_symlinks": False,
+                "ignore_paths": IGNORED,
+            },
+            "resources": [
+                {"name": each, "algorithm": "sha256", "digest": files[each].hexdigest()}
+                for each in names
+            ],
+        },
+    }
+
+
+def sign_version(folder: Path, name: str, statement: bytes, key: PrivateKey) -> dict[str, str]:
+    """Return the text of each signature file of a version, by its name.
+
+    Args:
+        folder: The classifier's, manifest.json among its files.
+        name: What the signature calls it.
+        statement: provenance.json.
+        key: See `load_private_key`.
+    """
+    signed = {
+        MODEL_SIGNATURE: json.dumps(model_statement(folder, name), indent=2).encode(),
+        STATEMENT_SIGNATURE: statement,
+    }
+    return {file: json.dumps(sign_statement(raw, key)) + "\n" for file, raw in signed.items()}
+
+
+def _pre_authentication(payload: bytes) -> bytes:
+    """Return what is signed. Source: DSSE 1.0, protocol.md."""
+    return b"DSSEv1 %d %s %d " % (len(PAYLOAD_TYPE), PAYLOAD_TYPE.encode(), len(payload)) + payload
+
+
+# --- checking -------------------------------------------------------------------------------------
+
+
+def read_signed(bundle: Path, key: PublicKey) -> bytes:
+    """Return what a bundle's signature is over.
+
+    Raises:
+        SignatureError: If there is no bundle, it is none, or its signature is not by this key.
+    """
+    if not bundle.is_file():
+        raise SignatureError(
+            f"{bundle.name}: there is no such signature. Train with -P sign_key=FILE, or do "
+            "without a key to verify with."
+        )
+    try:
+        content: Mapping[str, Any] = json.loads(bundle.read_text(encoding="utf-8"))
+        envelope = content["dsseEnvelope"]
+        payload = base64.b64decode(envelope["payload"], validate=True)
+        (signature,) = envelope["signatures"]
+        raw = base64.b64decode(signature["sig"], validate=True)
+        hint = content["verificationMaterial"]["publicKey"].get("hint")
+        known = content["mediaType"] == MEDIA_TYPE and envelope["payloadType"] == PAYLOAD_TYPE
+    except (ValueError, KeyError, TypeError, AttributeError) as err:
+        raise SignatureError(f"{bundle.name}: not a signature ({type(err).__name__}).") from None
+    if not known:
+        raise SignatureError(f"{bundle.name}: a signature of another kind.")
+    if hint and hint != fingerprint(key):
+        raise SignatureError(
+            f"{bundle.name}: signed by the key {hint[:16]}…, expected {fingerprint(key)[:16]}…."
+        )
+    try:
+        key.verify(raw, _pre_authentication(payload), ECDSA(SHA256()))
+    except InvalidSignature:
+        raise SignatureError(f"{bundle.name}: the signature is not of what it holds.") from None
+    return payload
+
+
+def check_signatures(classifier: Path, statement: Path, signatures: Path, key: PublicKey) -> None:
+    """Check that a key has signed a classifier's files and its provenance, as they are here.
+
+    Args:
+        classifier: The downloaded classifier's folder.
+        statement: The downloaded provenance.json.
+        signatures: The folder with the two signature files.
+        key: See `load_public_key`.
+
+    Raises:
+        SignatureError: If not; the message names what was signed otherwise.
+    """
+    signed = json.loads(read_signed(signatures / MODEL_SIGNATURE, key))
+    if signed.get("predicateType") != MODEL_PREDICATE:
+        raise SignatureError(f"{MODEL_SIGNATURE}: signs no model.")
+    there = _resources(model_statement(classifier, ""))
+    listed = _resources(signed)
+    other = sorted(
+        name for name in there.keys() | listed.keys() if there.get(name) != listed.get(name)
+    )
+    if other:
+        raise SignatureError(f"{MODEL_SIGNATURE}: signed were other files: {', '.join(other)}.")
+    raw = statement.read_bytes() if statement.is_file() else b""
+    if read_signed(signatures / STATEMENT_SIGNATURE, key) != raw:
+        raise SignatureError(f"{STATEMENT_SIGNATURE}: signed was another {statement.name}.")
+    subjects = json.loads(raw)["subject"]
+    if {entry["name"]: entry["digest"]["sha256"] for entry in subjects} != there:
+        raise SignatureError(f"{statement.name}: it is about another classifier.")
+
+
+def _resources(statement: Mapping[str, Any]) -> dict[str, str]:
+    return {entry["name"]: entry["digest"] for entry in statement["predicate"]["resources"]}

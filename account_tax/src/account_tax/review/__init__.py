@@ -1,0 +1,1 @@
+"""The review of registered versions: evidence, gates, report, decision, history."""

@@ -1,0 +1,338 @@
+"""`kedro review`: a version reviewed, decided upon, or its history shown."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from account_tax.classifier import file_sha256
+from account_tax.commands import run_in_mlflow
+from account_tax.config import NOT_GIVEN, parse_command_line, resolve
+from account_tax.errors import Failed, Refused
+from account_tax.mlflow_run import OwnedRun, tracking_uri
+from account_tax.versions import find_version
+
+from .decision import DENIED, decide, format_history, read_history, rollback, verify_history
+from .evidence import gather_evidence, load_contender
+from .findings import Findings, find, gate_results
+from .gates import gate_names
+from .report import describe_review, put_above_card, render_html, render_markdown
+from .standing import CHAMPION
+
+NONE = "none"  # MLproject's default: the option is not given
+DECISIONS = ("approve", "reject", "retire", "rollback")
+FOLDER = "review"  # of the run's artifacts
+REPORT = "report.html"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for.
+
+    Attributes:
+        name: The registered model.
+        version: A number or an alias.
+        decision: One of DECISIONS; None reviews only.
+        reviewer: Who decides.
+        reason: Why.
+        waive: Gates that need not be passed.
+        expires: Until when an approval holds.
+        slices: Columns of the ledger.
+        data: Where the ledger is now.
+        history: Whether to print the decisions.
+        verify_history: Whether to check their chain.
+        registry: The parameters of registry.yml.
+    """
+
+    name: str
+    version: str
+    decision: str | None
+    reviewer: str
+    reason: str
+    waive: list[str]
+    expires: str | None
+    slices: list[str]
+    data: str | None
+    history: bool
+    verify_history: bool
+    registry: dict[str, Any]
+
+
+def review(project: Path, options: Mapping[str, str], more: Sequence[str]) -> int:
+    """Run `kedro review` with its options and further words; return its exit status."""
+
+    def work(run: OwnedRun | None) -> None:
+        request = parse_request(project, options, more)
+        uri = run.tracking_uri if run else tracking_uri(project)
+        mlflow.set_tracking_uri(uri)
+        client = MlflowClient(uri)
+        with _clear_errors(uri):
+            if request.history or request.verify_history:
+                _tell_history(client, request)
+            else:
+                assert run is not None, "only the history is read without a run"
+                _review_and_decide(client, run, request)
+
+    reading = any(options[name].lower() == "true" for name in ("history", "verify_history"))
+    return run_in_mlflow(project, work, own_run=not reading)
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+
+def parse_request(project: Path, options: Mapping[str, str], more: Sequence[str]) -> Request:
+    """Return what is asked for, checked.
+
+    Raises:
+        Refused: If an option can't be what it is; all faults together.
+    """
+    given = {name: _given(text) for name, text in options.items()}
+    pairs = parse_command_line(more)
+    faults = [_unknown(name, options) for name, _ in pairs if not name.startswith("registry.")]
+    if faults:
+        raise Refused(_join(faults))
+    if name := given["registered_model_name"]:
+        pairs.append(("registry.name", name))
+    registry = resolve(project, pairs).values["registry"]
+    decision, waive = given["decision"], _list(given["waive"])
+    faults = [*_decision_faults(given, waive), *_flag_faults(options)]
+    if faults:
+        raise Refused(_join(faults))
+    return Request(
+        name=registry["name"],
+        version=given["version"] or registry["alias"],
+        decision=decision,
+        reviewer=given["reviewer"] or "",
+        reason=given["reason"] or "",
+        waive=waive,
+        expires=given["expires"],
+        slices=_list(given["slices"]),
+        data=given["data"],
+        history=options["history"].lower() == "true",
+        verify_history=options["verify_history"].lower() == "true",
+        registry=registry,
+    )
+
+
+def _given(text: str) -> str | None:
+    stripped = text.strip()
+    return None if stripped.lower() in (NONE, NOT_GIVEN, "") else stripped
+
+
+def _list(text: str | None) -> list[str]:
+    return [word.strip() for word in (text or "").split(",") if word.strip()]
+
+
+def _unknown(name: str, options: Mapping[str, str]) -> str:
+    near = difflib.get_close_matches(name, options, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    return f"{name}: unknown option; beside {', '.join(options)} only registry.* is taken.{hint}"
+
+
+def _decision_faults(given: Mapping[str, str | None], waive: Sequence[str]) -> Iterator[str]:
+    decision = given["decision"]
+    if decision is None:
+        for name in ("waive", "expires", "reviewer", "reason"):
+            if given[name]:
+                yield f"{name} = {given[name]}: has a meaning only beside a decision."
+        return
+    if decision not in DECISIONS:
+        yield f"decision = {decision}: expected one of {', '.join(DECISIONS)}."
+    for name, what in (("reviewer", "who decides"), ("reason", "why")):
+        if not given[name]:
+            yield f"{name}: missing; a decision says {what}, as in -P {name}=..."
+    for name in ("waive", "expires"):
+        if given[name] and decision != "approve":
+            yield f"{name} = {given[name]}: has a meaning only with decision=approve."
+    known = gate_names()
+    for gate in waive:
+        if gate not in known:
+            near = difflib.get_close_matches(gate, known, n=1)
+            hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(known)}."
+            yield f"waive = {gate}: no such gate. {hint}"
+
+
+def _flag_faults(options: Mapping[str, str]) -> Iterator[str]:
+    for name in ("history", "verify_history"):
+        if options[name].lower() not in ("true", "false"):
+            yield f"{name} = {options[name]}: expected true or false."
+
+
+def _join(faults: Sequence[str]) -> str:
+    noun = "problem" if len(faults) == 1 else "problems"
+    return f"{len(faults)} {noun} in the options" + "".join(f"\n  {fault}" for fault in faults)
+
+
+# --- what it does ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def _clear_errors(uri: str) -> Iterator[None]:
+    """Say of a store that fails which it is and what became of the version."""
+    try:
+        yield
+    except MlflowException as err:
+        if err.error_code == "RESOURCE_DOES_NOT_EXIST":
+            raise Refused(f"{uri}: {err.message}. Check -P registered_model_name.") from err
+        if err.error_code in DENIED:
+            raise Refused(
+                f"{uri}: no permission ({err.message}). Ask whoever runs the registry for the "
+                "right to read the model's versions and to tag them."
+            ) from err
+        raise Failed(
+            f"{uri}: the registry failed ({err.message}). A decision that is not printed above was "
+            "not made; repeat the command when the registry answers."
+        ) from err
+
+
+def _tell_history(client: MlflowClient, request: Request) -> None:
+    if request.history:
+        click.echo(format_history(read_history(client, request.name)), nl=False)
+    if not request.verify_history:
+        return
+    if faults := verify_history(client, request.name):
+        lines = "".join(f"\n  {fault}" for fault in faults)
+        raise Failed(f"the history of {request.name} is not as it was written{lines}")
+    click.echo(f"the history of {request.name} is whole")
+
+
+def _review_and_decide(client: MlflowClient, run: OwnedRun, request: Request) -> None:
+    """Review the version, then decide on it where a decision is asked for."""
+    now = datetime.now(UTC)
+    who = {"reviewer": request.reviewer, "reason": request.reason, "now": now, "run_id": run.run_id}
+    if request.decision == "rollback":
+        click.echo(rollback(client, request.name, **who).message)
+        return
+    version = find_version(client, request.name, request.version)
+    seen = len(read_history(client, request.name))  # before the champion is looked up
+    gates = []
+    if request.decision != "retire":  # a version goes out of service whatever its numbers are
+        try:
+            gates = gate_results(review_version(client, run, version, request, now))
+        except Refused as err:
+            if request.decision != "reject":
+                raise
+            click.echo(f"{err}\nIt is rejected without a review.", err=True)
+    if request.decision:
+        decided = decide(
+            client, request.name, version.version, request.decision,
+            gates=gates, waive=request.waive, expires=request.expires,
+            entries_seen=seen, **who,
+        )  # fmt: skip
+        click.echo(decided.message)
+
+
+def review_version(
+    client: MlflowClient, run: OwnedRun, version: ModelVersion, request: Request, now: datetime
+) -> Findings:
+    """Return the findings on a version, after writing them to the run and onto the version."""
+    other, note = find_champion(client, version)
+    beside = f"{other.name} version {other.version} (champion)" if other else "the baselines"
+    click.echo(f"review: {version.name} version {version.version} against {beside}")
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        challenger = load_contender(client, version, scratch)
+        champion = load_contender(client, other, scratch) if other else None
+    evidence = gather_evidence(
+        challenger, champion, note, source=request.data, slices=request.slices
+    )
+    target = request.registry.get("target_precision", 0.95)
+    findings = find(evidence, request.registry["gates"], target) | {
+        "run_id": run.run_id,
+        "date": f"{now:%Y-%m-%d %H:%M} UTC",
+    }
+    show(findings)
+    publish(client, run, version, findings)
+    click.echo(f"report: {FOLDER}/{REPORT} of run {run.run_id}")
+    return findings
+
+
+def find_champion(client: MlflowClient, version: ModelVersion) -> tuple[ModelVersion | None, str]:
+    """Return the version in service beside this one, or None and why there is none."""
+    number = client.get_registered_model(version.name).aliases.get(CHAMPION)
+    if number is None:
+        return None, f"no version has the alias {CHAMPION} yet"
+    if str(number) == str(version.version):
+        return None, "the reviewed version is the champion itself"
+    return client.get_model_version(version.name, number), ""
+
+
+def publish(client: MlflowClient, run: OwnedRun, version: ModelVersion, findings: Findings) -> None:
+    """Write the report to the run, and its digest and tags to the version, last."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = {
+            REPORT: render_html(findings),
+            "report.md": render_markdown(findings),
+            "review.json": json.dumps(findings, ensure_ascii=False, indent=1) + "\n",
+        }
+        for name, text in files.items():
+            (Path(folder) / name).write_text(text, encoding="utf-8")
+        sha256 = file_sha256(Path(folder) / REPORT)
+        client.log_artifacts(run.run_id, folder, FOLDER)
+    _log_metrics(client, run.run_id, findings)
+    run.set_tags({"account_tax.reviewed": f"models:/{version.name}/{version.version}"})
+    experiment = client.get_run(run.run_id).info.experiment_id
+    # Read again: a version's description may have been edited while the rows were scored.
+    card = client.get_model_version(version.name, version.version).description or ""
+    description = put_above_card(card, describe_review(findings, experiment))
+    client.update_model_version(version.name, version.version, description)
+    tags = {
+        "review/run_id": run.run_id,
+        "review/gates": "passed" if findings["gates_passed"] else "failed",
+        "review/sha256": sha256,
+    }
+    for key, value in tags.items():
+        client.set_model_version_tag(version.name, version.version, key, value)
+
+
+def _log_metrics(client: MlflowClient, run_id: str, findings: Findings) -> None:
+    now = int(datetime.now(UTC).timestamp() * 1000)
+    values = {
+        f"review/{role}/{metric}": each[metric]["value"]
+        for role, each in findings["models"].items()
+        for metric in ("accuracy", "f1")
+    }
+    for metric, change in findings["difference"].items():
+        values |= {f"review/change/{metric}_{end}": change[end] for end in ("low", "value", "high")}
+    for role, each in findings["calibration"].items():
+        values[f"review/{role}/calibration_error"] = each["expected_calibration_error"]
+    points = [Metric(key, value, now, 0) for key, value in values.items()]
+    client.log_batch(run_id, points, synchronous=True)
+
+
+def show(findings: Findings) -> None:
+    """Print the scores and the gates as short tables."""
+    titles, rows = findings["titles"], findings["models"]
+    lines = [(titles[role], each["accuracy"], each["f1"], ".4f") for role, each in rows.items()]
+    change = findings["difference"]
+    lines.append((f"difference to {findings['reference']['key']}", change["accuracy"], change["f1"],
+                  "+.4f"))  # fmt: skip
+    width = max(len(title) for title, *_ in lines)
+    rows_shown = f"{findings['rows']:,} test rows"
+    click.echo(f"{rows_shown:<{width}}  {'accuracy':<25}  macro-F1")
+    for title, *metrics, form in lines:
+        cells = [
+            f"{each['value']:{form}} ({each['low']:{form}} to {each['high']:{form}})"
+            for each in metrics
+        ]
+        click.echo(f"{title:<{width}}  {cells[0]:<25}  {cells[1]}")
+    for warning in findings["warnings"]:
+        click.echo(f"mind this: {warning}")
+    width = max((len(gate["name"]) for gate in findings["gates"]), default=0)
+    for gate in findings["gates"]:
+        found = f"{gate['found']}, wanted: " if gate["found"] else "wanted: "
+        click.echo(f"{gate['name']:<{width}}  {gate['status']:<12}  {found}{gate['wanted']}")

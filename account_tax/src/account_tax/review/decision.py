@@ -1,0 +1,455 @@
+"""A decision about a version: allowed or refused, recorded, and shown in the registry.
+
+The states are pending → approved → retired and pending → rejected, nothing else. That the reviewer
+is not the author is advisory on open-source MLflow: both names are what somebody typed.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from account_tax.errors import Failed, Refused
+from account_tax.mlflow_run import short_waits
+from account_tax.versions import find_version
+
+from .gates import GateResult
+from .history import (
+    BEFORE_FIRST,
+    Entry,
+    EntryTakenError,
+    append_entry,
+    format_history,
+    one_line,
+    open_run,
+    read_digests,
+    read_history,
+    seal_entry,
+)
+from .standing import (
+    CONTENT_TAG,
+    MOVES,
+    Registry,
+    link_history,
+    read_settled,
+    settle,
+    state_of,
+    verify_history,
+)
+
+__all__ = [
+    "Decision", "Entry", "decide", "format_history", "read_history", "rollback", "settle",
+    "state_of", "verify_history",
+]  # fmt: skip
+
+NOTHING_CHANGED = "Nothing was changed."
+DENIED = {"PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"}
+PROBE_ALIAS = "review_probe"  # never set
+ADVISORY = (
+    "That {reviewer} is not the author {author} is advisory: on open-source MLflow both are names "
+    "that somebody typed."
+)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A decision that was taken: its entry in the history, and what the reviewer should know."""
+
+    entry: Entry
+    notes: list[str]
+
+    @property
+    def message(self) -> str:
+        """Say what happened, in a line for each fact."""
+        entry = self.entry
+        aliases = [
+            f"{alias} is {_which(entry.aliases_after.get(alias))}, "
+            f"was {_which(entry.aliases_before.get(alias))}"
+            for alias in ("champion", "previous_champion")
+            if entry.aliases_before.get(alias) != entry.aliases_after.get(alias)
+        ]
+        lines = [
+            f"{entry.model} version {entry.version}: {entry.decision}, {entry.state_from} → "
+            f"{entry.state_to}, entry {entry.n} ({entry.sha256[:12]})",
+            *aliases,
+            *self.notes,
+        ]
+        return "\n".join(lines)
+
+
+def _which(number: int | None) -> str:
+    return "not set" if number is None else f"version {number}"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the reviewer asks for, as given."""
+
+    decision: str
+    reviewer: str
+    reason: str
+    now: datetime
+    run_id: str
+    gates: list[GateResult] = field(default_factory=list)
+    waive: list[str] = field(default_factory=list)
+    expires: str | None = None
+
+
+# --- deciding -------------------------------------------------------------------------------------
+
+
+def decide(
+    client: MlflowClient,
+    name: str,
+    version: str | int,
+    decision: str,
+    *,
+    reviewer: str,
+    reason: str,
+    gates: list[GateResult],
+    waive: list[str],
+    expires: str | None,
+    now: datetime,
+    run_id: str,
+    entries_seen: int | None = None,
+) -> Decision:
+    """Return the decision once it is recorded and shown.
+
+    Args:
+        client: Of the registry.
+        name: The registered model.
+        version: Number or alias of the version.
+        decision: approve, reject or retire.
+        reviewer: Who decides.
+        reason: Why; the reviewer's own words, which are stored.
+        gates: The gates' results for this version.
+        waive: Names of gates that did not pass and shall not hinder the approval.
+        expires: Last day of the approval, ISO 8601.
+        now: The time, with its zone.
+        run_id: The run in which the decision is made.
+        entries_seen: How many entries the history had when the evidence was gathered. With more by
+            now the decision is refused: the champion it was compared with may be another.
+
+    Raises:
+        Refused: If it is not allowed, or another process decided first; nothing was changed.
+        Failed: If the registry went away; the message says whether the decision stands.
+    """
+    request = Request(decision, reviewer, reason, now, run_id, gates, waive, expires)
+    with short_waits():
+        with _before_recording(client, name):
+            registry = read_settled(client, name)
+            _check_seen(registry, entries_seen)
+            subject = find_version(client, name, str(version))
+            author = _author_of(client, subject)
+            _check_request(registry, subject, author, request)
+            entry = _draft(registry, subject, author, request)
+        recorded = _record(client, registry, entry)
+        return Decision(recorded, _notes(recorded))
+
+
+def rollback(
+    client: MlflowClient, name: str, *, reviewer: str, reason: str, now: datetime, run_id: str
+) -> Decision:
+    """Return the decision that made the previous champion the champion again.
+
+    The two change places, so a second rollback is as before the first. To go further back, retire
+    the version that was left and roll back again. No state changes: both stay approved.
+
+    Raises:
+        Refused: If there is no previous champion; nothing was changed.
+        Failed: If the registry went away; the message says whether the decision stands.
+    """
+    request = Request("rollback", reviewer, reason, now, run_id)
+    with short_waits():
+        with _before_recording(client, name):
+            registry = read_settled(client, name)
+            left = [each for each in registry.standing.former if each in registry.versions]
+            faults = _faults_of_words(request)
+            if not left:
+                faults.append("rollback: there is no previous_champion to go back to.")
+            if faults:
+                raise _refusal(faults, f"rollback of {name}")
+            subject = registry.versions[left[0]]
+            entry = _draft(registry, subject, _author_of(client, subject), request)
+        recorded = _record(client, registry, entry)
+        return Decision(recorded, _notes(recorded, _approval_of(registry, entry)))
+
+
+# --- what is allowed ------------------------------------------------------------------------------
+
+
+def _check_seen(registry: Registry, entries_seen: int | None) -> None:
+    entries = registry.history.entries
+    if entries_seen is not None and len(entries) > entries_seen:
+        last = entries[-1]
+        raise Refused(
+            f"entry {last.n}, {last.decision} of version {last.version} by "
+            f"{one_line(last.reviewer)}, was recorded since the evidence for this decision was "
+            f"gathered. {NOTHING_CHANGED} Review the version again."
+        )
+
+
+def _check_request(
+    registry: Registry, subject: ModelVersion, author: str, request: Request
+) -> None:
+    """Raise Refused with everything that speaks against the decision."""
+    faults = _faults_of_words(request) + _faults_of_move(registry, subject, request)
+    if request.decision == "approve":
+        faults += _faults_of_reviewer(author, request)
+        faults += _faults_of_gates(request.gates, request.waive)
+        faults += _faults_of_expiry(request)
+    else:
+        given = {"waive": request.waive, "expires": request.expires}
+        idle = [key for key, value in given.items() if value]
+        faults += [f"{key} (-P {key}): belongs to approve only." for key in idle]
+    if faults:
+        raise _refusal(faults, f"{request.decision} of {registry.model.name} {subject.version}")
+
+
+def _refusal(faults: list[str], what: str) -> Refused:
+    count = f"{len(faults)} problem{'s' if len(faults) > 1 else ''} with the {what}"
+    return Refused("\n".join([count, *(f"  {fault}" for fault in faults), NOTHING_CHANGED]))
+
+
+def _faults_of_words(request: Request) -> list[str]:
+    """Return what is wrong with the texts that are kept."""
+    faults = []
+    texts = (("reviewer", request.reviewer, "a name"), ("reason", request.reason, "why"))
+    for key, text, expected in texts:
+        if not one_line(text):
+            faults.append(f"{key} (-P {key}): blank. Expected {expected}.")
+        elif any("\ud800" <= character <= "\udfff" for character in text):
+            faults.append(f"{key} (-P {key}): not UTF-8. Type it in a terminal that is.")
+    return faults
+
+
+def _faults_of_move(registry: Registry, subject: ModelVersion, request: Request) -> list[str]:
+    """Return what the version's state and tags do not allow."""
+    state = registry.standing.state_of(int(subject.version))
+    faults = []
+    if request.decision not in MOVES:
+        faults.append(
+            f"decision = {request.decision} (-P decision): expected approve, reject, retire or "
+            "rollback."
+        )
+    elif MOVES[request.decision][0] != state:
+        allowed = [decision for decision, (before, _) in MOVES.items() if before == state]
+        faults.append(
+            f"decision = {request.decision} (-P decision): version {subject.version} is {state}. "
+            f"Allowed from there: {' or '.join(allowed) or 'nothing, register a new version'}."
+        )
+    if not subject.tags.get(CONTENT_TAG):
+        faults.append(
+            f"version {subject.version} has no tag {CONTENT_TAG}, so what it holds could change "
+            "after the decision. Register it with this project."
+        )
+    return faults
+
+
+def _faults_of_reviewer(author: str, request: Request) -> list[str]:
+    if author and _same_name(author, request.reviewer):
+        return [
+            f"reviewer = {one_line(request.reviewer)} (-P reviewer): also the author of the "
+            "version (mlflow.user of its run). Let somebody else approve it."
+        ]
+    return []
+
+
+def _same_name(one: str, other: str) -> bool:
+    return one_line(one).casefold() == one_line(other).casefold()
+
+
+def _faults_of_gates(gates: list[GateResult], waive: list[str]) -> list[str]:
+    """Return each gate that hinders the approval, and each waiver that waives nothing."""
+    by_name = {gate.name: gate for gate in gates}
+    faults = [
+        f"gate {gate.name}: {gate.status}, found {gate.found}, wanted {gate.wanted}. "
+        f"Waive it with the reason for that (-P waive={gate.name}), or reject the version."
+        for gate in gates
+        if not gate.passed and gate.name not in waive
+    ]
+    for name in dict.fromkeys(waive):
+        if name not in by_name:
+            near = difflib.get_close_matches(name, by_name, n=1)
+            hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(by_name)}."
+            faults.append(f"waive = {name} (-P waive): no such gate. {hint}")
+        elif by_name[name].passed:
+            faults.append(f"waive = {name} (-P waive): this gate passed. Leave it out.")
+    return faults
+
+
+def _faults_of_expiry(request: Request) -> list[str]:
+    if not request.expires:
+        return []
+    given = f"expires = {request.expires} (-P expires)"
+    today = request.now.astimezone(UTC).date()
+    try:
+        day = date.fromisoformat(request.expires)
+    except ValueError:
+        return [f"{given}: expected a date such as {today.year + 1}-01-31."]
+    if day <= today:
+        return [f"{given}: expected a day after today, {today}."]
+    return []
+
+
+def _author_of(client: MlflowClient, version: ModelVersion) -> str:
+    """Return who trained a version, as its run says; empty where that is not known."""
+    if not version.run_id:
+        return version.user_id or ""
+    try:
+        run = client.get_run(version.run_id)
+    except MlflowException as err:
+        if err.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return version.user_id or ""
+    return run.data.tags.get("mlflow.user") or version.user_id or ""
+
+
+# --- recording ------------------------------------------------------------------------------------
+
+
+def _draft(registry: Registry, subject: ModelVersion, author: str, request: Request) -> Entry:
+    """Return the sealed entry that would follow the last one."""
+    history, before, number = registry.history, registry.standing, int(subject.version)
+    after = before.after(request.decision, number)
+    expires = date.fromisoformat(request.expires).isoformat() if request.expires else ""
+    gates = [
+        {"name": gate.name, "status": gate.status, "found": gate.found, "wanted": gate.wanted}
+        for gate in request.gates
+    ]
+    n = len(history.digests) + 1
+    return seal_entry(
+        Entry(
+            n=n,
+            time=request.now.astimezone(UTC).isoformat(timespec="seconds"),
+            model=registry.model.name,
+            decision=request.decision,
+            version=number,
+            content_sha256=subject.tags.get(CONTENT_TAG, ""),
+            state_from=before.state_of(number),
+            state_to=after.state_of(number),
+            reviewer=request.reviewer.strip(),
+            author=author,
+            reason=request.reason.strip(),
+            waived=list(dict.fromkeys(request.waive)),
+            gates=gates,
+            expires=expires,
+            run_id=request.run_id,
+            aliases_before=before.aliases,
+            aliases_after=after.aliases,
+            previous_sha256=history.digests.get(n - 1, BEFORE_FIRST),
+        )
+    )
+
+
+def _record(client: MlflowClient, registry: Registry, entry: Entry) -> Entry:
+    """Return the entry, recorded and shown. Recording it is the moment the decision stands."""
+    name = registry.model.name
+    with _before_recording(client, name):
+        run_id = open_run(client, registry.model)
+        link_history(client, registry, run_id, entry.version)
+        if entry.aliases_before.keys() - entry.aliases_after.keys():
+            # Some servers let a user set an alias and not delete one: learn it before, not after.
+            client.delete_registered_model_alias(name, PROBE_ALIAS)
+    with _while_recording(client, name, run_id, entry):
+        append_entry(client, run_id, entry)
+    try:
+        settle(client, name)
+    except (MlflowException, OSError) as err:
+        raise Failed(
+            f"{entry.decision} of {name} version {entry.version} stands: it is entry {entry.n} of "
+            f"the history. But the registry went away before all its tags and aliases showed it. "
+            f"The next review or decision finishes that. {_words(err)}"
+        ) from err
+    return entry
+
+
+@contextmanager
+def _before_recording(client: MlflowClient, name: str) -> Iterator[None]:
+    """Turn the store's errors to ours, while nothing of the decision is written."""
+    try:
+        yield
+    except (MlflowException, OSError) as err:
+        raise _explain(client, name, err) from err
+
+
+def _explain(client: MlflowClient, name: str, err: Exception) -> Refused | Failed:
+    where = f"MLFLOW_TRACKING_URI = {client.tracking_uri}"
+    if _is_denied(err):
+        return Refused(
+            f"{where}: no permission to decide about {name}. It takes the right to edit the "
+            "registered model, its versions and the experiment of its review history, and to "
+            f"delete an alias where one goes. {NOTHING_CHANGED} {_words(err)}"
+        )
+    if getattr(err, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+        return Refused(f"{where}: {_words(err)} {NOTHING_CHANGED}")
+    return Failed(f"{where}: {_words(err)} {NOTHING_CHANGED} Decide again when it answers.")
+
+
+def _is_denied(err: Exception) -> bool:
+    """Whether the server answered 401 or 403: to a call, or to the transfer of a file."""
+    status = getattr(getattr(err, "response", None), "status_code", None)
+    return getattr(err, "error_code", "") in DENIED or status in (401, 403)
+
+
+def _words(err: Exception) -> str:
+    return f"({one_line(str(getattr(err, 'message', err)))[:300]})"
+
+
+@contextmanager
+def _while_recording(client: MlflowClient, name: str, run_id: str, entry: Entry) -> Iterator[None]:
+    """Turn errors of recording the entry to ours, saying whether it stands."""
+    try:
+        yield
+    except EntryTakenError as err:
+        raise Refused(
+            f"entry {entry.n}, another decision about {name}, was recorded at the same time. "
+            f"{NOTHING_CHANGED} Look at the history, then decide again."
+        ) from err
+    except (MlflowException, OSError) as err:
+        try:
+            stands = read_digests(client, run_id).get(entry.n) == entry.sha256
+        except (MlflowException, OSError):
+            raise Failed(
+                f"the registry went away while entry {entry.n} was recorded, so it is not known "
+                "whether the decision stands. If it does, the next review or decision finishes "
+                f"it; if not, nothing was changed. The history tells. {_words(err)}"
+            ) from err
+        if not stands:
+            raise _explain(client, name, err) from err
+
+
+def _approval_of(registry: Registry, entry: Entry) -> Entry | None:
+    """Return the entry by which the version of another entry was approved."""
+    for each in registry.history.entries:
+        if each.version == entry.version and each.decision == "approve":
+            return each
+    return None
+
+
+def _notes(entry: Entry, approval: Entry | None = None) -> list[str]:
+    """Return what the reviewer should know beside what happened."""
+    notes = []
+    if entry.decision == "approve":
+        who = {"reviewer": one_line(entry.reviewer), "author": one_line(entry.author)}
+        notes.append(
+            ADVISORY.format(**who)
+            if entry.author
+            else "The author is not known: the version's run has no mlflow.user. So nobody checked "
+            "that the reviewer is another person."
+        )
+        if not entry.gates:
+            notes.append("No gate was configured, so none was passed.")
+    if entry.decision == "rollback":
+        if approval is None:
+            notes.append(f"Version {entry.version} served before, but was never approved here.")
+        elif approval.expires and approval.expires < entry.time[:10]:
+            notes.append(f"The approval of version {entry.version} ended on {approval.expires}.")
+    return notes

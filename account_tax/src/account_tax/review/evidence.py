@@ -1,0 +1,363 @@
+"""Two registered versions, met as a stranger would, and their answers to the same test rows.
+
+N rows, C classes. Texts stay in here: what leaves is ids, counts, labels and scores.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from account_tax.calibration import softmax
+from account_tax.classifier import (
+    MANIFEST_FILE,
+    BaseModelError,
+    LoadedClassifier,
+    TamperedModelError,
+    join_texts,
+    load_classifier,
+)
+from account_tax.errors import Refused
+from account_tax.metrics import compute_cross_entropy
+from account_tax.pipelines.prepare.ledger import (
+    DataError,
+    read_columns,
+    read_ledger,
+)
+from account_tax.pipelines.prepare.nodes import split_digest, split_ledger, tokenize_splits
+from account_tax.prepared import public_source
+from account_tax.signing import SignatureError
+from account_tax.versions import download_version
+
+from .baselines import predict_baselines
+from .decision import DENIED
+from .records import Record, read_record
+
+MOST_VALUES = 30  # of a slice's column; with more they are likely to be texts
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A registered version, downloaded, its files and base checked, with its run's record."""
+
+    version: ModelVersion
+    classifier: LoadedClassifier
+    record: Record
+    weights_bytes: int
+
+    @property
+    def title(self) -> str:
+        """Name and number, as people say it."""
+        return f"{self.version.name} version {self.version.version}"
+
+
+@dataclass(frozen=True)
+class SplitRows:
+    """The test split made again: rows and where they came from.
+
+    Attributes:
+        data: The parameters it was made with, its source the one that was read.
+        labels: Label names of the ledger, sorted.
+        test: Columns text, label and row_id.
+        train: The same, for the baselines.
+    """
+
+    data: dict[str, Any]
+    labels: list[str]
+    test: pd.DataFrame
+    train: pd.DataFrame
+
+    def read(self, columns: Sequence[str]) -> pd.DataFrame:
+        """Return columns of the ledger for the test rows, in their order."""
+        table = read_columns(self.data["source"], columns)
+        file = "test" if "test" in table.index.levels[0] else ""  # type: ignore[attr-defined]
+        return table.loc[file].loc[self.test["row_id"]].reset_index(drop=True)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One version's answers.
+
+    Attributes:
+        predicted: Class ids, (N,).
+        scores: Probability of the predicted label, (N,), at the version's own temperature.
+        loss: Cross-entropy in nats; None where it does not know every label.
+        rows_per_second: Of this machine, tokenizing included.
+    """
+
+    predicted: np.ndarray
+    scores: np.ndarray
+    loss: float | None
+    rows_per_second: float
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the review is made from.
+
+    Attributes:
+        names: Class names, C: the challenger's, then those that only others know.
+        truth: Class ids, (N,).
+        row_ids: Of the ledger, (N,).
+        challenger: The reviewed version.
+        champion: The version in service; None with `champion_note`, which says why.
+        answers: By role, challenger and, where there is one, champion.
+        baselines: By name, class ids (N,).
+        slices: By column, the rows' values (N,).
+        unknown_rows: Rows whose label the champion does not know.
+        leaked_rows: Test rows the champion was trained on; None where `leak_note` says why not.
+        train_rows: Rows of the train split.
+        data: The parameters the test split was made with.
+    """
+
+    names: list[str]
+    truth: np.ndarray
+    row_ids: np.ndarray
+    challenger: Contender
+    champion: Contender | None
+    champion_note: str
+    answers: dict[str, Scored]
+    baselines: dict[str, np.ndarray]
+    slices: dict[str, pd.Series]
+    unknown_rows: int
+    leaked_rows: int | None
+    leak_note: str
+    train_rows: int
+    data: dict[str, Any]
+
+
+def gather_evidence(
+    challenger: Contender,
+    champion: Contender | None,
+    champion_note: str,
+    *,
+    source: str | None,
+    slices: Sequence[str],
+) -> Evidence:
+    """Return both versions' and the baselines' answers to the challenger's test split.
+
+    Args:
+        challenger: The version to review.
+        champion: The version in service, if there is another one.
+        champion_note: Why there is no champion; else empty.
+        source: Where the ledger is now; None where it was.
+        slices: Columns of the ledger to tell rows apart by.
+
+    Raises:
+        Refused: If the test split can't be made again, or a slice's values can't be shown.
+    """
+    rows = remake_test_split(challenger, source)
+    columns = read_slices(rows, slices, challenger.classifier.settings["text_columns"])
+    texts, champion_texts = rows.test["text"].tolist(), None
+    if champion:
+        champion_texts, champion_note = _read_as(champion, rows)
+    known = [challenger.classifier.labels]
+    known += [champion.classifier.labels] if champion and champion_texts is not None else []
+    names = list(dict.fromkeys(label for labels in known for label in labels))
+    truth = _ids(rows.test["label"], names)
+    answers = {"challenger": _score(challenger, texts, truth, names)}
+    leaked, leak_note, unknown = None, "there is no champion", 0
+    if champion and champion_texts is not None:
+        answers["champion"] = _score(champion, champion_texts, truth, names)
+        leaked, leak_note = count_leaked_rows(champion, champion_texts, rows, challenger)
+        known_to_it = set(champion.classifier.labels)
+        unknown = sum(label not in known_to_it for label in rows.test["label"])
+    baselines = predict_baselines(rows.train["text"].tolist(), rows.train["label"].tolist(), texts)
+    return Evidence(
+        names, truth, rows.test["row_id"].to_numpy(), challenger, champion, champion_note, answers,
+        {name: _ids(labels, names) for name, labels in baselines.items()},
+        columns, unknown, leaked, leak_note, len(rows.train), rows.data,
+    )  # fmt: skip
+
+
+# --- the versions ---------------------------------------------------------------------------------
+
+
+def load_contender(client: MlflowClient, version: ModelVersion, scratch: Path) -> Contender:
+    """Return a version from the registry; each file and the base are checked.
+
+    Raises:
+        Refused: If a file is not the one that was registered, or the base is not here or another.
+    """
+    folder = scratch / str(version.version)
+    folder.mkdir(parents=True)
+    title = f"{version.name} version {version.version}"
+    try:
+        classifier_folder = download_version(version, folder)
+        classifier = load_classifier(classifier_folder)
+    except (TamperedModelError, BaseModelError, SignatureError) as err:
+        raise Refused(f"{title} can't be reviewed. {err}") from err
+    except (OSError, MlflowException) as err:
+        if isinstance(err, MlflowException) and err.error_code in DENIED:
+            raise
+        raise Refused(
+            f"{title} can't be reviewed: its files can't be had ({type(err).__name__}: {err}). "
+            "Restore the registry's artifacts, or start the server that keeps them."
+        ) from err
+    manifest = json.loads((classifier_folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+    weights = sum(
+        entry["bytes"] for name, entry in manifest["files"].items() if name.endswith(".safetensors")
+    )
+    return Contender(version, classifier, read_record(client, version, folder), weights)
+
+
+# --- the rows -------------------------------------------------------------------------------------
+
+
+def remake_test_split(challenger: Contender, source: str | None) -> SplitRows:
+    """Return the challenger's test split, proven to be the one it was registered with.
+
+    Raises:
+        Refused: If nothing says how it was made, the ledger can't be read, or a digest differs.
+    """
+    recorded = challenger.record.data
+    if recorded is None:
+        raise Refused(
+            f"{challenger.title}: its run {challenger.version.run_id} has neither parameters.yml "
+            "nor dataset_metadata.json, so its test split can't be made again. Restore the run's "
+            "artifacts, or train the version again."
+        )
+    data = recorded | ({"source": source} if source else {})
+    try:
+        ledger = read_ledger(data)
+        splits, labels = split_ledger(ledger, data)
+    except DataError as err:
+        raise Refused(f"{err}\n  {_what_to_give(challenger)}") from err
+    faults = _split_faults(challenger, ledger.source_sha256, splits["test"], labels)
+    if faults:
+        name = public_source(data["source"])
+        lines = "".join(f"\n  {fault}" for fault in [*faults, _what_to_give(challenger)])
+        raise Refused(f"{name} is not the ledger of {challenger.title}{lines}")
+    return SplitRows(data, labels, splits["test"], splits["train"])
+
+
+def _what_to_give(challenger: Contender) -> str:
+    given = challenger.version.tags.get("data/source_sha256", "not recorded")
+    return f"Give the ledger it was trained on (sha256 {given}) as -P data=PATH."
+
+
+def _split_faults(
+    challenger: Contender, source_sha256: str, test: pd.DataFrame, labels: list[str]
+) -> list[str]:
+    """Return how the rows made now differ from those that the version's tags record."""
+    classifier, tags = challenger.classifier, challenger.version.tags
+    faults = []
+    if unknown := sorted(set(test["label"]) - set(classifier.labels)):
+        faults.append(f"the test split has labels that the version does not know: {unknown}.")
+    if source_sha256 != tags.get("data/source_sha256"):
+        recorded = tags.get("data/source_sha256")
+        faults.append(f"the ledger's bytes have sha256 {source_sha256}, recorded is {recorded}.")
+    tokenized = tokenize_splits(
+        {"test": test}, labels, classifier.tokenizer, classifier.settings["max_length"]
+    )
+    found, recorded = split_digest(tokenized["test"]), tags.get("data/test_sha256")
+    if found != recorded:
+        faults.append(f"its test split has sha256 {found}, recorded is {recorded}.")
+    return faults
+
+
+def _read_as(champion: Contender, rows: SplitRows) -> tuple[list[str] | None, str]:
+    """Return the test rows' texts as the champion reads them, or None and why not."""
+    settings = champion.classifier.settings
+    try:
+        table = rows.read(settings["text_columns"])
+    except DataError as err:
+        reason = f"{champion.title} reads columns that this ledger does not have: {err.faults[0]}"
+        return None, reason
+    return join_texts(table, settings["text_columns"], settings["separator"]).tolist(), ""
+
+
+def read_slices(
+    rows: SplitRows, columns: Sequence[str], text_columns: Sequence[str]
+) -> dict[str, pd.Series]:
+    """Return the test rows' values of the columns that the user named.
+
+    Raises:
+        Refused: If a column is missing, is one of the model's text columns, or has too many values.
+    """
+    if not columns:
+        return {}
+    faults = [
+        f"{column}: the model reads it, so its values are ledger text, which no report shows"
+        for column in columns
+        if column in text_columns
+    ]
+    try:
+        table = rows.read([column for column in columns if column not in text_columns])
+    except DataError as err:
+        faults += err.faults
+        table = pd.DataFrame()
+    parts = {str(name): values for name, values in table.items()}
+    for column, part in parts.items():
+        if (values := len(set(part))) > MOST_VALUES:
+            faults.append(
+                f"{column}: {values} different values in the test split, at most {MOST_VALUES} are "
+                "shown: more are likely to be text or numbers of single lines"
+            )
+    if faults:
+        lines = "".join(f"\n  {fault}" for fault in faults)
+        raise Refused(f"-P slices={','.join(columns)}: name other columns, or leave it out{lines}")
+    return {column: part.replace("", "(empty)") for column, part in parts.items()}
+
+
+def count_leaked_rows(
+    champion: Contender, texts: Sequence[str], rows: SplitRows, challenger: Contender
+) -> tuple[int | None, str]:
+    """Return how many of the test rows' texts the champion was trained on, or None and why.
+
+    Args:
+        champion: The version in service.
+        texts: The test rows as it reads them.
+        rows: The test split, for its source.
+        challenger: For the digest of that source.
+    """
+    data = champion.record.data
+    if data is None:
+        return None, "the champion's run does not record its data"
+    digest = champion.version.tags.get("data/source_sha256")
+    if digest == challenger.version.tags.get("data/source_sha256"):
+        data = data | {"source": rows.data["source"]}
+    try:
+        ledger = read_ledger(data)
+        if ledger.source_sha256 != digest:
+            return None, "the ledger the champion was trained on has changed since"
+        splits, _ = split_ledger(ledger, data)
+    except DataError:
+        return None, "the ledger the champion was trained on can't be read"
+    return int(pd.Series(texts).isin(set(splits["train"]["text"])).sum()), ""
+
+
+# --- the answers ----------------------------------------------------------------------------------
+
+
+def _ids(labels: Any, names: Sequence[str]) -> np.ndarray:
+    position = {name: index for index, name in enumerate(names)}
+    return np.array([position[str(label)] for label in labels], dtype=np.int64)
+
+
+def _score(
+    contender: Contender, texts: Sequence[str], truth: np.ndarray, names: Sequence[str]
+) -> Scored:
+    """Return a version's answers, its class ids turned to positions in `names`."""
+    classifier = contender.classifier
+    start = time.perf_counter()
+    logits = classifier.logits(texts)
+    seconds = time.perf_counter() - start
+    calibration: Mapping[str, Any] = classifier.settings.get("calibration") or {}
+    scores = softmax(logits, calibration.get("temperature", 1.0))
+    own = _ids(classifier.labels, names)  # class id -> position in names
+    back = np.full(len(names), -1)
+    back[own] = np.arange(len(own))
+    known = back[truth]
+    loss = compute_cross_entropy(logits, known) if (known >= 0).all() else None
+    return Scored(own[logits.argmax(-1)], scores.max(-1), loss, len(texts) / max(seconds, 1e-9))

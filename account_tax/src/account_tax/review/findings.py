@@ -1,0 +1,275 @@
+"""Everything a review found, as one plain dict: what the report shows and review.json keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from account_tax.prepared import public_source
+
+from .baselines import MAJORITY, MOST_TRAIN_ROWS, TFIDF, TITLES
+from .differences import NOT_RECORDED, compare_records
+from .evidence import Contender, Evidence, Scored
+from .gates import GateResult, Measured, evaluate_gates
+from .statistics import (
+    compare_by_mcnemar,
+    compare_confusions,
+    confuse,
+    find_disagreements,
+    measure_calibration,
+    score_model,
+    score_slices,
+    summarize_models,
+)
+
+MOST_CHANGES = 20  # cells of the confusion matrix in the table of differences
+
+Findings = dict[str, Any]
+
+
+def find(evidence: Evidence, gates: Mapping[str, Any], target_precision: float) -> Findings:
+    """Return the review of the evidence: numbers, differences, warnings and gates.
+
+    Args:
+        evidence: Both versions' and the baselines' answers.
+        gates: registry.gates.
+        target_precision: For a version that records none of its own.
+    """
+    answers, classes = evidence.answers, len(evidence.names)
+    reference = choose_reference(evidence)
+    predictions = {role: each.predicted for role, each in answers.items()} | evidence.baselines
+    ours, theirs = predictions["challenger"], predictions[reference]
+    found = summarize_models(evidence.truth, predictions, evidence.names, reference)
+    findings = {
+        "challenger": _describe(evidence.challenger),
+        "champion": _describe(evidence.champion) if evidence.champion else None,
+        "champion_note": evidence.champion_note,
+        "reference": {
+            "key": reference,
+            "title": _title(evidence, reference),
+            "short": _short(evidence, reference),
+        },
+        "source": public_source(evidence.data["source"]),
+        "rows": len(evidence.truth),
+        "train_rows": evidence.train_rows,
+        "accounts": sum(each["rows"] > 0 for each in found["classes"]),
+        "titles": {role: _title(evidence, role) for role in predictions},
+        **found,
+        "mcnemar": compare_by_mcnemar(evidence.truth, ours, theirs),
+        "confusion_change": compare_confusions(evidence.truth, ours, theirs, classes).tolist(),
+        "confusion_cells": _changed_cells(evidence, ours, theirs),
+        "names": evidence.names,
+        "calibration": {role: _calibrate(evidence, role, target_precision) for role in answers},
+        "slices": {
+            column: score_slices(
+                values, evidence.truth, {"challenger": ours, "reference": theirs}, classes
+            )
+            for column, values in evidence.slices.items()
+        },
+        "disagreements": _disagree(evidence),
+        "cost": _costs(evidence),
+        "differences": compare_records(
+            evidence.challenger.record, evidence.champion.record if evidence.champion else None
+        ),
+        "warnings": _warnings(evidence),
+    }
+    outcomes = evaluate_gates(gates, _measured(evidence, findings))
+    return findings | {
+        "gates": [asdict(each) for each in outcomes],
+        "gates_passed": all(each.passed for each in outcomes),
+    }
+
+
+def gate_results(findings: Findings) -> list[GateResult]:
+    """Return the outcomes of the gates, as a decision takes them."""
+    return [GateResult(**each) for each in findings["gates"]]
+
+
+def choose_reference(evidence: Evidence) -> str:
+    """Return what the challenger is compared with: the champion, else the better baseline by F1."""
+    if "champion" in evidence.answers:
+        return "champion"
+    classes = len(evidence.names)
+    return max(
+        (TFIDF, MAJORITY),
+        key=lambda name: float(score_model(evidence.truth, evidence.baselines[name], classes).f1),
+    )
+
+
+def _title(evidence: Evidence, role: str) -> str:
+    if role in TITLES:
+        return TITLES[role]
+    contender = evidence.challenger if role == "challenger" else evidence.champion
+    assert contender is not None, "only those that there are have a role"
+    return f"{contender.title} ({'reviewed' if role == 'challenger' else role})"
+
+
+def _short(evidence: Evidence, role: str) -> str:
+    """Return what the head of a column has room for."""
+    if role in TITLES:
+        return {MAJORITY: "majority", TFIDF: "TF-IDF"}[role]
+    contender = evidence.challenger if role == "challenger" else evidence.champion
+    assert contender is not None, "only those that there are have a role"
+    return f"version {contender.version.version}"
+
+
+def _describe(contender: Contender) -> dict[str, Any]:
+    version = contender.version
+    return {
+        "title": contender.title,
+        "short": f"version {version.version}",
+        "name": version.name,
+        "version": int(version.version),
+        "run_id": version.run_id,
+        "content_sha256": version.tags.get("content_sha256", NOT_RECORDED),
+        "base": contender.classifier.settings["base"],
+        "accuracy_at_registration": _number(version.tags.get("test/accuracy")),
+    }
+
+
+def _number(text: str | None) -> float | None:
+    return None if text is None else float(text)
+
+
+def _changed_cells(evidence: Evidence, ours: Any, theirs: Any) -> list[dict[str, Any]]:
+    """Return the confusions that differ most between the two models, right answers left out."""
+    classes = len(evidence.names)
+    mine, before = (confuse(evidence.truth, each, classes) for each in (ours, theirs))
+    change = mine - before
+    np.fill_diagonal(change, 0)
+    cells = np.argwhere(change)
+    order = np.lexsort((cells[:, 1], cells[:, 0], -np.abs(change[tuple(cells.T)])))
+    return [
+        {
+            "true": evidence.names[true],
+            "predicted": evidence.names[predicted],
+            "challenger": int(mine[true, predicted]),
+            "reference": int(before[true, predicted]),
+        }
+        for true, predicted in cells[order][:MOST_CHANGES]
+    ]
+
+
+def _calibrate(evidence: Evidence, role: str, target_precision: float) -> dict[str, Any]:
+    contender = evidence.challenger if role == "challenger" else evidence.champion
+    assert contender is not None, "only those that there are have answers"
+    recorded = contender.classifier.settings.get("calibration")
+    scored = evidence.answers[role]
+    correct = scored.predicted == evidence.truth
+    return {
+        **measure_calibration(scored.scores, correct, recorded, target_precision),
+        "temperature": recorded["temperature"] if recorded else None,
+    }
+
+
+def _disagree(evidence: Evidence) -> list[dict[str, Any]]:
+    """Return the surest disagreements with the champion; without one, with the ledger's labels."""
+    ours, theirs = evidence.answers["challenger"], evidence.answers.get("champion")
+    labels = (ours.predicted, theirs.predicted if theirs else evidence.truth)
+    scores = (ours.scores, theirs.scores if theirs else np.ones(len(evidence.truth)))
+    names = evidence.names
+    return [
+        {
+            "row_id": each["row_id"],
+            "true": names[evidence.truth[each["row"]]],
+            "challenger": names[labels[0][each["row"]]],
+            "challenger_score": each["scores"][0],
+            "champion": names[labels[1][each["row"]]] if theirs else None,
+            "champion_score": each["scores"][1] if theirs else None,
+        }
+        for each in find_disagreements(evidence.row_ids, labels, scores)
+    ]
+
+
+def _costs(evidence: Evidence) -> list[dict[str, str]]:
+    columns = {
+        role: _cost(contender, evidence.answers.get(role))
+        for role, contender in (
+            ("challenger", evidence.challenger),
+            ("champion", evidence.champion),
+        )
+        if contender
+    }
+    return [
+        {"what": name, **{role: facts[name] for role, facts in columns.items()}}
+        for name in columns["challenger"]
+    ]
+
+
+def _cost(contender: Contender, scored: Scored | None) -> dict[str, str]:
+    metrics, seconds = contender.record.metrics, contender.record.seconds
+    training = metrics.get("train/runtime_seconds")
+    return {
+        "size of the trained weights": f"{contender.weights_bytes / 1e6:.2f} MB",
+        "rows a second, on this machine's CPU": (
+            f"{scored.rows_per_second:,.0f}" if scored else "not measured"
+        ),
+        "training": NOT_RECORDED if training is None else f"{training:,.0f} s",
+        "the whole run": NOT_RECORDED if seconds is None else f"{seconds:,.0f} s",
+    }
+
+
+def _warnings(evidence: Evidence) -> list[str]:
+    """Return what a reader has to know before the numbers."""
+    rows, champion, warnings = len(evidence.truth), evidence.champion, []
+    if champion and "champion" not in evidence.answers:
+        warnings.append(f"The champion could not be scored. {evidence.champion_note}")
+    if evidence.leaked_rows:
+        warnings.append(
+            f"The champion was trained on {evidence.leaked_rows:,} of these {rows:,} test rows: it "
+            "may know their answers by heart, and looks better here than it is."
+        )
+    elif champion and evidence.leaked_rows is None and "champion" in evidence.answers:
+        warnings.append(
+            "Whether the champion was trained on rows of this test split is not known: "
+            f"{evidence.leak_note}."
+        )
+    if evidence.unknown_rows:
+        warnings.append(
+            f"{evidence.unknown_rows:,} of the {rows:,} test rows belong to accounts that the "
+            "champion does not know; it can only be wrong there."
+        )
+    if evidence.train_rows > MOST_TRAIN_ROWS:
+        warnings.append(
+            f"The baselines were trained on {MOST_TRAIN_ROWS:,} of the {evidence.train_rows:,} "
+            "training rows."
+        )
+    return warnings
+
+
+def _measured(evidence: Evidence, findings: Findings) -> Measured:
+    reference = findings["reference"]
+    missing = ""
+    if evidence.champion and reference["key"] != "champion":
+        missing = "the champion could not be scored on these rows"
+    models, calibration = findings["models"], findings["calibration"]["challenger"]
+    values = {key: {metric: each[metric]["value"] for metric in ("accuracy", "f1")}
+              for key, each in models.items()}  # fmt: skip
+    return Measured(
+        challenger={
+            **values["challenger"],
+            "loss": evidence.answers["challenger"].loss,
+            "calibration_error": calibration["expected_calibration_error"],
+            "coverage": calibration["coverage"],
+        },
+        reference=None if missing else values[reference["key"]],
+        reference_title=reference["title"],
+        missing=missing,
+        difference=None if missing else findings["difference"],
+        classes=[
+            {
+                "label": each["label"],
+                "rows": each["rows"],
+                "recall": each["challenger"]["recall"]["value"],
+                "f1": each["challenger"]["f1"]["value"],
+            }
+            for each in findings["classes"]
+            if each["label"] in evidence.challenger.classifier.labels
+        ],
+        tags=evidence.challenger.version.tags,
+        run_tags=evidence.challenger.record.tags,
+        environment=evidence.challenger.record.environment,
+    )

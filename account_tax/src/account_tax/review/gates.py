@@ -1,0 +1,273 @@
+"""The gates of `registry.gates`: each measured, with what was found, what was wanted, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mlflow.models import EvaluationResult, MetricThreshold
+from mlflow.models.evaluation.validation import (
+    ModelValidationFailedException,
+    validate_evaluation_results,
+)
+
+MOST_NAMED = 10  # accounts in one sentence
+Status = Literal["passed", "failed", "not measured"]
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """What one gate found.
+
+    Attributes:
+        name: The gate's key below registry.gates, as -P waive names it.
+        status: "not measured" of a gate counts as not passed.
+        found: The measured value, as text.
+        wanted: The value the gate asks for, as text.
+        why: One sentence that explains the status.
+    """
+
+    name: str
+    status: Status
+    found: str
+    wanted: str
+    why: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether the gate lets the version through."""
+        return self.status == "passed"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the gates look at.
+
+    Attributes:
+        challenger: Metrics of the version: accuracy, f1, loss, calibration_error, coverage.
+        reference: The same of what it is compared with; None where that could not be scored.
+        reference_title: The reference in words.
+        missing: Why there is no reference; else empty.
+        difference: By metric, the change with its interval: value, low, high.
+        classes: By class label, rows, recall and f1.
+        tags: Of the version.
+        run_tags: Of the run that trained it.
+        environment: environment.json of that run; None where it was not recorded.
+    """
+
+    challenger: Mapping[str, float | None]
+    reference: Mapping[str, float] | None
+    reference_title: str
+    missing: str
+    difference: Mapping[str, Mapping[str, float]] | None
+    classes: Sequence[Mapping[str, Any]]
+    tags: Mapping[str, str]
+    run_tags: Mapping[str, str]
+    environment: Mapping[str, Any] | None
+
+
+def evaluate_gates(gates: Mapping[str, Any], measured: Measured) -> list[GateResult]:
+    """Return the outcome of every gate that is asked for, in the order they are declared."""
+    measures = _measures(gates["class_floor_rows"])
+    return [
+        measures[name](name, wanted, measured)
+        for name, wanted in gates.items()
+        if name in measures and wanted is not None and wanted is not False
+    ]
+
+
+def gate_names() -> list[str]:
+    """Return the gates there are, as registry.gates and -P waive name them."""
+    return list(_measures(1))
+
+
+def _measures(floor_rows: int) -> dict[str, Callable[[str, Any, Measured], GateResult]]:
+    """Return how each gate is measured, by its name."""
+    return {
+        "min_accuracy": _threshold("accuracy", greater=True),
+        "min_f1": _threshold("f1", greater=True),
+        "max_loss": _threshold("loss", greater=False),
+        "accuracy_min_absolute_change": _change("accuracy", "min_absolute_change"),
+        "accuracy_min_relative_change": _change("accuracy", "min_relative_change"),
+        "f1_min_absolute_change": _change("f1", "min_absolute_change"),
+        "f1_min_relative_change": _change("f1", "min_relative_change"),
+        "accuracy_change_lower_bound": _lower_bound("accuracy"),
+        "f1_change_lower_bound": _lower_bound("f1"),
+        "min_class_recall": _class_floor("recall", floor_rows),
+        "min_class_f1": _class_floor("f1", floor_rows),
+        "min_class_rows": _class_rows,
+        "max_calibration_error": _threshold("calibration_error", greater=False),
+        "min_coverage": _threshold("coverage", greater=True),
+        "locked_environment": _locked_environment,
+        "clean_tree": _clean_tree,
+        "cold_load_verified": _cold_load_verified,
+        "reproduced": _reproduced,
+    }
+
+
+# --- on the metrics, with MLflow's own validation -------------------------------------------------
+
+
+def _threshold(metric: str, *, greater: bool) -> Callable[[str, Any, Measured], GateResult]:
+    words = _in_words(metric)
+
+    def measure(name: str, wanted: float, measured: Measured) -> GateResult:
+        value = measured.challenger.get(metric)
+        asked = f"{'at least' if greater else 'at most'} {wanted:g}"
+        if value is None:
+            return GateResult(
+                name, "not measured", "", asked, f"The {words} could not be measured."
+            )
+        holds = meets(MetricThreshold(threshold=wanted, greater_is_better=greater), value, None)
+        relation = "as high as asked" if greater else "as low as asked"
+        why = f"The {words} is {'' if holds else 'not '}{relation}."
+        return _result(name, holds, f"{value:.4f}", asked, why)
+
+    return measure
+
+
+def _change(metric: str, kind: str) -> Callable[[str, Any, Measured], GateResult]:
+    def measure(name: str, wanted: float, measured: Measured) -> GateResult:
+        relative = kind == "min_relative_change"
+        asked = f"change of at least {wanted:+g}" + (", relative" if relative else "")
+        if measured.reference is None:
+            return GateResult(name, "not measured", "", asked, _sentence(measured.missing))
+        value, before = measured.challenger[metric], measured.reference[metric]
+        assert value is not None, "accuracy and f1 are always there"
+        threshold = MetricThreshold(**{kind: wanted}, greater_is_better=True)
+        holds = meets(threshold, value, before)
+        change = (value - before) / abs(before) if relative and before else value - before
+        words = _in_words(metric)
+        why = (
+            f"The {words} is {value:.4f}, of {measured.reference_title} {before:.4f}: that "
+            f"is {'enough' if holds else 'not enough'}."
+        )
+        return _result(name, holds, f"{change:+.4f}", asked, why)
+
+    return measure
+
+
+def meets(threshold: MetricThreshold, value: float, baseline: float | None) -> bool:
+    """Return whether a value passes MLflow's own validation, beside a baseline if one is given."""
+    found, before = ({"metric": each} for each in (value, baseline))
+    try:
+        validate_evaluation_results(
+            {"metric": threshold},
+            EvaluationResult(metrics=found, artifacts={}),
+            None if baseline is None else EvaluationResult(metrics=before, artifacts={}),
+        )
+    except ModelValidationFailedException:
+        return False
+    return True
+
+
+def _lower_bound(metric: str) -> Callable[[str, Any, Measured], GateResult]:
+    def measure(name: str, wanted: float, measured: Measured) -> GateResult:
+        asked = f"at least {wanted:+g}"
+        if measured.difference is None:
+            return GateResult(name, "not measured", "", asked, _sentence(measured.missing))
+        low, high = (measured.difference[metric][end] for end in ("low", "high"))
+        why = (
+            f"Against {measured.reference_title}, the change of {_in_words(metric)} lies "
+            f"between {low:+.4f} and {high:+.4f} (95% interval)."
+        )
+        return _result(name, low >= wanted, f"{low:+.4f}", asked, why)
+
+    return measure
+
+
+# --- on the classes -------------------------------------------------------------------------------
+
+
+def _class_floor(metric: str, floor_rows: int) -> Callable[[str, Any, Measured], GateResult]:
+    def measure(name: str, wanted: float, measured: Measured) -> GateResult:
+        asked = f"at least {wanted:g}"
+        counted = [each for each in measured.classes if each["rows"] >= floor_rows]
+        if not counted:
+            why = f"No account has {floor_rows} test rows (class_floor_rows)."
+            return GateResult(name, "not measured", "", asked, why)
+        below = [each["label"] for each in counted if each[metric] < wanted]
+        worst = min(counted, key=lambda each: each[metric])
+        why = f"Of {len(counted)} accounts with at least {floor_rows} test rows, "
+        why += f"{len(below)} are below: {_named(below)}." if below else "none is below."
+        return _result(name, not below, f"{worst[metric]:.4f} ({worst['label']})", asked, why)
+
+    return measure
+
+
+def _class_rows(name: str, wanted: int, measured: Measured) -> GateResult:
+    fewest = min(measured.classes, key=lambda each: each["rows"])
+    small = [each["label"] for each in measured.classes if each["rows"] < wanted]
+    why = "Every account has enough test rows."
+    if small:
+        why = f"{len(small)} of {len(measured.classes)} accounts have fewer: {_named(small)}."
+    found = f"{fewest['rows']} ({fewest['label']})"
+    return _result(name, not small, found, f"at least {wanted}", why)
+
+
+# --- on how the version came to be ----------------------------------------------------------------
+
+
+def _locked_environment(name: str, _: bool, measured: Measured) -> GateResult:
+    asked = "0 differences from the lock"
+    record = measured.environment
+    if record is None or record.get("differences") is None:
+        why = "The training run does not record its environment."
+        return GateResult(name, "not measured", "", asked, why)
+    count = len(record["differences"])
+    why = "The version was trained in the locked environment."
+    if count:
+        why = "The version was trained with other packages than the locked ones."
+    return _result(name, count == 0, f"{count} differences", asked, why)
+
+
+def _clean_tree(name: str, _: bool, measured: Measured) -> GateResult:
+    dirty = measured.run_tags.get("account_tax.dirty")
+    if dirty is None:
+        why = "The training run does not record its commit."
+        return GateResult(name, "not measured", "", "clean", why)
+    words = {"false": "The version was trained from a commit.",
+             "true": "The version was trained with changes that no commit has."}  # fmt: skip
+    clean = dirty == "false"
+    return _result(
+        name, clean, "clean" if clean else "changed", "clean", words[str(not clean).lower()]
+    )
+
+
+def _cold_load_verified(name: str, _: bool, measured: Measured) -> GateResult:
+    verified = measured.tags.get("verified") == "true"
+    why = (
+        "When it was registered, a fresh process repeated the trainer's logits."
+        if verified
+        else "No fresh process has repeated the trainer's logits."
+    )
+    return _result(name, verified, str(verified).lower(), "true", why)
+
+
+def _reproduced(name: str, wanted: str, measured: Measured) -> GateResult:
+    verdict = measured.tags.get("reproduced")
+    enough = ("bitwise",) if wanted == "bitwise" else ("bitwise", "within tolerance")
+    if verdict is None:
+        why = "Nobody has reproduced the version; run `mlflow run . -e reproduce`."
+        return GateResult(name, "not measured", "", " or ".join(enough), why)
+    why = f"Made again from its record, the version is {verdict}."
+    return _result(name, verdict in enough, verdict, " or ".join(enough), why)
+
+
+def _result(name: str, holds: bool, found: str, wanted: str, why: str) -> GateResult:
+    return GateResult(name, "passed" if holds else "failed", found, wanted, why)
+
+
+def _in_words(metric: str) -> str:
+    return "macro-F1" if metric == "f1" else metric.replace("_", " ")
+
+
+def _named(labels: Sequence[str]) -> str:
+    """Return labels in words; of many the first ones."""
+    more = len(labels) - MOST_NAMED
+    return ", ".join(labels[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _sentence(reason: str) -> str:
+    return f"{reason[:1].upper()}{reason[1:]}."

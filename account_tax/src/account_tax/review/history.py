@@ -1,0 +1,421 @@
+"""The history of a registered model: every decision, hash-chained, in a run of its own.
+
+A registered model has one experiment with one run for it. Entry n is a JSON file, artifact of that
+run, and counts from the moment its sha256 is the run's param `n`. A param is what MLflow offers
+that is written once: no call changes it, and the database holds one value of a run's key. So of
+two processes that append entry n one succeeds, and a process that dies leaves no lock behind, only
+a file that nothing refers to.
+
+What this proves: each entry's file has the digest that its param holds, and names the digest of
+the entry before. The registered model and each decided version carry a digest too, as tags, so that
+entries cut off at the end are missed. Who can write to the database itself can rewrite all of it;
+against that, keep the last digest elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import tempfile
+import textwrap
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import LifecycleStage
+from mlflow.entities.model_registry import RegisteredModel
+from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+from account_tax.errors import Refused
+
+SCHEMA = 1  # of an entry; a reader refuses one it does not know
+RUN_NAME = "account-tax review history"
+RUN_TAG = "review_history_run"  # of the experiment
+HISTORY_TAG = "review_history"  # of the registered model and of decided versions: the run's id
+ENTRY_FOLDER = "entries"
+BEFORE_FIRST = "0" * 64  # previous_sha256 of entry 1
+
+
+class HistoryError(Refused):
+    """The history can't be used as it is; nothing was changed."""
+
+
+class EntryTakenError(Refused):
+    """Another process has recorded an entry of the same number; nothing was changed."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One decision, as it is recorded.
+
+    Attributes:
+        n: Its number, from 1.
+        time: UTC, ISO 8601, by the clock of the reviewer's machine.
+        model: The registered model's name.
+        decision: approve, reject, retire or rollback.
+        version: The version it is about; of a rollback, the one that is champion again.
+        content_sha256: That version's content, as its tag says.
+        state_from: The version's state before.
+        state_to: And after.
+        reviewer: Who decided, as given; an open-source server has no proof of it.
+        author: Who trained it, as the run says; empty where it does not.
+        reason: Why, in the reviewer's words.
+        waived: Names of the gates that did not pass and were waived.
+        gates: Of each gate its name, status, what was found and what was wanted, as text.
+        expires: The last day of an approval, ISO 8601; empty: none.
+        run_id: The run in which the decision was made.
+        aliases_before: Of `champion` and `previous_champion` those that are set, with the version.
+        aliases_after: The same, once the decision has taken effect.
+        previous_sha256: The digest of the entry before; zeros in the first.
+        sha256: Of all other fields, as canonical JSON.
+        schema: Version of this list of fields.
+    """
+
+    n: int
+    time: str
+    model: str
+    decision: str
+    version: int
+    content_sha256: str
+    state_from: str
+    state_to: str
+    reviewer: str
+    author: str
+    reason: str
+    waived: list[str]
+    gates: list[dict[str, str]]
+    expires: str
+    run_id: str
+    aliases_before: dict[str, int]
+    aliases_after: dict[str, int]
+    previous_sha256: str
+    sha256: str = ""
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class History:
+    """A registered model's history as it was found.
+
+    Attributes:
+        run_id: The run that holds it; None: no decision was ever recorded.
+        digests: sha256 by entry number, from the run's params.
+        entries: Those with the recorded digest, in order.
+        faults: What shows that it was changed, one sentence each.
+    """
+
+    run_id: str | None
+    digests: dict[int, str]
+    entries: list[Entry]
+    faults: list[str]
+
+    @property
+    def head(self) -> str:
+        """The number and digest of the last entry, as tags carry them; empty: no entry."""
+        return mark_of(len(self.digests), self.digests) if self.digests else ""
+
+
+def mark_of(n: int, digests: Mapping[int, str]) -> str:
+    """Return what a tag says of entry n: its number and digest."""
+    return f"{n}:{digests.get(n, '')}"
+
+
+# --- an entry and its digest ----------------------------------------------------------------------
+
+
+def digest_entry(content: Mapping[str, Any]) -> str:
+    """Return the sha256 of an entry's fields without its own, as canonical JSON.
+
+    Canonical: keys sorted, no blanks, ASCII. Entries hold no floats, whose text is not canonical.
+    """
+    hashed = {key: value for key, value in content.items() if key != "sha256"}
+    canonical = json.dumps(hashed, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def seal_entry(entry: Entry) -> Entry:
+    """Return the entry with its digest."""
+    return replace(entry, sha256=digest_entry(asdict(entry)))
+
+
+def render_entry(entry: Entry) -> str:
+    """Return the text of an entry's file; the same entry always has the same bytes."""
+    return json.dumps(asdict(entry), ensure_ascii=False, indent=2) + "\n"
+
+
+def parse_entry(text: str) -> Entry:
+    """Return the entry that a file holds.
+
+    Raises:
+        ValueError: If it is no entry of a known schema.
+    """
+    content = json.loads(text)
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        raise ValueError(f"expected an entry of schema {SCHEMA}")
+    if set(content) != {field.name for field in fields(Entry)}:
+        raise ValueError("its fields are not those of an entry")
+    return Entry(**content)
+
+
+def file_of(n: int, sha256: str) -> str:
+    """Return the name of an entry's file; two candidates for one number never share a file."""
+    return f"{n:05d}-{sha256[:12]}.json"
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def read_history(client: MlflowClient, name: str) -> list[Entry]:
+    """Return the entries of a registered model's history that are as recorded, oldest first."""
+    return load_history(client, client.get_registered_model(name)).entries
+
+
+def load_history(client: MlflowClient, model: RegisteredModel) -> History:
+    """Return a registered model's history with every fault in its chain.
+
+    Raises:
+        HistoryError: If its experiment or run was deleted, or is not the one the model names.
+    """
+    run_id = find_run(client, model)
+    if run_id is None:
+        return History(None, {}, [], [])
+    digests = read_digests(client, run_id)
+    texts = _read_files(client, run_id, digests)
+    entries, faults = [], []
+    for n in range(1, max(digests, default=0) + 1):
+        entry, fault = _check_entry(n, digests, texts.get(n))
+        entries += [entry] if entry else []
+        faults += [f"entry {n}: {fault}"] if fault else []
+    return History(run_id, digests, entries, faults)
+
+
+def find_run(client: MlflowClient, model: RegisteredModel) -> str | None:
+    """Return the id of the run that holds the history, or None.
+
+    The experiment's unique name decides; the registered model's tag still leads to it when the
+    model was renamed.
+    """
+    named = model.tags.get(HISTORY_TAG)
+    experiment = client.get_experiment_by_name(experiment_name(model))
+    if experiment is None:
+        return named
+    if experiment.lifecycle_stage != LifecycleStage.ACTIVE:
+        raise HistoryError(
+            f"the experiment {experiment.name!r}, which holds the review history, was deleted. "
+            f"Restore it: mlflow experiments restore -x {experiment.experiment_id}"
+        )
+    run_id = experiment.tags.get(RUN_TAG)
+    if run_id is None or named not in (None, run_id):
+        raise HistoryError(
+            f"the review history is in run {run_id} by the experiment {experiment.name!r}, and in "
+            f"run {named} by the tag {HISTORY_TAG} of {model.name}. Somebody changed one of them."
+        )
+    return run_id
+
+
+def experiment_name(model: RegisteredModel) -> str:
+    """Return the unique name of the history's experiment.
+
+    With the time of creation: a model that is deleted and made again under its name starts anew,
+    and the old history stays.
+    """
+    return f"review history of {model.name}, created {model.creation_timestamp}"
+
+
+def read_digests(client: MlflowClient, run_id: str) -> dict[int, str]:
+    """Return the sha256 of each recorded entry by its number.
+
+    Raises:
+        HistoryError: If the run is gone.
+    """
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as err:
+        if err.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise HistoryError(
+            f"run {run_id}, which held the review history, is gone, and with it every decision. "
+            "Restore it from a backup of the tracking store."
+        ) from err
+    if run.info.lifecycle_stage != LifecycleStage.ACTIVE:
+        raise HistoryError(
+            f"run {run_id}, which holds the review history, was deleted. "
+            f"Restore it: mlflow runs restore --run-id {run_id}"
+        )
+    return {int(key): value for key, value in sorted(run.data.params.items()) if key.isdecimal()}
+
+
+def _read_files(client: MlflowClient, run_id: str, digests: Mapping[int, str]) -> dict[int, str]:
+    """Return the text of each recorded entry whose file is there, by its number."""
+    there = {Path(item.path).name for item in client.list_artifacts(run_id, ENTRY_FOLDER)}
+    names = {n: file_of(n, sha256) for n, sha256 in digests.items()}
+    return {n: read_file(client, run_id, name) for n, name in names.items() if name in there}
+
+
+def read_file(client: MlflowClient, run_id: str, name: str) -> str:
+    """Return the text of an entry's file; bytes that are no UTF-8 are replaced, and so found."""
+    with tempfile.TemporaryDirectory() as scratch, _no_progress_bar():
+        path = client.download_artifacts(run_id, f"{ENTRY_FOLDER}/{name}", scratch)
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Keep MLflow from showing how a file of a kilobyte comes in."""
+    name = MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.name
+    before = os.environ.get(name)
+    os.environ[name] = "false"
+    try:
+        yield
+    finally:
+        os.environ.pop(name) if before is None else os.environ.update({name: before})
+
+
+def _check_entry(
+    n: int, digests: Mapping[int, str], text: str | None
+) -> tuple[Entry | None, str | None]:
+    """Return entry n if it is as it was recorded, and what is wrong with it."""
+    if n not in digests:
+        return None, "it is missing from the run's params."
+    name = file_of(n, digests[n])
+    if text is None:
+        return None, f"its file {name} is missing."
+    try:
+        entry = parse_entry(text)
+    except (ValueError, TypeError) as err:
+        return None, f"its file {name} was edited: {err}."
+    if entry.n != n:
+        return None, f"its file {name} holds entry {entry.n}: entries were reordered."
+    if digest_entry(asdict(entry)) != digests[n] or render_entry(entry) != text:
+        return None, f"its file {name} was edited: its sha256 is not the recorded one."
+    if entry.previous_sha256 != digests.get(n - 1, BEFORE_FIRST):
+        return entry, f"it does not follow entry {n - 1}: entries were replaced or reordered."
+    return entry, None
+
+
+# --- appending ------------------------------------------------------------------------------------
+
+
+def open_run(client: MlflowClient, model: RegisteredModel) -> str:
+    """Return the id of the run that holds the history, made if there is none.
+
+    It is made whole under another name and then renamed: names are unique in the database, so of
+    two processes one publishes its own, and the other takes that.
+    """
+    if run_id := find_run(client, model):
+        return run_id
+    maker = f"{socket.gethostname()}, process {os.getpid()}, {uuid.uuid4().hex}"
+    experiment = client.create_experiment(f"{experiment_name(model)}, being made by {maker}")
+    run_id = client.create_run(experiment, run_name=RUN_NAME).info.run_id
+    client.update_run(run_id, status="FINISHED")  # an entry is no work in progress
+    client.set_experiment_tag(experiment, RUN_TAG, run_id)
+    try:
+        client.rename_experiment(experiment, experiment_name(model))
+    except MlflowException:
+        if (published := find_run(client, model)) is None:
+            raise
+        if published != run_id:
+            client.delete_experiment(experiment)
+        return published
+    return run_id
+
+
+def append_entry(client: MlflowClient, run_id: str, entry: Entry) -> None:
+    """Record a sealed entry; once this returns the decision stands.
+
+    Raises:
+        EntryTakenError: If entry n is another one; nothing was recorded.
+        MlflowException: If the store failed; `read_digests` tells whether it was recorded.
+    """
+    name = file_of(entry.n, entry.sha256)
+    client.log_text(run_id, render_entry(entry), f"{ENTRY_FOLDER}/{name}")
+    if read_file(client, run_id, name) != render_entry(entry):
+        raise HistoryError(f"the artifact store does not give back what was written to {name}.")
+    try:
+        client.log_param(run_id, f"{entry.n:05d}", entry.sha256)
+    except MlflowException:
+        # Whatever was answered, what is stored decides: a lost answer is no failed write.
+        recorded = read_digests(client, run_id).get(entry.n)
+        if recorded is None:
+            raise
+        if recorded != entry.sha256:
+            _remove_file(client, run_id, name)
+            raise EntryTakenError(f"entry {entry.n} was recorded by somebody else") from None
+
+
+def _remove_file(client: MlflowClient, run_id: str, name: str) -> None:
+    """Remove a file that never became an entry; where the store forbids it, it does no harm."""
+    uri = f"{client.get_run(run_id).info.artifact_uri}/{ENTRY_FOLDER}"
+    with suppress(Exception):
+        get_artifact_repository(uri, client.tracking_uri).delete_artifacts(name)
+
+
+# --- showing --------------------------------------------------------------------------------------
+
+REASON_WIDTH = 100  # characters
+
+
+def format_history(entries: list[Entry]) -> str:
+    """Return the history as text: a line of facts for each entry, then the reviewer's words."""
+    if not entries:
+        return "No decision has been recorded.\n"
+    head = ("#", "time (UTC)", "decision", "version", "state", "champion", "reviewer", "sha256")
+    rows = [head, *(_row(entry) for entry in entries)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    parts = [lines[0]]
+    for line, entry in zip(lines[1:], entries, strict=True):
+        parts += [line, *_remarks(entry)]
+    return "\n".join(parts) + "\n"
+
+
+def _row(entry: Entry) -> tuple[str, ...]:
+    before, after = (
+        str(aliases.get("champion", "none"))
+        for aliases in (entry.aliases_before, entry.aliases_after)
+    )
+    moved = entry.state_from != entry.state_to
+    return (
+        str(entry.n),
+        entry.time.removesuffix("+00:00"),
+        entry.decision,
+        str(entry.version),
+        f"{entry.state_from} → {entry.state_to}" if moved else entry.state_to,
+        f"{before} → {after}" if before != after else after,
+        one_line(entry.reviewer),
+        entry.sha256[:12],
+    )
+
+
+def _remarks(entry: Entry) -> list[str]:
+    """Return the lines below an entry's facts."""
+    said = {
+        "reason": one_line(entry.reason),
+        "waived": ", ".join(entry.waived),
+        "expires": entry.expires,
+        "author": one_line(entry.author),
+    }
+    return [
+        line
+        for key, value in said.items()
+        if value
+        for line in textwrap.wrap(
+            f"{key}: {value}", REASON_WIDTH, initial_indent="   ", subsequent_indent="     "
+        )
+    ]
+
+
+def one_line(text: str) -> str:
+    """Return a person's words as one line that a terminal shows as it is."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())

@@ -1,0 +1,122 @@
+"""The review as documents: a page, a Markdown file, and the digest in the version's description."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from account_tax.pipelines.register.registry import LONGEST_DESCRIPTION
+
+from .figures import MOST_CONFUSED, draw_figures
+from .statistics import RESAMPLES, SEED
+
+TEMPLATES = Path(__file__).with_name("templates")
+# Around the digest in a description, so that the next review finds and replaces it.
+BEGIN, END = "<!-- review -->", "<!-- end of review -->"
+CUT = "\n\n… the whole card is model_card.md of the run."
+
+
+def percent(value: float) -> str:
+    """Return 0.9167 as 91.7%."""
+    return f"{value:.1%}"
+
+
+def points(value: float) -> str:
+    """Return a difference of shares in points: 0.0125 as +1.2 points."""
+    return f"{100 * value:+.1f} points"
+
+
+def p_value(value: float) -> str:
+    """Return a probability, the very small ones as a bound."""
+    return "below 0.0001" if value < 0.0001 else f"{value:.4f}"
+
+
+FORMATS: dict[str, Callable[[Any], str]] = {
+    "pct": percent,
+    "points": points,
+    "number": lambda value: f"{value:.4f}",
+    "short": lambda value: f"{value:.2f}",
+    "signed": lambda value: f"{value:+.4f}",
+    "signed_short": lambda value: f"{value:+.2f}",
+    "count": lambda value: f"{value:,}",
+    "pvalue": p_value,
+    "cell": lambda text: str(text).replace("|", "\\|").replace("\n", " "),
+}
+
+
+def render_html(findings: Mapping[str, Any]) -> str:
+    """Return the report as one page that needs nothing beside it."""
+    figures = {name: Markup(svg) for name, svg in draw_figures(findings).items()}
+    return _render("report.html.j2", findings, figures=figures, most_confused=MOST_CONFUSED)
+
+
+def render_markdown(findings: Mapping[str, Any]) -> str:
+    """Return the report as Markdown."""
+    return _render("report.md.j2", findings)
+
+
+def describe_review(findings: Mapping[str, Any], experiment_id: str) -> str:
+    """Return the digest for the version's description: summary, gates, link to the report."""
+    return _render("description.md.j2", findings, experiment_id=experiment_id)
+
+
+def put_above_card(description: str, digest: str, longest: int = LONGEST_DESCRIPTION) -> str:
+    """Return a description with the digest above its card, an older digest replaced.
+
+    What does not fit is cut from the card's end, whose whole text is an artifact of the run.
+    """
+    before, begin, rest = description.partition(BEGIN)
+    card = before + rest.partition(END)[2] if begin else description
+    card, cut, _ = card.strip().partition(CUT.strip())
+    card = card.rstrip()
+    head = f"{BEGIN}\n{digest.strip()}\n{END}\n\n"
+    if len(head) > longest - len(CUT):
+        head = f"{head[: longest - len(CUT) - len(END) - 4].rpartition(chr(10))[0]}\n{END}\n\n"
+    room = longest - len(head) - len(CUT)
+    if len(card) > room + len(CUT) or (cut and len(card) > room):
+        card, cut = card[:room].rpartition("\n")[0], CUT
+    return head + card + (CUT if cut else "")
+
+
+def _render(template: str, findings: Mapping[str, Any], **more: Any) -> str:
+    page = template.endswith(".html.j2")
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=page,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(FORMATS)
+    constants = {"resamples": RESAMPLES, "seed": SEED, **_sentences(findings)}
+    return environment.get_template(template).render(**FORMATS, **findings, **constants, **more)
+
+
+def _sentences(findings: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the numbers come to, in words."""
+    not_passed = [each["name"] for each in findings["gates"] if each["status"] != "passed"]
+    count = len(findings["gates"])
+    verdict = f"All {count} gates passed."
+    if not_passed:
+        verdict = f"{len(not_passed)} of {count} gates not passed: {', '.join(not_passed)}."
+    low, high = (findings["difference"]["accuracy"][end] for end in ("low", "high"))
+    comparison = "too close to tell which is better on these rows"
+    if low > 0:
+        comparison = "more than chance explains"
+    elif high < 0:
+        comparison = "worse, and more than chance explains"
+    at = findings["calibration"]["challenger"]
+    target = percent(at["target_precision"])
+    chosen = " (chosen on these rows, which flatters it)" if at["chosen_on"] == "test" else ""
+    coverage = f"No score lets lines be filed without a person at a target precision of {target}."
+    if at["threshold"] is not None:
+        right = "no line" if at["precision"] is None else percent(at["precision"])
+        coverage = (
+            f"At its threshold for {target} precision{chosen}, {percent(at['coverage'])} of the "
+            f"lines need no person, and {right} of those are right."
+        )
+    return {"verdict": verdict, "comparison": comparison, "coverage_sentence": coverage}

@@ -1,0 +1,93 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+
+from account_tax.review.findings import find, gate_results
+from account_tax.review.records import Record
+
+from .conftest import make_contender, make_record
+
+
+def test_the_champion_is_what_a_version_is_compared_with(findings):
+    assert findings["reference"]["key"] == "champion"
+    models = findings["models"]
+    assert list(models) == ["challenger", "champion", "majority", "tfidf"]
+    change = models["challenger"]["accuracy"]["value"] - models["champion"]["accuracy"]["value"]
+    assert np.isclose(findings["difference"]["accuracy"]["value"], change)
+
+
+def test_without_a_champion_it_is_the_better_baseline(first_findings):
+    assert first_findings["reference"]["key"] == "tfidf"
+    assert list(first_findings["models"]) == ["challenger", "majority", "tfidf"]
+    statuses = {gate["name"]: gate["status"] for gate in first_findings["gates"]}
+    assert statuses["f1_change_lower_bound"] == "passed"
+
+
+def test_a_champion_that_can_not_be_scored_is_no_comparison(evidence, gates):
+    """Its numbers would stand for nothing, and no baseline may take its place unsaid."""
+    answers = {"challenger": evidence.answers["challenger"]}
+    note = "account-tax version 2 reads columns that this ledger does not have"
+    found = find(replace(evidence, answers=answers, champion_note=note), gates, 0.95)
+    statuses = {gate["name"]: gate["status"] for gate in found["gates"]}
+    assert statuses["f1_change_lower_bound"] == "not measured"
+    assert not found["gates_passed"]
+    assert any(note in warning for warning in found["warnings"])
+
+
+def test_a_version_may_come_from_a_run_that_recorded_nothing(evidence, gates):
+    bare = make_contender(3, Record())
+    found = find(replace(evidence, challenger=bare), gates, 0.95)
+    shown = [row for rows in found["differences"].values() for row in rows]
+    assert {row["challenger"] for row in shown if row["what"] == "commit"} == {"not recorded"}
+    statuses = {gate.name: gate.status for gate in gate_results(found)}
+    assert statuses["clean_tree"] == statuses["locked_environment"] == "not measured"
+
+
+def test_leaked_and_unknown_rows_are_counted_in_words(evidence, gates):
+    found = find(replace(evidence, leaked_rows=12, unknown_rows=7), gates, 0.95)
+    leaked, unknown = found["warnings"]
+    assert "trained on 12 of these 120 test rows" in leaked
+    assert "7 of the 120 test rows belong to accounts that the champion does not know" in unknown
+
+
+def test_a_leak_that_can_not_be_looked_for_is_said(evidence, gates):
+    note = "the ledger the champion was trained on has changed since"
+    found = find(replace(evidence, leaked_rows=None, leak_note=note), gates, 0.95)
+    assert [note in warning for warning in found["warnings"]] == [True]
+
+
+def test_only_keys_that_differ_are_shown_with_both_values(findings):
+    rows = findings["differences"]["configuration"]
+    assert rows == [{"what": "train.lora.r", "challenger": "16", "champion": "8"}]
+    packages = {row["what"]: row for row in findings["differences"]["environment"]}
+    assert packages["numpy"] == {"what": "numpy", "challenger": "2.16", "champion": "2.8"}
+    assert "torch" not in packages
+
+
+def test_an_unrecorded_configuration_is_not_taken_for_an_equal_one(evidence, gates):
+    bare = make_contender(2, make_record(8, parameters=None))
+    found = find(replace(evidence, champion=bare), gates, 0.95)
+    assert found["differences"]["configuration"] == [
+        {"what": "all keys", "challenger": "recorded", "champion": "not recorded"}
+    ]
+
+
+def test_disagreements_without_a_champion_are_with_the_ledger(first_findings, first_evidence):
+    scored = first_evidence.answers["challenger"]
+    wrong = scored.predicted != first_evidence.truth
+    assert len(first_findings["disagreements"]) == min(20, wrong.sum())
+    first = first_findings["disagreements"][0]
+    assert first["challenger_score"] == scored.scores[wrong].max()
+    assert (first["champion"], first["challenger"] == first["true"]) == (None, False)
+
+
+def test_findings_are_json_and_hold_no_secret_of_the_source(findings):
+    text = json.dumps(findings)
+    assert "books/ledger.csv" in text
+    assert "secret" not in text
+
+
+def test_the_same_evidence_gives_the_same_findings(evidence, gates):
+    first, second = (json.dumps(find(evidence, gates, 0.95)) for _ in range(2))
+    assert first == second

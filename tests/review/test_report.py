@@ -1,0 +1,176 @@
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from account_tax.review.report import (
+    BEGIN,
+    CUT,
+    END,
+    describe_review,
+    percent,
+    put_above_card,
+    render_html,
+    render_markdown,
+)
+
+from .conftest import LABELS
+
+VOID = {"meta", "br", "path", "use", "rect", "stop", "link"}
+
+
+class Page(HTMLParser):
+    """The text of a page, its tags, and whether each one that opens closes."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.words, self.open, self.attributes = [], [], []
+        self.feed(html)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attrs):
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.words.append(data)
+
+
+def numbers(findings):
+    """Return the numbers a reader looks for, as the report writes them."""
+    for scores in [*findings["models"].values()]:
+        yield from (percent(scores["accuracy"][end]) for end in ("value", "low", "high"))
+        yield from (f"{scores['f1'][end]:.4f}" for end in ("value", "low", "high"))
+    for end in ("value", "low", "high"):
+        yield f"{100 * findings['difference']['accuracy'][end]:+.1f} points"
+        yield f"{findings['difference']['f1'][end]:+.4f}"
+    for each in findings["classes"]:
+        yield from (f"{each['challenger'][metric]['low']:.2f}" for metric in ("recall", "f1"))
+        yield f"{each['f1_difference']['value']:+.2f}"
+    for each in findings["calibration"].values():
+        yield f"{each['expected_calibration_error']:.4f}"
+        yield percent(each["coverage"])
+    for part in findings["slices"]["region"]:
+        yield percent(part["challenger"]["accuracy"])
+        yield f"{part['reference']['f1']:.4f}"
+    for each in findings["disagreements"]:
+        yield str(each["row_id"])
+        yield f"{each['challenger_score']:.4f}"
+    for each in findings["gates"]:
+        yield from filter(None, (each["name"], each["found"], each["wanted"]))
+    yield from ("1.30 MB", "512", "61 s", "90 s", "seoul", "busan", "16", "2.16")
+
+
+@pytest.mark.parametrize("which", ["findings", "first_findings"])
+def test_every_number_is_on_the_page(which, request):
+    findings = request.getfixturevalue(which)
+    page = Page(render_html(findings))
+    assert page.open == []
+    wanted = [each for each in numbers(findings) if which == "findings" or each != "2.16"]
+    assert [each for each in wanted if each not in page.text] == []
+
+
+def test_every_number_is_in_the_markdown(findings):
+    text = render_markdown(findings).replace("\\|", "|")
+    assert [each for each in numbers(findings) if each not in text] == []
+
+
+def test_every_table_of_the_markdown_has_equal_rows(findings, first_findings):
+    for each in (findings, first_findings):
+        tables = re.findall(r"(?:^\|.*\n)+", render_markdown(each), re.M)
+        assert len(tables) >= 8
+        for table in tables:
+            rows = [re.sub(r"\\\|", "", row) for row in table.splitlines()]
+            assert len({row.count("|") for row in rows}) == 1, table
+            assert set(rows[1]) == {"|", "-", " "}
+
+
+def test_the_page_stands_alone(findings):
+    page = Page(render_html(findings))
+    for tag, name, value in page.attributes:
+        if name in ("src", "href", "xlink:href"):
+            assert value.startswith("#"), (tag, name, value)
+    tags = {tag for tag, _, _ in page.attributes}
+    assert "svg" in tags
+    assert not tags & {"script", "link", "img", "iframe"}
+    assert "@import" not in render_html(findings)
+
+
+def test_ids_stand_once_or_mean_the_same(findings):
+    """A page of several figures: an id that two of them have must name the same shape."""
+    html = render_html(findings)
+    ids = re.findall(r' id="([^"]+)"', html)
+    for repeated in {each for each in ids if ids.count(each) > 1}:
+        bodies = re.findall(rf'<[^>]* id="{re.escape(repeated)}"[^>]*>', html)
+        assert len(set(bodies)) == 1, repeated
+
+
+def test_names_are_text_and_no_markup(findings):
+    html = render_html(findings)
+    assert "<tax>" not in html
+    assert "fees &amp; &lt;tax&gt; | misc" in html
+    for label in LABELS:
+        assert label in Page(html).text
+
+
+def test_colours_follow_the_readers_theme(findings):
+    html = render_html(findings)
+    assert "prefers-color-scheme: dark" in html
+    figures = "".join(re.findall(r"<svg.*?</svg>", html, re.S))
+    assert "var(--ink)" in figures
+    assert "#30343a" not in figures
+
+
+def test_what_did_not_pass_comes_first(findings):
+    page = Page(render_html(findings)).text
+    failed = [gate["name"] for gate in findings["gates"] if gate["status"] != "passed"]
+    if failed:
+        assert f"{len(failed)} of {len(findings['gates'])} gates not passed" in page[:600]
+    else:
+        assert f"All {len(findings['gates'])} gates passed" in page[:600]
+
+
+# --- the description ------------------------------------------------------------------------------
+
+CARD = "# account-tax\n\nFiles a ledger line.\n\n## Limits\n\n- A person reviews every proposal."
+
+
+def test_the_digest_stands_above_the_card(findings):
+    digest = describe_review(findings, "1")
+    described = put_above_card(CARD, digest)
+    assert described.startswith(BEGIN)
+    assert described.endswith(CARD)
+    assert f"runs/{findings['run_id']}/artifacts/review/report.html" in described
+
+
+def test_a_second_digest_replaces_the_first(findings):
+    first = put_above_card(CARD, describe_review(findings, "1"))
+    second = put_above_card(first, "# Review: another")
+    assert second == f"{BEGIN}\n# Review: another\n{END}\n\n{CARD}"
+
+
+def test_a_long_card_is_cut_at_a_line_and_says_where_the_rest_is():
+    card = "\n".join(f"line {number}" for number in range(1000))
+    described = put_above_card(card, "# Review", 2000)
+    assert len(described) <= 2000
+    assert described.endswith(CUT)
+    body = described.split(END)[1].removesuffix(CUT).strip()
+    assert card.startswith(body + "\n")
+    again = put_above_card(described, "# Review", 2000)
+    assert again == described
+
+
+def test_a_digest_that_is_too_long_itself_still_ends(findings):
+    described = put_above_card(CARD, "\n".join(f"gate {n}" for n in range(5000)), 5000)
+    assert len(described) <= 5000
+    assert put_above_card(described, "# new").count(BEGIN) == 1
+    assert "gate" not in put_above_card(described, "# new")

@@ -1,0 +1,86 @@
+"""The climb: each rung in its turn, then the report and the verdict on the version."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import click
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from account_tax.errors import Failed
+from account_tax.mlflow_run import OwnedRun
+from account_tax.versions import find_version
+
+from .command import Request
+from .ladder import DIFFERENT, Rung, check_bytes, check_logits, check_metrics, judge, skip
+from .record import read_record
+from .report import in_words, mark_version, print_rung, report_json, report_markdown
+from .retrain import retrain
+
+FOLDER = "reproduce"  # among the run's artifacts
+
+
+def reproduce_version(project: Path, request: Request, run: OwnedRun) -> None:
+    """Climb the ladder, print each rung, log the report and mark the version.
+
+    Raises:
+        Refused: If there is no such version.
+        Failed: If it could not be reproduced.
+    """
+    mlflow.set_tracking_uri(run.tracking_uri)
+    client = MlflowClient(run.tracking_uri)
+    version = find_version(client, request.name, request.reference)
+    rungs = []
+    with tempfile.TemporaryDirectory(prefix="account-tax-reproduce-") as scratch:
+        for rung in climb(project, client, version, request, Path(scratch)):
+            click.echo(print_rung(rung))
+            rungs.append(rung)
+    _conclude(client, version, rungs, run)
+
+
+def climb(
+    project: Path, client: MlflowClient, version: ModelVersion, request: Request, scratch: Path
+) -> Iterator[Rung]:
+    """Yield each rung asked for; those above one that can't be stood on are skipped."""
+    record = read_record(client, version, scratch / "record", project, request.source)
+    first, classifier = check_bytes(version, scratch / "version", request.public_key, record)
+    yield first
+    missing = ", ".join(record.missing)
+    for name in request.rungs[1:]:
+        if classifier is None:
+            yield skip(name, "R0 failed")
+        elif name == "R1":
+            yield check_logits(version, classifier)
+        elif missing:
+            yield skip(name, f"not recorded: {missing}")
+        elif name == "R2":
+            yield check_metrics(version, classifier, record)
+        else:
+            yield retrain(project, version, classifier, record, scratch, request.seeds, click.echo)
+
+
+def _conclude(
+    client: MlflowClient, version: ModelVersion, rungs: Sequence[Rung], run: OwnedRun
+) -> None:
+    """Log the report, mark the version, and raise where it could not be reproduced."""
+    verdict = judge(rungs)
+    at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    content = report_json(version, rungs, verdict, at)
+    run.log_text(json.dumps(content, ensure_ascii=False, indent=2), f"{FOLDER}/report.json")
+    run.log_text(report_markdown(version, rungs, verdict, at), f"{FOLDER}/report.md")
+    line = f"{version.name} version {version.version}: {in_words(verdict)}"
+    if verdict.word:
+        try:
+            mark_version(client, version, verdict, run.run_id, at)
+        except MlflowException as err:
+            raise Failed(f"{line}. The version is not marked so: {err.message}") from err
+    if verdict.word == DIFFERENT:
+        raise Failed(line)
+    click.echo(line)

@@ -1,0 +1,206 @@
+"""What was kept of a version's training, and where this machine's inputs differ from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+
+from account_tax.environment import RECORD_FILE
+from account_tax.layout import PARAMETERS_FILE
+from account_tax.pipelines.prepare.ledger import SAMPLE
+from account_tax.provenance import (
+    PATCH_FILE,
+    STATEMENT_FILE,
+    STATEMENT_TAG,
+    TAG,
+    recorded_digest,
+)
+from account_tax.versions import download_run_artifact
+
+DATASET_FILE = "dataset_metadata.json"
+# Inputs in the order in which a difference is named: each makes those after it hard to judge.
+CAUSES = ("files", "data", "base", "code", "configuration", "environment", "hardware")
+HARDWARE = ("cpu", "gpus", "driver")  # of environment.json; cores decide speed only
+SYSTEM = ("python", "libc", "torch_cuda")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An input that is not what it was: which of `CAUSES`, and in words."""
+
+    cause: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a version's run kept; a file that it doesn't have is None.
+
+    Attributes:
+        tags: Of the run, without their prefix: commit, dirty, patch_sha256.
+        params: Of the run; used is launch.world_size.
+        statement: provenance.json.
+        parameters: parameters.yml, its paths absolute.
+        environment: environment.json.
+        dataset: dataset_metadata.json.
+        patch: code.patch.
+        changed: Files of the run that are not the ones the provenance names.
+    """
+
+    tags: Mapping[str, str]
+    params: Mapping[str, str]
+    statement: dict[str, Any] | None
+    parameters: dict[str, Any] | None
+    environment: dict[str, Any] | None
+    dataset: dict[str, Any] | None
+    patch: bytes | None
+    changed: tuple[Difference, ...]
+
+    @property
+    def missing(self) -> list[str]:
+        """The names of the files without which nothing can be trained again."""
+        kept = {PARAMETERS_FILE: self.parameters, DATASET_FILE: self.dataset}
+        return [name for name, content in kept.items() if content is None]
+
+    @property
+    def threads(self) -> str | None:
+        """What OMP_NUM_THREADS was in each rank, where it is known."""
+        if self.statement is None:
+            return None
+        internal = self.statement["predicate"]["buildDefinition"]["internalParameters"]
+        threads = internal.get("threadsPerRank", "")
+        return threads if threads.isdigit() else None
+
+
+def read_record(
+    client: MlflowClient, version: ModelVersion, folder: Path, project: Path, source: str | None
+) -> Record:
+    """Return what a version's run kept, its files compared with the provenance.
+
+    Args:
+        client: Of the store that has both.
+        version: The version.
+        folder: Takes the files.
+        project: What relative paths in the parameters are relative to; they come back absolute.
+        source: Where the data are now, if they have moved.
+    """
+    run = client.get_run(str(version.run_id))
+    names = (STATEMENT_FILE, PARAMETERS_FILE, RECORD_FILE, DATASET_FILE, PATCH_FILE)
+    raw: dict[str, bytes] = {}
+    for name in names:
+        if file := download_run_artifact(client, run.info.run_id, name, folder):
+            raw[name] = file.read_bytes()
+    statement = json.loads(raw[STATEMENT_FILE]) if STATEMENT_FILE in raw else None
+    environment = raw.get(RECORD_FILE)
+    return Record(
+        {key.removeprefix(TAG): text for key, text in run.data.tags.items()},
+        run.data.params,
+        statement,
+        _localise(raw.get(PARAMETERS_FILE), project, source),
+        json.loads(environment) if environment else None,
+        json.loads(raw[DATASET_FILE]) if DATASET_FILE in raw else None,
+        raw.get(PATCH_FILE),
+        tuple(_changed(version, raw, statement)),
+    )
+
+
+def _localise(raw: bytes | None, project: Path, source: str | None) -> dict[str, Any] | None:
+    """Return the parameters with the source and a base's folder as any folder finds them."""
+    if raw is None:
+        return None
+    parameters: dict[str, Any] = yaml.safe_load(raw)
+    data, model = parameters["data"], parameters["train"]["model"]
+    data["source"] = source or data["source"]
+    if data["source"] != SAMPLE and "://" not in data["source"]:
+        data["source"] = str((project / data["source"]).resolve())
+    if (project / model["name"]).is_dir():
+        model["name"] = str((project / model["name"]).resolve())
+    return parameters
+
+
+def _changed(
+    version: ModelVersion, raw: Mapping[str, bytes], statement: Mapping[str, Any] | None
+) -> Iterator[Difference]:
+    """Yield what was edited since: the provenance itself, then the files it has a digest of."""
+    expected = version.tags.get(STATEMENT_TAG)
+    if expected and _sha256(raw.get(STATEMENT_FILE)) != expected:
+        yield Difference("files", _instead(STATEMENT_FILE, raw.get(STATEMENT_FILE), expected))
+        return
+    inputs = {PATCH_FILE: "code", PARAMETERS_FILE: "configuration", RECORD_FILE: "environment"}
+    for name, cause in inputs.items():
+        listed = recorded_digest(statement, name) if statement else None
+        if listed and _sha256(raw.get(name)) != listed:
+            yield Difference(cause, _instead(name, raw.get(name), listed))
+
+
+def _sha256(raw: bytes | None) -> str | None:
+    return None if raw is None else hashlib.sha256(raw).hexdigest()
+
+
+def _instead(name: str, raw: bytes | None, expected: str) -> str:
+    found = _sha256(raw)
+    return f"{name}: {f'sha256 {found}' if found else 'missing'} instead of sha256 {expected}"
+
+
+# --- then and now ---------------------------------------------------------------------------------
+
+
+def environment_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
+    """Return how packages, system and hardware differ from those of a recorded environment.json."""
+    before, after = then["packages"], now["packages"]
+    packages = [
+        f"{name} {after.get(name, 'not installed')} instead of {before.get(name, 'none')}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    ]
+    system = list(_other_values(then, now, SYSTEM))
+    hardware = list(_other_values(then, now, HARDWARE))
+    found = {"environment": system + packages, "hardware": hardware}
+    return [Difference(cause, "; ".join(texts)) for cause, texts in found.items() if texts]
+
+
+def _other_values(
+    then: Mapping[str, Any], now: Mapping[str, Any], keys: tuple[str, ...]
+) -> Iterator[str]:
+    for key in keys:
+        if then.get(key) != now.get(key):
+            yield f"{key} {now.get(key)} instead of {then.get(key)}"
+
+
+def configuration_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
+    """Return the dotted keys that decide a result and differ, with both values."""
+    before, after = _deciding(then), _deciding(now)
+    texts = [
+        f"{key} = {after.get(key)} instead of {before.get(key)}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+    return [Difference("configuration", "; ".join(texts))] if texts else []
+
+
+def _deciding(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `data` and `train` by dotted key, without places; the data have a digest of theirs."""
+    sections = {name: parameters[name] for name in ("data", "train")}
+    places = ("data.source", "train.training.output_dir", "train.model.name")
+    return {key: value for key, value in _leaves(sections, "") if key not in places}
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def first_cause(differences: list[Difference]) -> Difference | None:
+    """Return the difference that is named first, or None."""
+    return min(differences, key=lambda each: CAUSES.index(each.cause), default=None)

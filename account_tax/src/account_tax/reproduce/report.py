@@ -1,0 +1,122 @@
+"""The ladder in words: as printed, as JSON and Markdown, and as the version's marks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+
+from account_tax.pipelines.register.registry import LONGEST_DESCRIPTION
+
+from .ladder import CLAIMS, Rung, Verdict
+
+VERDICT_TAG, RUN_TAG, TIME_TAG = "reproduced", "reproduced_run_id", "reproduced_at"
+LINE = re.compile(r"\n*^Reproduced: .*$\n?", re.MULTILINE)
+
+
+def print_rung(rung: Rung) -> str:
+    """Return a rung as it is printed."""
+    return f"{rung.name} {rung.status:<8} {CLAIMS[rung.name]}: {rung.evidence}"
+
+
+def in_words(verdict: Verdict) -> str:
+    """Return the verdict in a line: BITWISE, WITHIN TOLERANCE, DIFFERENT or not retrained."""
+    word = verdict.word.upper() if verdict.word else "NOT RETRAINED"
+    return f"{word} ({verdict.reason})" if verdict.reason else word
+
+
+def report_json(
+    version: ModelVersion, rungs: Sequence[Rung], verdict: Verdict, at: str
+) -> dict[str, Any]:
+    """Return the whole report as data."""
+    return {
+        "name": version.name,
+        "version": int(version.version),
+        "verdict": verdict.word,
+        "cause": verdict.cause,
+        "reason": verdict.reason,
+        "at": at,
+        "rungs": [
+            {
+                "rung": rung.name,
+                "claim": CLAIMS[rung.name],
+                "status": rung.status,
+                "evidence": rung.evidence,
+                "differences": [
+                    {"cause": each.cause, "text": each.text} for each in rung.differences
+                ],
+                "numbers": dict(rung.numbers),
+            }
+            for rung in rungs
+        ],
+    }
+
+
+def report_markdown(version: ModelVersion, rungs: Sequence[Rung], verdict: Verdict, at: str) -> str:
+    """Return the report for a reader."""
+    rows = [
+        f"| {rung.name} | {CLAIMS[rung.name]} | {rung.status} | {_cell(rung.evidence)} |"
+        for rung in rungs
+    ]
+    found = {(each.cause, each.text) for rung in rungs for each in rung.differences}
+    inputs = [f"- **{cause}**: {text}" for cause, text in sorted(found)] or ["- none found"]
+    parts = [
+        f"# {version.name} version {version.version}, reproduced",
+        f"**{in_words(verdict)}**",
+        f"At {at}.",
+        "\n".join(["| rung | claim | | evidence |", "| --- | --- | --- | --- |", *rows]),
+        "## Inputs that differ",
+        "\n".join(inputs),
+    ]
+    for rung in rungs:
+        if table := rung.numbers.get("metrics"):
+            parts += ["## Metrics and the band of seeds", _metrics(table)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _metrics(table: list[dict[str, Any]]) -> str:
+    rows = [
+        f"| {row['metric']} | {row['delta']:+.6f} | {row['band']:.6f} | "
+        f"{'yes' if row['within'] else 'no'} |"
+        for row in table
+    ]
+    return "\n".join(
+        ["| metric | difference | band | within |", "| --- | --- | --- | --- |", *rows]
+    )
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", "<br>")
+
+
+def mark_version(
+    client: MlflowClient, version: ModelVersion, verdict: Verdict, run_id: str, at: str
+) -> None:
+    """Put the verdict on the version: three tags, and a line of its description."""
+    assert verdict.word is not None
+    for key, text in ((RUN_TAG, run_id), (TIME_TAG, at), (VERDICT_TAG, verdict.word)):
+        client.set_model_version_tag(version.name, version.version, key, text)
+    # Read again: a review may have written it in the meantime.
+    newest = client.get_model_version(version.name, version.version)
+    line = f"Reproduced: {in_words(verdict)}, {at}, run {run_id}"
+    text = describe(newest.description or "", line, LONGEST_DESCRIPTION)
+    client.update_model_version(version.name, version.version, text)
+
+
+def describe(description: str, line: str, longest: int) -> str:
+    """Return the description with the line at its end, an older one replaced, no longer allowed.
+
+    Args:
+        description: The version's.
+        line: Starts with `Reproduced: `; cut to 300 characters.
+        longest: Characters in all.
+    """
+    line = " ".join(line.split())[:300]
+    rest = LINE.sub("\n", description).rstrip()
+    room = longest - len(line) - 2
+    if len(rest) > room:
+        rest = rest[: room - 1] + "…"
+    return f"{rest}\n\n{line}".lstrip()

@@ -1,0 +1,379 @@
+"""Rung R3: the training done again in a temporary clone, never in the user's tree."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from safetensors.torch import load_file
+
+from account_tax.classifier import BaseModelError, file_sha256, resolve_base
+from account_tax.environment import RECORD_FILE, describe_environment
+from account_tax.layout import ADAPTER_FOLDER, PARAMETERS_FILE
+from account_tax.pipelines.prepare.ledger import DataError, source_digest
+from account_tax.processes import run_stage
+from account_tax.versions import download_run_artifact
+
+from .ladder import BITWISE, DIFFERENT, FAIL, PASS, WITHIN, Rung, recorded_metrics
+from .ladder import source_difference as differs_in_source
+from .record import (
+    Difference,
+    Record,
+    configuration_differences,
+    environment_differences,
+    first_cause,
+)
+
+RECIPE = "reproduce"  # written into the clone; git is told to ignore it
+TAIL_LINES = 12
+# With any of these another model is what has to come out, so nothing is trained.
+DECISIVE = ("data", "base", "code", "configuration")
+
+
+class TrainingError(RuntimeError):
+    """The training in the clone ended badly; the message has the last lines it wrote."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A training in the clone.
+
+    Attributes:
+        weights: Its safetensors files by name.
+        metrics: Its test metrics.
+        parameters: parameters.yml of its run; None where that commit keeps none.
+        environment: environment.json of its run, likewise.
+    """
+
+    weights: Mapping[str, Path]
+    metrics: Mapping[str, float]
+    parameters: dict[str, Any] | None
+    environment: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where a training is done again.
+
+    Attributes:
+        project: The project's root in the clone.
+        record: What the version's run kept.
+        logs: Folder of the trainings' output.
+        say: Tells the user what is going on.
+    """
+
+    project: Path
+    record: Record
+    logs: Path
+    say: Callable[[str], None]
+
+    @property
+    def store(self) -> str:
+        """The clone's own tracking store."""
+        return f"sqlite:///{self.project / 'mlflow.db'}"
+
+
+def retrain(
+    project: Path,
+    version: ModelVersion,
+    classifier: Path,
+    record: Record,
+    scratch: Path,
+    seeds: int,
+    say: Callable[[str], None],
+) -> Rung:
+    """Return rung R3.
+
+    Args:
+        project: The user's project; only read.
+        version: The version; its tags have the recorded metrics.
+        classifier: Its folder, downloaded.
+        record: What its run kept.
+        scratch: An empty folder for clone, store and logs.
+        seeds: Trainings with other seeds, where the weights differ.
+        say: Tells the user what is going on.
+    """
+    before = list(find_differences(project, record))
+    first = first_cause(before)
+    if first and first.cause in DECISIVE:
+        return _not_the_same(first.text, before)
+    prefix = clone_code(project, record, scratch / "clone")
+    workshop = Workshop(scratch / "clone" / prefix, record, scratch / "logs", say)
+    try:
+        again = train_again(workshop, _seed(record))
+    except TrainingError as err:
+        return _not_the_same(str(err), [*before, Difference("environment", "it does not train")])
+    found = [*before, *_other_configuration(record, again)]
+    weights = compare_weights(classifier, again.weights)
+    if not weights["other_files"]:
+        patched = " with code.patch" if record.patch else ""
+        evidence = (
+            f"{', '.join(sorted(again.weights))}: sha256 equal, from commit "
+            f"{record.tags['commit'][:12]}{patched}"
+        )
+        return Rung("R3", PASS, evidence, tuple(found), weights, BITWISE)
+    return _within_band(workshop, version, again, seeds, found, weights)
+
+
+def _not_the_same(evidence: str, differences: list[Difference]) -> Rung:
+    return Rung("R3", FAIL, evidence, tuple(differences), verdict=DIFFERENT)
+
+
+def _seed(record: Record) -> int:
+    assert record.parameters is not None
+    return record.parameters["train"]["training"]["seed"]
+
+
+# --- before: the inputs ---------------------------------------------------------------------------
+
+
+def find_differences(project: Path, record: Record) -> Iterator[Difference]:
+    """Yield where an input is gone, was edited, or is another one than that which was recorded."""
+    assert record.parameters is not None
+    yield from record.changed
+    try:
+        if found := differs_in_source(record, source_digest(record.parameters["data"])):
+            yield found
+    except DataError as err:
+        yield Difference("data", "; ".join(err.faults))
+    yield from _base_difference(record)
+    yield from _code_difference(project, record)
+    if record.environment is not None:
+        yield from environment_differences(record.environment, describe_environment(project))
+
+
+def _base_difference(record: Record) -> Iterator[Difference]:
+    assert record.parameters is not None
+    model = record.parameters["train"]["model"]
+    try:
+        resolve_base(model["name"], model.get("revision"), model.get("sha256"))
+    except BaseModelError as err:
+        yield Difference("base", str(err))
+
+
+def _code_difference(project: Path, record: Record) -> Iterator[Difference]:
+    commit = record.tags.get("commit")
+    if commit is None:
+        yield Difference("code", "no commit was recorded: it was trained outside a repository")
+    elif not _git(project, "cat-file", "-e", f"{commit}^{{commit}}"):
+        yield Difference("code", f"commit {commit} is not in this repository; fetch it")
+    if record.tags.get("patch_sha256") and record.patch is None:
+        yield Difference("code", f"code.patch is missing; the tree of commit {commit} was dirty")
+
+
+# --- the clone ------------------------------------------------------------------------------------
+
+
+def clone_code(project: Path, record: Record, folder: Path) -> str:
+    """Make a clone at the recorded commit, patched, and return the project's place in it.
+
+    `--shared` reads the objects where they are, so a commit that no branch holds any more is found
+    as well; nothing is written to the user's repository.
+    """
+    root = _output(project, "rev-parse", "--show-toplevel")
+    prefix = _output(project, "rev-parse", "--show-prefix")
+    clone = ("clone", "--quiet", "--shared", "--no-checkout", root, str(folder))
+    _output(folder.parent, *clone)
+    _output(folder, "checkout", "--quiet", "--detach", record.tags["commit"])
+    if record.patch:
+        patch = folder.parent / "code.patch"
+        patch.write_bytes(record.patch)
+        where = (f"--directory={prefix}",) if prefix else ()
+        _output(folder, "apply", "--binary", "--whitespace=nowarn", *where, str(patch))
+    with (folder / ".git" / "info" / "exclude").open("a", encoding="utf-8") as exclude:
+        exclude.write(f"{RECIPE}*.yml\n")
+    return prefix
+
+
+def _git(folder: Path, *words: str) -> bool:
+    return _run_git(folder, *words).returncode == 0
+
+
+def _output(folder: Path, *words: str) -> str:
+    done = _run_git(folder, *words)
+    if done.returncode != 0:
+        raise RuntimeError(f"git {' '.join(words)}: {done.stderr.strip()}")
+    return done.stdout.strip()
+
+
+def _run_git(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    own = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    hookless = ("-c", "core.hooksPath=/dev/null", "-c", "core.autocrlf=false")
+    return subprocess.run(
+        ["git", *hookless, *words],
+        cwd=folder,
+        env=own | {"GIT_OPTIONAL_LOCKS": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+# --- the training ---------------------------------------------------------------------------------
+
+
+def train_again(workshop: Workshop, seed: int) -> Trained:
+    """Train in the clone with the recorded parameters and this seed, registering nothing.
+
+    Raises:
+        TrainingError: If it ends badly.
+    """
+    ranks = workshop.record.params.get("launch.world_size", "1")
+    recipe, log = f"{RECIPE}-{seed}", workshop.logs / f"seed-{seed}.log"
+    (workshop.project / "recipes" / f"{recipe}.yml").write_text(
+        yaml.safe_dump(_recipe(workshop, seed), sort_keys=False, allow_unicode=True),
+        encoding="utf-8",
+    )
+    workshop.say(f"R3: training again, seed {seed}, {ranks} rank{'s' * (ranks != '1')}")
+    words = ("--recipe", recipe, "--num_gpus", ranks, "--register", "false")
+    status = run_stage(
+        [sys.executable, "-m", "kedro", "train", *words],
+        cwd=workshop.project,
+        environment=_environment(workshop),
+        log=log,
+    )
+    if status != 0:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        tail = "\n".join([line for line in lines if line.strip()][-TAIL_LINES:])
+        raise TrainingError(f"the training ended with status {status}.\n{tail}")
+    return _read_training(workshop)
+
+
+def _recipe(workshop: Workshop, seed: int) -> dict[str, Any]:
+    """Return the recorded values as a recipe: all of them, so nothing else sets one.
+
+    `registry` is left out, nothing is registered; so is the folder, the clone has its own.
+    """
+    assert workshop.record.parameters is not None
+    data, train = (workshop.record.parameters[name] for name in ("data", "train"))
+    training = {key: value for key, value in train["training"].items() if key != "output_dir"}
+    return {"data": data, "train": train | {"training": training | {"seed": seed}}}
+
+
+def _environment(workshop: Workshop) -> dict[str, str]:
+    """Return this process's environment without what ties it to this run, store or source."""
+    ties = ("MLFLOW_", "ACCOUNT_TAX_", "GIT_", "KEDRO_")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(ties)}
+    source = str(workshop.project / "account_tax" / "src")
+    path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
+    own = {"PYTHONPATH": path, "MLFLOW_TRACKING_URI": workshop.store, "PYTHONUTF8": "1"}
+    if workshop.record.threads:  # the order of sums, and so the bits, depend on it
+        own["OMP_NUM_THREADS"] = workshop.record.threads
+    return kept | own
+
+
+def _read_training(workshop: Workshop) -> Trained:
+    client = MlflowClient(workshop.store)
+    experiments = [each.experiment_id for each in client.search_experiments()]
+    run = client.search_runs(experiments, max_results=1)[0]  # the newest
+    adapter = workshop.project / "data" / "06_models" / run.info.run_id / ADAPTER_FOLDER
+    kept = {}
+    for name in (PARAMETERS_FILE, RECORD_FILE):
+        file = download_run_artifact(client, run.info.run_id, name, workshop.logs / run.info.run_id)
+        kept[name] = yaml.safe_load(file.read_text(encoding="utf-8")) if file else None
+    return Trained(
+        {file.name: file for file in sorted(adapter.glob("*.safetensors"))},
+        {key: value for key, value in run.data.metrics.items() if key.startswith("test/")},
+        kept[PARAMETERS_FILE],
+        kept[RECORD_FILE],
+    )
+
+
+def _other_configuration(record: Record, again: Trained) -> list[Difference]:
+    if record.parameters is None or again.parameters is None:
+        return []
+    return configuration_differences(record.parameters, again.parameters)
+
+
+# --- after: the comparison ------------------------------------------------------------------------
+
+
+def compare_weights(classifier: Path, again: Mapping[str, Path]) -> dict[str, Any]:
+    """Return which weight files are not byte for byte the same, and how far their tensors are.
+
+    Returns:
+        `other_files`; `max_abs_diff`, over all tensors both have; `other_tensors`, those that only
+        one has or that have another shape.
+    """
+    then = {file.name: file for file in sorted(classifier.glob("*.safetensors"))}
+    names = sorted(then.keys() | again.keys())
+    other = [
+        name
+        for name in names
+        if name not in then
+        or name not in again
+        or file_sha256(then[name]) != file_sha256(again[name])
+    ]
+    largest, strange = 0.0, [name for name in other if name not in then or name not in again]
+    for name in other:
+        if name not in strange:
+            difference, tensors = _compare_tensors(load_file(then[name]), load_file(again[name]))
+            largest, strange = max(largest, difference), strange + tensors
+    return {"other_files": other, "max_abs_diff": largest, "other_tensors": sorted(strange)}
+
+
+def _compare_tensors(
+    then: Mapping[str, torch.Tensor], again: Mapping[str, torch.Tensor]
+) -> tuple[float, list[str]]:
+    names = then.keys() | again.keys()
+    same = {name for name in then.keys() & again.keys() if then[name].shape == again[name].shape}
+    largest = [
+        float((then[name].double() - again[name].double()).abs().max())
+        for name in same
+        if then[name].numel()
+    ]
+    return max(largest, default=0.0), sorted(names - same)
+
+
+def _within_band(
+    workshop: Workshop,
+    version: ModelVersion,
+    again: Trained,
+    seeds: int,
+    differences: list[Difference],
+    weights: dict[str, Any],
+) -> Rung:
+    """Return R3 where the weights differ: is the difference less than what a seed makes?"""
+    recorded = recorded_metrics(version)
+    far = f"largest weight difference {weights['max_abs_diff']:.3g}"
+    if weights["other_tensors"]:
+        return _not_the_same(f"{len(weights['other_tensors'])} other tensors", differences)
+    if seeds < 1 or not recorded.keys() & again.metrics.keys():
+        return _not_the_same(f"{far}; no band of seeds to judge it by", differences)
+    first = _seed(workshop.record)
+    others = [train_again(workshop, first + number).metrics for number in range(1, seeds + 1)]
+    table = list(compare_metrics(recorded, again.metrics, others))
+    outside = [row["metric"] for row in table if not row["within"]]
+    widest = max(table, key=lambda row: abs(row["delta"]))
+    worst = f"{widest['metric']} {widest['delta']:+.3g}, band of {seeds + 1} seeds "
+    evidence = f"{far}; {worst}{widest['band']:.3g}"
+    numbers = weights | {"metrics": table, "seeds": seeds + 1}
+    word, status = (DIFFERENT, FAIL) if outside else (WITHIN, PASS)
+    if outside:
+        evidence += f"; outside: {', '.join(outside)}"
+    return Rung("R3", status, evidence, tuple(differences), numbers, word)
+
+
+def compare_metrics(
+    recorded: Mapping[str, float], again: Mapping[str, float], others: list[Mapping[str, float]]
+) -> Iterator[dict[str, Any]]:
+    """Yield each metric's difference beside its band: its range over the trainings' seeds.
+
+    Args:
+        recorded: Of the version.
+        again: Of the training with the recorded seed.
+        others: Of the trainings with other seeds.
+    """
+    for name in sorted(recorded.keys() & again.keys()):
+        values = [again[name], *(each[name] for each in others)]
+        band, delta = max(values) - min(values), again[name] - recorded[name]
+        yield {"metric": name, "delta": delta, "band": band, "within": abs(delta) <= band}

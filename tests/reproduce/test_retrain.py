@@ -1,0 +1,126 @@
+"""The clone, with real git, and the comparison of weights and metrics."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from account_tax.provenance import describe_code
+from account_tax.reproduce.record import Difference, Record
+from account_tax.reproduce.retrain import (
+    _code_difference,
+    clone_code,
+    compare_metrics,
+    compare_weights,
+)
+from tests.test_provenance import git, write
+
+
+@pytest.fixture
+def tree(tmp_path):
+    folder = tmp_path / "tree"
+    write(folder, {"account_tax/a.py": b"a = 1\n", "recipes/starter.yml": b"train: {}\n"})
+    git(folder, "init", "-q")
+    git(folder, "add", ".")
+    git(folder, "commit", "-q", "-m", "One")
+    return folder
+
+
+def record_of(tree):
+    code = describe_code(tree)
+    return Record(code.tags(), {}, None, None, None, None, code.patch or None, ())
+
+
+def test_a_clone_has_the_dirty_tree_and_leaves_the_users_alone(tree, tmp_path):
+    write(tree, {"account_tax/a.py": b"a = 2\n", "account_tax/new.py": b"new = 1\n"})
+    record = record_of(tree)
+    status = git(tree, "status", "--porcelain")
+    assert clone_code(tree, record, tmp_path / "clone") == ""
+    clone = tmp_path / "clone"
+    assert (clone / "account_tax/new.py").read_bytes() == b"new = 1\n"
+    assert (clone / "account_tax/a.py").read_bytes() == b"a = 2\n"
+    assert git(tree, "status", "--porcelain") == status
+    write(clone, {"recipes/reproduce-42.yml": b"train: {}\n"})
+    assert describe_code(clone).tags() == dict(record.tags)  # what is written there is no change
+
+
+def test_a_commit_that_no_branch_holds_any_more_is_found(tree, tmp_path):
+    write(tree, {"account_tax/a.py": b"a = 2\n"})
+    git(tree, "commit", "-q", "-am", "Two")
+    record = record_of(tree)
+    git(tree, "reset", "-q", "--hard", "HEAD~1")
+    assert list(_code_difference(tree, record)) == []
+    clone_code(tree, record, tmp_path / "clone")
+    assert (tmp_path / "clone/account_tax/a.py").read_bytes() == b"a = 2\n"
+
+
+def test_a_project_in_a_folder_of_its_repository_is_found_in_the_clone(tree, tmp_path):
+    write(tree, {"below/account_tax/b.py": b"b = 1\n"})
+    git(tree, "add", ".")
+    git(tree, "commit", "-q", "-m", "Two")
+    write(tree, {"below/account_tax/b.py": b"b = 2\n"})
+    prefix = clone_code(tree / "below", record_of(tree / "below"), tmp_path / "clone")
+    assert prefix == "below/"
+    assert (tmp_path / "clone" / prefix / "account_tax/b.py").read_bytes() == b"b = 2\n"
+
+
+def test_an_unknown_commit_and_a_lost_patch_are_code(tree):
+    record = record_of(tree)
+    unknown = replace(record, tags={"commit": "0" * 40})
+    (found,) = _code_difference(tree, unknown)
+    assert found.cause == "code"
+    assert f"commit {'0' * 40} is not in this repository" in found.text
+    lost = replace(record, tags={**record.tags, "dirty": "true", "patch_sha256": "1" * 64})
+    (found,) = _code_difference(tree, lost)
+    assert "code.patch is missing" in found.text
+    (found,) = _code_difference(tree, replace(record, tags={}))
+    assert found == Difference(
+        "code", "no commit was recorded: it was trained outside a repository"
+    )
+
+
+# --- weights and metrics --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def weights(tmp_path):
+    def make(name, **tensors):
+        file = tmp_path / name / "adapter_model.safetensors"
+        file.parent.mkdir()
+        save_file({key: torch.tensor(value) for key, value in tensors.items()}, file)
+        return file
+
+    return make
+
+
+def test_the_same_bytes_have_no_difference(weights):
+    then, again = weights("a", x=[1.0, 2.0]), weights("b", x=[1.0, 2.0])
+    found = compare_weights(then.parent, {again.name: again})
+    assert found == {"other_files": [], "max_abs_diff": 0.0, "other_tensors": []}
+
+
+def test_the_largest_difference_is_found(weights):
+    then = weights("a", x=[1.0, 2.0], y=[0.0])
+    again = weights("b", x=[1.0, 2.5], y=[-0.25])
+    found = compare_weights(then.parent, {again.name: again})
+    assert found["max_abs_diff"] == 0.5
+    assert found["other_files"] == [then.name]
+
+
+def test_other_tensors_and_files_are_named(weights, tmp_path):
+    then, again = weights("a", x=[1.0], y=[1.0]), weights("b", x=[1.0, 2.0], z=[1.0])
+    assert compare_weights(then.parent, {again.name: again})["other_tensors"] == ["x", "y", "z"]
+    found = compare_weights(then.parent, {})
+    assert (found["other_files"], found["other_tensors"]) == ([then.name], [then.name])
+
+
+def test_a_metric_is_judged_by_the_range_of_the_seeds():
+    recorded = {"test/f1": 0.90, "test/loss": 0.50, "test/only_then": 1.0}
+    again = {"test/f1": 0.91, "test/loss": 0.60}
+    others = [{"test/f1": 0.88, "test/loss": 0.61}, {"test/f1": 0.90, "test/loss": 0.62}]
+    f1, loss = compare_metrics(recorded, again, others)
+    assert (f1["metric"], f1["within"]) == ("test/f1", True)
+    assert f1["delta"] == pytest.approx(0.01)
+    assert f1["band"] == pytest.approx(0.03)
+    assert (loss["metric"], loss["within"]) == ("test/loss", False)

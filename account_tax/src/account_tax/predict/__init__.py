@@ -1,0 +1,1 @@
+"""Predict: a ledger file in, the same rows with accounts and scores out."""

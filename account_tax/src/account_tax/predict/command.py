@@ -1,0 +1,154 @@
+"""`kedro predict`: from its words to a filed ledger, or to one clear reason why not."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import click
+import mlflow
+import torch
+from mlflow import MlflowClient
+
+from account_tax.classifier import file_sha256, load_classifier
+from account_tax.commands import run_in_mlflow
+from account_tax.errors import Failed
+from account_tax.mlflow_run import OwnedRun
+from account_tax.processes import Interrupted
+
+from .filing import Desk, file_ledger
+from .journal import Journal, open_journal
+from .plan import Plan, added_columns, make_plan
+from .sinks import make_sink
+
+REJECTS_STATUS = 3
+TELL_SECONDS = 30
+
+
+def predict(project: Path, words: Mapping[str, str]) -> int:
+    """File a ledger with a registered version and return the exit status.
+
+    0: every row is filed. 3: all but those that can't be read. Else see `run_in_mlflow`.
+
+    Args:
+        project: The project's root.
+        words: model, input, output, top_k, threshold, on_error, batch_rows, overwrite, as text.
+    """
+
+    def work(run: OwnedRun | None) -> None:
+        assert run is not None
+        mlflow.set_tracking_uri(run.tracking_uri)
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        with tempfile.TemporaryDirectory() as scratch:
+            plan = make_plan(MlflowClient(run.tracking_uri), words, Path(scratch))
+            run.set_tags(_tags(plan))
+            metrics = _file(plan)
+        run.log_metrics(metrics)
+        run.set_tags({"account_tax.output_sha256": file_sha256(plan.options.output)})
+        _refuse_rejects(plan, int(metrics["predict/rows_rejected"]))
+
+    return run_in_mlflow(project, work)
+
+
+def _file(plan: Plan) -> dict[str, float]:
+    """File the ledger, show what came of it, and return that as metrics."""
+    options = plan.options
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with open_journal(options.output, plan.key(device)) as (journal, removed):
+        if removed:
+            click.echo("predict: removed the parts of another input, model or set of options")
+        begun = f", going on after row {journal.total('read'):,}" if journal.notes else ""
+        click.echo(f"predict: {plan.model.title} on {device}{begun}")
+        classifier = load_classifier(plan.model.folder, device)
+        desk = Desk(classifier, device, options.top_k, plan.threshold)
+        sink = make_sink(options.output, plan.source, added_columns(options.top_k))
+        before = _state(options.input)
+        try:
+            read, seconds = file_ledger(
+                desk, plan.source, sink, journal, options.batch_rows, _speak_now_and_then()
+            )
+            if _state(options.input) != before:
+                raise Failed(f"{options.input.name} was changed while it was read. Run it again.")
+            rows = {name: journal.total(name) for name in ("read", "written", "review")}
+            journal.publish(sink, options.output, options.rejects, plan.source.unit)
+        except (Interrupted, OSError) as err:
+            _explain(err, journal, options.output)
+            raise
+    return _show(plan, rows, read, seconds)
+
+
+def _explain(err: BaseException, journal: Journal, output: Path) -> None:
+    kept = f"{journal.total('read'):,} rows are kept beside {output.name}: the same command goes on"
+    if isinstance(err, OSError):  # a disk that is full, say
+        raise Failed(f"predict failed: {err.strerror}. {kept}.") from err
+    click.echo(f"predict: {kept}", err=True)
+
+
+def _state(path: Path) -> tuple[int, int]:
+    state = path.stat()
+    return state.st_size, state.st_mtime_ns
+
+
+def _speak_now_and_then() -> Callable[[int, float], None]:
+    last = time.monotonic()
+
+    def tell(rows: int, rate: float) -> None:
+        nonlocal last
+        if time.monotonic() - last > TELL_SECONDS:
+            last = time.monotonic()
+            click.echo(f"predict: {rows:,} rows, {rate:,.0f} a second")
+
+    return tell
+
+
+def _show(plan: Plan, rows: Mapping[str, int], read: int, seconds: float) -> dict[str, float]:
+    """Print the summary and return it as metrics; the rate is that of the rows read just now."""
+    rejected = rows["read"] - rows["written"]
+    share, rate = rows["review"] / max(rows["written"], 1), read / max(seconds, 1e-9)
+    below = "no threshold: give -P threshold" if plan.threshold is None else (
+        f"score below {plan.threshold:g}"
+    )  # fmt: skip
+    for name, text in {
+        "rows read": f"{rows['read']:,}",
+        "rows written": f"{rows['written']:,}",
+        "rows rejected": f"{rejected:,}" + (f" ({plan.options.rejects.name})" * bool(rejected)),
+        "needs review": f"{share:.2%} ({below})",
+        "seconds": f"{seconds:.1f}",
+        "rows a second": f"{rate:,.0f}",
+    }.items():
+        click.echo(f"{name:<24} {text}")
+    click.echo(f"{plan.options.output.name}: filed by {plan.model.title}")
+    return {
+        "predict/rows_read": rows["read"],
+        "predict/rows_written": rows["written"],
+        "predict/rows_rejected": rejected,
+        "predict/needs_review_share": share,
+        "predict/seconds": seconds,
+        "predict/rows_per_sec": rate,
+    }
+
+
+def _tags(plan: Plan) -> dict[str, str]:
+    """Return what was filed by what: names and digests, no path and no text."""
+    version = plan.model.version
+    return {
+        "account_tax.model": f"models:/{version.name}/{version.version}",
+        "account_tax.content_sha256": plan.model.content_sha256,
+        "account_tax.input": plan.options.input.name,
+        "account_tax.input_sha256": plan.input_sha256,
+        "account_tax.output": plan.options.output.name,
+        "account_tax.threshold": "none" if plan.threshold is None else f"{plan.threshold:g}",
+    }
+
+
+def _refuse_rejects(plan: Plan, rejected: int) -> None:
+    if rejected and plan.options.on_error == "fail":
+        raise Failed(
+            f"{rejected:,} rows can't be filed; {plan.options.rejects.name} has their "
+            f"{plan.source.unit} numbers and reasons. All others are in "
+            f"{plan.options.output.name}. With -P on_error=skip this is no failure.",
+            REJECTS_STATUS,
+        )

@@ -1,0 +1,216 @@
+"""What a prediction will read, load and write, found good before anything is written."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from account_tax.classifier import (
+    MANIFEST_FILE,
+    SETTINGS_FILE,
+    BaseModelError,
+    TamperedModelError,
+    file_sha256,
+    resolve_base,
+)
+from account_tax.errors import Refused
+from account_tax.versions import download_version, find_version, parse_model_uri
+
+from .options import Options, make_options, read_words, rejects_file
+from .sources import SOURCES, Source, open_source, repeated
+
+
+@dataclass(frozen=True)
+class Model:
+    """A version that was downloaded and checked: its files, settings and digest."""
+
+    version: ModelVersion
+    folder: Path
+    settings: dict[str, Any]
+    content_sha256: str
+
+    @property
+    def title(self) -> str:
+        """The version in a person's words."""
+        return f"{self.version.name} version {self.version.version}"
+
+    @property
+    def threshold(self) -> float | None:
+        """The score below which a person has to look, as registration fitted it."""
+        return (self.settings.get("calibration") or {}).get("threshold")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A prediction that can begin."""
+
+    options: Options
+    model: Model
+    source: Source
+    input_sha256: str
+
+    @property
+    def threshold(self) -> float | None:
+        """The score below which a person has to look; None: whatever the score."""
+        given = self.options.threshold
+        return self.model.threshold if given is None else given
+
+    def key(self, device: str) -> dict[str, Any]:
+        """Return what the output depends on: parts made under another key are never used."""
+        options = self.options
+        return {
+            "input": {"bytes": options.input.stat().st_size, "sha256": self.input_sha256},
+            "model": self.model.content_sha256,
+            "options": [options.top_k, self.threshold, options.batch_rows],
+            "formats": [options.input.suffix.lower(), options.output.suffix.lower()],
+            "device": device,
+        }
+
+
+def make_plan(client: MlflowClient, words: Mapping[str, str], scratch: Path) -> Plan:
+    """Return what the words of a command line ask for.
+
+    Args:
+        client: Of the store with the registry.
+        words: The options as they were typed, by name.
+        scratch: Takes the version's files.
+
+    Raises:
+        Refused: With every fault of options, files and model together.
+    """
+    values, faults = read_words(words)
+    model = source = None
+    try:
+        if "model" in values:
+            model = fetch_model(client, values["model"], scratch)
+    except Refused as err:
+        faults.append(str(err))
+    columns = model.settings["text_columns"] if model else []
+    try:
+        if "input" in values:
+            source = check_input(values["input"], columns)
+    except Refused as err:
+        faults.append(f"input = {values['input']} (-P input): {err}")
+    if "output" in values:
+        faults += check_output(values["output"], values.get("input"), values.get("overwrite"))
+    if model and source:
+        faults += check_columns(model, source, values)
+    if faults:
+        raise Refused(_join(faults))
+    assert model is not None
+    assert source is not None
+    return Plan(make_options(values), model, source, file_sha256(values["input"]))
+
+
+def added_columns(top_k: int) -> list[str]:
+    """Return the names of the columns that are written beside the input's own."""
+    more = [f"{name}_{place}" for place in range(2, top_k + 1) for name in ("label", "score")]
+    return ["label", "score", *more, "needs_review"]
+
+
+# --- the model ------------------------------------------------------------------------------------
+
+
+def fetch_model(client: MlflowClient, uri: str, scratch: Path) -> Model:
+    """Return the version of a models:/ URI, downloaded, each file and the base checked.
+
+    Raises:
+        Refused: If there is none, a file is not the registered one, or the base is not here.
+    """
+    version = find_version(client, *parse_model_uri(uri))
+    title = f"model = {uri} (-P model): {version.name} version {version.version}"
+    try:
+        folder = download_version(version, scratch)
+        settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+        if (folder / "adapter_config.json").exists():
+            pin = settings["base"]
+            resolve_base(pin["name"], pin["revision"], pin["sha256"])
+    except (TamperedModelError, BaseModelError) as err:
+        raise Refused(f"{title}: {err}") from err
+    except (OSError, MlflowException) as err:
+        raise Refused(
+            f"{title}: its files can't be had ({type(err).__name__}). Restore the registry's "
+            "artifacts, or start the server that keeps them."
+        ) from err
+    manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+    return Model(version, folder, settings, manifest["content_sha256"])
+
+
+# --- the files ------------------------------------------------------------------------------------
+
+
+def check_input(path: Path, text_columns: Sequence[str]) -> Source:
+    """Return the ledger to file, opened as `open_source` does.
+
+    Raises:
+        Refused: If it is missing or unreadable; the message follows the file's name.
+    """
+    if path.suffix.lower() not in SOURCES:
+        raise Refused(f"expected a file name that ends in {_endings()}.")
+    if not path.exists():
+        raise Refused("no such file.")
+    if not path.is_file():
+        raise Refused("not a file.")
+    try:
+        return open_source(path, text_columns)
+    except OSError as err:
+        raise Refused(f"can't be read ({err.strerror}).") from err
+
+
+def check_output(path: Path, source: Path | None, overwrite: bool | None) -> list[str]:
+    """Return what keeps a file from being made at a path."""
+    faults: list[str] = []
+    if path.suffix.lower() not in SOURCES:
+        faults.append(f"expected a file name that ends in {_endings()}.")
+    if not path.parent.is_dir():
+        faults.append("its folder does not exist. Make it first.")
+    elif not os.access(path.parent, os.W_OK | os.X_OK):
+        faults.append("its folder can't be written to.")
+    if source and path.exists() and source.exists() and path.samefile(source):
+        faults.append("it is the input. Name another file.")
+    elif path.is_dir():
+        faults.append("it is a folder. Name a file.")
+    elif not overwrite:
+        there = [file for file in (path, rejects_file(path)) if file.exists()]
+        faults += [f"{file.name} exists. Give -P overwrite=true to replace it." for file in there]
+    return [f"output = {path} (-P output): {fault}" for fault in faults]
+
+
+def check_columns(model: Model, source: Source, values: Mapping[str, Any]) -> list[str]:
+    """Return why the model can't read the ledger's columns, or its answers can't stand beside."""
+    wanted, faults = model.settings["text_columns"], list[str]()
+    if missing := [column for column in wanted if column not in source.columns]:
+        # Without any expected name the first line may be a ledger line: only plain words are shown.
+        is_header = len(missing) < len(wanted)
+        shown = [name if is_header or name.isidentifier() else "…" for name in source.columns]
+        faults.append(f"{model.title} reads {wanted}, missing {missing}, found {shown}. Rename it.")
+    top_k = values.get("top_k", 1)
+    if clash := [name for name in added_columns(top_k) if name in source.columns]:
+        faults.append(f"it has the columns {clash}, which are added here. Rename its own.")
+    twice = repeated(source.columns)
+    if "output" in values and values["output"].suffix.lower() == ".csv":
+        twice = [name for name in twice if name in wanted]  # others are only copied
+    if twice:
+        faults.append(f"the columns {twice} stand there more than once. Rename one.")
+    faults = [f"input = {values['input']} (-P input): {fault}" for fault in faults]
+    if top_k > (known := len(model.settings["labels"])):
+        faults.append(f"top_k = {top_k} (-P top_k): {model.title} knows {known} labels.")
+    return faults
+
+
+def _endings() -> str:
+    *most, last = SOURCES
+    return f"{', '.join(most)} or {last}"
+
+
+def _join(faults: Sequence[str]) -> str:
+    count = f"{len(faults)} problem{'s' if len(faults) > 1 else ''}; nothing was written"
+    return "\n  ".join([count, *faults])

@@ -1,0 +1,64 @@
+"""The registered model by itself: labels as ever, scores that are calibrated, more where asked."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from account_tax.calibration import softmax
+from account_tax.classifier import needs_review
+
+from .conftest import make_rows
+
+FRAME = pd.DataFrame(make_rows(20))[["memo", "merchant"]]
+
+
+@pytest.fixture(scope="module")
+def model(shop):
+    import mlflow
+
+    mlflow.set_tracking_uri(shop.store)
+    return shop.model()
+
+
+@pytest.fixture(scope="module")
+def logits(model):
+    texts = [" | ".join(filter(None, row)) for row in FRAME.to_numpy()]
+    return model.unwrap_python_model().classifier.logits(texts)
+
+
+def test_by_default_there_are_label_and_score(model, shop, logits):
+    answer = model.predict(FRAME)
+    assert list(answer.columns) == ["label", "score"]
+    assert answer["label"].tolist() == [shop.labels[place] for place in logits.argmax(1)]
+
+
+def test_a_score_is_the_probability_at_the_versions_temperature(model, logits):
+    expected = softmax(logits, 0.02).max(axis=1)  # conftest's
+    assert model.predict(FRAME)["score"].tolist() == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_version_without_calibration_has_plain_scores_and_no_threshold(model, logits):
+    classifier = model.unwrap_python_model().classifier
+    kept = classifier.settings.pop("calibration")
+    try:
+        assert classifier.threshold is None
+        found = classifier.rank(logits)
+    finally:
+        classifier.settings["calibration"] = kept
+    assert found["score"].tolist() == pytest.approx(softmax(logits).max(axis=1), abs=1e-9)
+    assert found["label"].equals(classifier.rank(logits)["label"])
+
+
+def test_more_labels_and_the_flag_come_where_they_are_asked_for(model):
+    answer = model.predict(FRAME, params={"top_k": 2, "needs_review": True})
+    assert list(answer.columns) == ["label", "score", "label_2", "score_2", "needs_review"]
+    assert (answer["score"] >= answer["score_2"]).all()
+    assert answer["needs_review"].tolist() == (answer["score"] < 0.8).tolist()
+    with pytest.raises(ValueError, match="top_k = 4: expected 1 to 3"):
+        model.predict(FRAME, params={"top_k": 4})
+
+
+def test_a_score_that_is_no_number_needs_a_person():
+    scores = np.array([0.5, 0.9, np.nan])
+    assert needs_review(scores, 0.8).tolist() == [True, False, True]
+    assert needs_review(scores, None).all()

@@ -1,0 +1,452 @@
+"""A ledger in, the same ledger with accounts out: whole, in order, or not at all."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from mlflow import MlflowClient
+
+from account_tax.classifier import needs_review
+
+from .conftest import LABELS, NOT_GIVEN, make_rows, read_ledger, write_ledger
+
+ROOT = Path(__file__).resolve().parents[2]
+FORMATS = ("csv", "jsonl", "parquet")
+ADDED = ["label", "score", "needs_review"]
+
+
+def newest_run(shop):
+    return MlflowClient(shop.store).search_runs(["1"], max_results=1)[0]
+
+
+# --- what comes out -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", FORMATS)
+@pytest.mark.parametrize("origin", FORMATS)
+def test_every_format_goes_to_every_other(file_with, shop, tmp_path, origin, target):
+    rows = make_rows(60)
+    source = write_ledger(tmp_path / f"in.{origin}", rows)
+    output = tmp_path / f"out.{target}"
+    assert file_with(input=source, output=output, batch_rows=16) == 0
+    found = read_ledger(output)
+    assert list(found.columns) == ["id", "memo", "merchant", "note", *ADDED]
+    assert found[["id", "memo", "merchant", "note"]].to_dict("records") == rows
+    expected = shop.model().predict(pd.DataFrame(rows))
+    assert found["label"].tolist() == expected["label"].tolist()
+    assert found["score"].astype(float).tolist() == pytest.approx(expected["score"], abs=1e-5)
+    flags = found["needs_review"].astype(str).str.lower() == "true"
+    assert flags.tolist() == needs_review(found["score"].astype(float), 0.8).tolist()
+    assert 0 < flags.sum() < 60  # else it says nothing
+    assert found["label"].nunique() > 1
+    assert [file.name for file in sorted(tmp_path.iterdir())] == sorted([source.name, output.name])
+
+
+def test_a_csv_files_own_bytes_stay(file_with, tmp_path):
+    head = '\ufeffid;"memo";merchant;empty;empty\r\n'
+    records = ['0012;"coffee ; ""lunch""\r\nrent";;;x', '" 7";taxi;"hotel";"";', "8;' tax';;1,5;"]
+    source = tmp_path / "in.csv"
+    source.write_bytes((head + "\r\n\r\n".join(records)).encode())  # with blank lines, without end
+    output = tmp_path / "out.csv"
+    assert file_with(input=source, output=output) == 0
+    lines = output.read_bytes().decode()
+    assert lines.startswith("\ufeffid;memo;merchant;empty;empty;label;score;needs_review\r\n")
+    for record in records:
+        assert f"\r\n{record};" in lines
+    assert lines.endswith("\r\n")
+    assert lines.count(";true\r\n") + lines.count(";false\r\n") == 3
+
+
+def test_a_json_files_own_bytes_stay(file_with, tmp_path):
+    objects = ['{"memo": "coffee", "sum": 0.50, "big": 12345678901234567890}',
+               '{ "merchant":"taxi" , "tags": [1, {"a": null}], "ok": true }']  # fmt: skip
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("\n\n".join(objects), encoding="utf-8")
+    assert file_with(input=source, output=output) == 0
+    for line, item in zip(output.read_text("utf-8").splitlines(), objects, strict=True):
+        assert line.startswith(item[:-1].rstrip() + ', "label": ')
+        assert json.loads(line).keys() == {*json.loads(item), *ADDED}
+
+
+def test_json_values_as_text_are_as_they_were_written(file_with, tmp_path):
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.csv"
+    source.write_text(
+        '{"memo": "coffee", "merchant": "", "sum": 0.50, "no": null}\n'
+        '{"memo": "rent", "tags": [1, "x"], "ok": true}\n'
+    )
+    assert file_with(input=source, output=output) == 0
+    found = read_ledger(output)
+    assert found["sum"].tolist() == ["0.50", ""]
+    assert found["tags"].tolist() == ["", '[1, "x"]']
+    assert found["ok"].tolist() == ["", "true"]
+    assert found["no"].tolist() == ["", ""]
+
+
+def test_a_parquet_files_types_stay(file_with, tmp_path):
+    table = pa.table(
+        {
+            "memo": pa.array(["coffee", "taxi", "rent"]).dictionary_encode(),
+            "merchant": pa.array([12, None, 7], pa.int64()),
+            "sum": pa.array([1, 2, None], pa.decimal128(9, 2)),
+            "day": pa.array([0, 1, 2], pa.date32()),
+            "nested": pa.array([[1], [], None], pa.list_(pa.int8())),
+        }
+    )
+    source, output = tmp_path / "in.parquet", tmp_path / "out.parquet"
+    pq.write_table(table, source)
+    assert file_with(input=source, output=output, batch_rows=2) == 0
+    found = pq.read_table(output)
+    assert found.select(table.column_names).equals(table)
+    added = {"label": pa.string(), "score": pa.float64(), "needs_review": pa.bool_()}
+    assert {name: found.schema.field(name).type for name in ADDED} == added
+
+
+def test_top_k_adds_the_next_labels_by_falling_score(file_with, ledger, output):
+    assert file_with(input=ledger, output=output, top_k=3) == 0
+    found = read_ledger(output)
+    assert list(found.columns)[4:] == [
+        *("label", "score", "label_2", "score_2", "label_3", "score_3", "needs_review")
+    ]
+    scores = found[["score", "score_2", "score_3"]].astype(float).to_numpy()
+    assert (np.diff(scores, axis=1) <= 0).all()
+    assert scores.sum(axis=1) == pytest.approx(np.ones(60), abs=3e-6)
+    labels = found[["label", "label_2", "label_3"]].to_numpy()
+    assert all(set(row) == set(LABELS) for row in labels)
+
+
+def test_a_threshold_of_ones_own_decides_who_looks(file_with, ledger, output):
+    assert file_with(input=ledger, output=output, threshold=1) == 0
+    assert set(read_ledger(output)["needs_review"]) == {"true"}
+    assert file_with(input=ledger, output=output, threshold=0, overwrite="true") == 0
+    assert set(read_ledger(output)["needs_review"]) == {"false"}
+
+
+def test_the_size_of_a_batch_changes_no_label_and_no_order(file_with, ledger, tmp_path):
+    found = []
+    for size in (1, 7, 1000):
+        output = tmp_path / f"{size}.csv"
+        assert file_with(input=ledger, output=output, batch_rows=size) == 0
+        found.append(read_ledger(output))
+    for other in found[1:]:
+        assert other.drop(columns="score").equals(found[0].drop(columns="score"))
+
+
+@pytest.mark.parametrize("target", FORMATS)
+def test_a_ledger_without_rows_gives_one_without_rows(file_with, tmp_path, target):
+    source, output = tmp_path / "in.csv", tmp_path / f"out.{target}"
+    source.write_text("memo,merchant\n")
+    assert file_with(input=source, output=output) == 0
+    if target == "jsonl":
+        assert output.read_bytes() == b""
+    else:
+        assert list(read_ledger(output).columns) == ["memo", "merchant", *ADDED]
+
+
+# --- rows that can't be filed ---------------------------------------------------------------------
+
+
+def test_bad_csv_rows_are_listed_and_the_rest_is_filed(file_with, tmp_path, capfd):
+    source, output = tmp_path / "in.csv", tmp_path / "out.csv"
+    secret = "Confidential4711"
+    lines = [
+        b"id,memo,merchant",
+        b"2,coffee,taxi",
+        b"3,too few " + secret.encode(),
+        b"4,too,many,fields " + secret.encode(),
+        b"5,\xb0\xa1 " + secret.encode() + b",x",  # CP949
+        b"6,,",
+        b'7,"never closed ' + secret.encode() + b",x",
+        b"8,lunch,",
+        b'9,"two\nlines",fee',
+        b'11,"a"b,x',
+        b"12,rent,",
+    ]
+    source.write_bytes(b"\n".join(lines))
+    assert file_with(input=source, output=output) == 3
+    assert read_ledger(output)["id"].tolist() == ["2", "8", "9", "12"]
+    listed = (tmp_path / "out.csv.rejects.jsonl").read_text()
+    rejects = {row["line"]: row["reason"] for row in map(json.loads, listed.splitlines())}
+    assert rejects == {
+        3: "2 fields where the header has 3",
+        4: "4 fields where the header has 3",
+        5: "bytes that are not UTF-8",
+        6: "no text in memo, merchant",
+        7: "a quote that is not closed",
+        11: "text after a closing quote",
+    }
+    said = capfd.readouterr()
+    assert "6 rows can't be filed" in said.err
+    assert secret not in said.out + said.err + listed
+
+
+def test_rows_that_can_be_skipped_are_no_failure(file_with, tmp_path, capsys):
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_bytes(
+        b'{"memo": "coffee", "merchant": 7}\n{"memo": \n[1]\n{"memo": "\\ud800"}\n'
+        b'{"memo": "\xff"}\n{"x": 1}\n'
+    )
+    assert file_with(input=source, output=output, on_error="skip") == 0
+    assert len(output.read_text().splitlines()) == 1
+    listed = (tmp_path / "out.jsonl.rejects.jsonl").read_text().splitlines()
+    assert [json.loads(line)["line"] for line in listed] == [2, 3, 4, 5, 6]
+    assert "rows rejected            5 (out.jsonl.rejects.jsonl)" in capsys.readouterr().out
+
+
+def test_rejects_of_an_earlier_time_do_not_stay(file_with, tmp_path):
+    source, output = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_text("memo,merchant\n,\n")
+    assert file_with(input=source, output=output) == 3
+    source.write_text("memo,merchant\ncoffee,\n")
+    assert file_with(input=source, output=output, overwrite="true") == 0
+    assert not (tmp_path / "out.csv.rejects.jsonl").exists()
+
+
+# --- refused before anything is written -----------------------------------------------------------
+
+
+def refused(file_with, capfd, folder, **words):
+    before = sorted(folder.iterdir())
+    assert file_with(**words) == 2
+    assert sorted(folder.iterdir()) == before
+    said = capfd.readouterr().err
+    assert "Traceback" not in said
+    return said
+
+
+def test_all_faults_are_told_at_once(file_with, tmp_path, capfd):
+    said = refused(
+        file_with, capfd, tmp_path,
+        model="models:/account-tax@champion", input=tmp_path / "none.csv",
+        output=tmp_path / "missing/out.xlsx", top_k="two", threshold="1.5", on_error="ignore",
+    )  # fmt: skip
+    assert said.startswith("7 problems; nothing was written")
+    for part in (
+        "top_k = two (-P top_k): expected a whole number of at least 1.",
+        "threshold = 1.5 (-P threshold)",
+        "on_error = ignore (-P on_error): expected one of fail, skip.",
+        "account-tax champion", "challenger is 1",
+        "none.csv (-P input): no such file.",
+        "out.xlsx (-P output): expected a file name that ends in .csv, .parquet or .jsonl.",
+        "its folder does not exist",
+    ):  # fmt: skip
+        assert part in said
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "the file is empty"),
+        (b"memo,shop\nx,y\n", r"reads ['memo', 'merchant'], missing ['merchant'], found"),
+        (b"memo,merchant,label\nx,y,z\n", "it has the columns ['label'], which are added here"),
+        (b"memo,memo,merchant\nx,y,z\n", "the columns ['memo'] stand there more than once"),
+        (b"\xb0\xa1,memo,merchant\n", "its header has bytes that are not UTF-8"),
+        ("memo".encode("utf-16"), "its header has bytes that are not UTF-8"),
+    ],
+)
+def test_a_ledger_that_can_not_be_read_is_refused(file_with, tmp_path, capfd, content, told):
+    source = tmp_path / "in.csv"
+    source.write_bytes(content)
+    assert told in refused(file_with, capfd, tmp_path, input=source, output=tmp_path / "out.csv")
+
+
+def test_a_first_line_of_ledger_text_is_not_shown(file_with, tmp_path, capfd):
+    source = tmp_path / "in.csv"
+    source.write_text("Confidential4711 taxi,3.50\n")
+    said = refused(file_with, capfd, tmp_path, input=source, output=tmp_path / "out.csv")
+    assert "Confidential" not in said
+    assert "found ['…', '…']" in said
+
+
+@pytest.mark.parametrize("name", ["in.parquet", "in.jsonl"])
+def test_a_file_that_is_not_what_its_name_says_is_refused(file_with, tmp_path, capfd, name):
+    source = tmp_path / name
+    source.write_text("coffee\n")
+    said = refused(file_with, capfd, tmp_path, input=source, output=tmp_path / "out.csv")
+    assert f"{name} (-P input): " in said
+
+
+def test_more_labels_than_there_are_is_refused(file_with, ledger, output, tmp_path, capfd):
+    said = refused(file_with, capfd, tmp_path, input=ledger, output=output, top_k=4)
+    assert "top_k = 4 (-P top_k): account-tax version 1 knows 3 labels." in said
+
+
+def test_an_output_that_is_there_is_not_replaced_unasked(
+    file_with, ledger, output, tmp_path, capfd
+):
+    output.write_text("precious")
+    said = refused(file_with, capfd, tmp_path, input=ledger, output=output)
+    assert "filed.csv exists. Give -P overwrite=true" in said
+    assert output.read_text() == "precious"
+    said = refused(file_with, capfd, tmp_path, input=ledger, output=ledger, overwrite="true")
+    assert "it is the input" in said
+
+
+def test_a_folder_that_takes_no_file_is_refused(file_with, ledger, tmp_path, capfd):
+    said = refused(file_with, capfd, tmp_path, input=ledger, output="/proc/out.csv")
+    assert "output = /proc/out.csv (-P output)" in said
+
+
+def test_a_changed_file_of_the_version_is_refused(file_with, shop, ledger, output, tmp_path, capfd):
+    (adapter,) = shop.folder.glob("mlruns/**/adapter_model.safetensors")
+    content = adapter.read_bytes()
+    try:
+        adapter.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        said = refused(file_with, capfd, tmp_path, input=ledger, output=output)
+    finally:
+        adapter.write_bytes(content)
+    assert "adapter_model.safetensors: sha256" in said
+
+
+def test_a_base_that_is_missing_is_refused(file_with, tiny_base, ledger, output, tmp_path, capfd):
+    elsewhere = tiny_base.with_name("moved")
+    tiny_base.rename(elsewhere)
+    try:
+        said = refused(file_with, capfd, tmp_path, input=ledger, output=output)
+    finally:
+        elsewhere.rename(tiny_base)
+    assert f"train.model.name = {tiny_base}" in said
+
+
+# --- the MLflow run -------------------------------------------------------------------------------
+
+
+def test_the_run_has_counts_and_digests_but_no_text(file_with, shop, ledger, output):
+    assert file_with(input=ledger, output=output) == 0
+    run = newest_run(shop)
+    assert run.info.status == "FINISHED"
+    metrics = run.data.metrics
+    assert (metrics["predict/rows_read"], metrics["predict/rows_written"]) == (60, 60)
+    assert 0 < metrics["predict/needs_review_share"] < 1
+    tags = run.data.tags
+    assert tags["account_tax.input"] == "ledger.csv"
+    assert tags["account_tax.model"] == "models:/account-tax/1"
+    assert not MlflowClient(shop.store).list_artifacts(run.info.run_id)
+
+
+# --- interrupted ----------------------------------------------------------------------------------
+
+KILLED_AFTER = """
+import os, signal, sys
+sys.path[:0] = [{src!r}, {root!r}]
+from pathlib import Path
+from account_tax.predict import journal
+commit = journal.Journal.commit
+def commit_and_die(self, *args):
+    if len(self.notes) == {parts}:
+        os.kill(os.getpid(), signal.SIGKILL)  # the part's rows are written, its note is not
+    commit(self, *args)
+journal.Journal.commit = commit_and_die
+from account_tax.predict.command import predict
+sys.exit(predict(Path({folder!r}), {words!r}))
+"""
+
+
+def killed(shop, parts, **words):
+    """Run the command in a process that is killed once so many parts are done."""
+    given = NOT_GIVEN | {name: str(word) for name, word in words.items()}
+    script = KILLED_AFTER.format(
+        src=str(ROOT / "account_tax/src"), root=str(ROOT), parts=parts,
+        folder=str(shop.folder), words=given,
+    )  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False,
+        env={**os.environ, "MLFLOW_TRACKING_URI": shop.store, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(("target", "kills"), [("csv", [2, 4]), ("jsonl", [0]), ("parquet", [5])])
+def test_a_killed_run_is_taken_up_to_the_same_bytes(
+    file_with, shop, tmp_path, capsys, target, kills
+):
+    rows = make_rows(60)
+    rows[33] |= {"memo": "", "merchant": ""}
+    source = write_ledger(tmp_path / "ledger.csv", rows)
+    whole, output = tmp_path / f"whole.{target}", tmp_path / f"filed.{target}"
+    given = {"input": source, "batch_rows": 10}
+    assert file_with(**given, output=whole) == 3
+    for parts in kills:
+        killed(shop, parts, **given, output=output)
+        assert not output.exists()
+    capsys.readouterr()
+    assert file_with(**given, output=output) == 3
+    begun = f"going on after row {kills[-1] * 10}\n" in capsys.readouterr().out
+    assert begun == bool(kills[-1])
+    assert output.read_bytes() == whole.read_bytes()
+    assert (
+        output.with_name(f"{output.name}.rejects.jsonl").read_bytes()
+        == whole.with_name(f"{whole.name}.rejects.jsonl").read_bytes()
+    )
+    assert not (tmp_path / f".filed.{target}.parts").exists()
+
+
+@pytest.mark.integration
+def test_parts_of_another_question_are_not_used(file_with, shop, ledger, output, capsys):
+    killed(shop, 2, input=ledger, output=output, batch_rows=10)
+    assert file_with(input=ledger, output=output, batch_rows=10, threshold=0.7) == 0
+    said = capsys.readouterr().out
+    assert "removed the parts of another input, model or set of options" in said
+    assert "going on" not in said
+    killed(shop, 2, input=ledger, output=output, batch_rows=10, overwrite="true")
+    write_ledger(ledger, make_rows(59))
+    assert file_with(input=ledger, output=output, batch_rows=10, overwrite="true") == 0
+    assert "removed the parts" in capsys.readouterr().out
+    assert len(read_ledger(output)) == 59
+
+
+@pytest.mark.integration
+def test_a_part_that_was_damaged_is_made_again(file_with, shop, ledger, output, tmp_path):
+    whole = tmp_path / "whole.csv"
+    assert file_with(input=ledger, output=whole, batch_rows=10) == 0
+    killed(shop, 3, input=ledger, output=output, batch_rows=10)
+    part = tmp_path / ".filed.csv.parts" / "part-000001.csv"
+    part.write_bytes(part.read_bytes()[:-7])
+    assert file_with(input=ledger, output=output, batch_rows=10) == 0
+    assert output.read_bytes() == whole.read_bytes()
+
+
+def test_two_at_once_do_not_write_one_output(file_with, ledger, output, capfd):
+    import fcntl
+
+    folder = output.with_name(".filed.csv.parts")
+    folder.mkdir()
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert file_with(input=ledger, output=output) == 2
+    assert "another process is writing it" in capfd.readouterr().err
+    assert file_with(input=ledger, output=output) == 0
+
+
+@pytest.mark.integration
+def test_a_stopped_run_says_how_to_go_on(shop, tmp_path, monkeypatch):
+    ledger = write_ledger(tmp_path / "ledger.csv", make_rows(20_000))
+    output = tmp_path / "filed.csv"
+    given = NOT_GIVEN | {"input": str(ledger), "output": str(output), "batch_rows": "10"}
+    words = [word for name, text in given.items() for word in (f"--{name}", text)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kedro", "predict", *words], cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env={**os.environ, "MLFLOW_TRACKING_URI": shop.store, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    first = tmp_path / ".filed.csv.parts" / "part-000002.json"
+    deadline = time.monotonic() + 120
+    while not first.exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, said
+    assert "rows are kept beside filed.csv: the same command goes on" in said
+    assert "Traceback" not in said
+    assert newest_run(shop).info.status == "KILLED"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,77 @@ def train(parameters: tuple[str, ...]) -> None:
     sys.exit(launch(Path.cwd(), parameters))
 
 
+@cli.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@click.option("--version", default="challenger", help="A number or an alias.")
+@click.option("--registered_model_name", default="from_recipe")
+@click.option("--decision", default="none", help="approve, reject, retire or rollback.")
+@click.option("--reviewer", default="none", help="Who decides.")
+@click.option("--reason", default="none", help="Why.")
+@click.option("--waive", default="none", help="Gates that need not be passed: gate1,gate2.")
+@click.option("--expires", default="none", help="Until when an approval holds: 2027-06-30.")
+@click.option("--slices", default="none", help="Columns of the ledger: region,merchant_type.")
+@click.option("--data", default="none", help="Where the ledger is now.")
+@click.option("--history", is_flag=False, flag_value="true", default="false")
+@click.option(
+    "--verify_history", "--verify-history", is_flag=False, flag_value="true", default="false"
+)
+@click.argument("more", nargs=-1, type=click.UNPROCESSED)
+def review(more: tuple[str, ...], **options: str) -> None:
+    """Review a registered version, decide on it, or show the decisions so far.
+
+    Gates are set by their dotted name: --registry.gates.min_f1 0.9
+    """
+    _quieten_libraries()
+    from account_tax.review.command import review as run_review
+
+    sys.exit(run_review(Path.cwd(), options, more))
+
+
+@cli.command()
+@click.option("--version", default="challenger", help="A number or an alias.")
+@click.option("--registered_model_name", default="from_recipe")
+@click.option("--rungs", default="R0,R1,R2,R3", help="R0 bytes, R1 logits, R2 metrics, R3 training")
+@click.option("--seeds", default="3", help="Trainings with other seeds, where weights differ.")
+@click.option("--data", default="none", help="Where the ledger is now.")
+@click.option("--verify_key", default="none", help="PEM file of the key that has to have signed.")
+def reproduce(**options: str) -> None:
+    """Check a registered version rung by rung, from its bytes to training it again."""
+    from account_tax.reproduce.command import reproduce as climb
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    sys.exit(climb(Path.cwd(), options))
+
+
+@cli.command()
+@click.option("--version", default="challenger", help="A number or an alias.")
+@click.option("--registered_model_name", default="from_recipe")
+@click.option("--output", required=True, help="The folder to make; it must not exist.")
+@click.option("--verify_key", default="none", help="PEM file of the key that has to have signed.")
+def export(**options: str) -> None:
+    """Write a registered version as an ordinary Hugging Face folder, merged into its base."""
+    from account_tax.export import export as write
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    sys.exit(write(Path.cwd(), options))
+
+
+@cli.command()
+@click.option("--model", default="none", help="models:/NAME/VERSION or models:/NAME@ALIAS")
+@click.option("--input", default="none", help="The ledger: .csv, .parquet or .jsonl")
+@click.option("--output", default="none", help="The file to write, of any of these endings.")
+@click.option("--top_k", default="1", help="Labels a row, likeliest first.")
+@click.option("--threshold", default="none", help="Score below which a person looks: 0.9")
+@click.option("--on_error", default="fail", help="fail or skip: whether a bad row is a failure.")
+@click.option("--batch_rows", default="none", help="Rows held in memory and stored at once.")
+@click.option("--overwrite", default="false", help="true replaces an output that is there.")
+def predict(**options: str) -> None:
+    """File a ledger with a registered version, as `mlflow run . -e predict` does."""
+    from account_tax.predict.command import predict as file_rows
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    sys.exit(file_rows(Path.cwd(), options))
+
+
 @cli.command(name="run", params=kedro_run.params, help=kedro_run.help)
 @click.pass_context
 def run(context: click.Context, **options: Any) -> None:
@@ -45,6 +118,14 @@ def run(context: click.Context, **options: Any) -> None:
         return
     context.invoke(kedro_run, **options)
     end_rank()
+
+
+def _quieten_libraries() -> None:
+    """Keep bars, hints to developers and logs off the terminal, where a person reads the result."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    warnings.simplefilter("ignore")
+    for name in ("mlflow", "account_tax"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _prepared_version(options: dict[str, Any]) -> str | None:

@@ -33,6 +33,8 @@ EXAMPLES = {
     "num_gpus": ("2", None, 2),
     "registered_model_name": ("other", "registry.name", "other"),
     "register": ("false", None, False),
+    "allow_unlocked": ("true", "registry.allow_unlocked", True),
+    "sign_key": ("key.pem", "registry.sign_key", "key.pem"),
     "dry_run": ("true", None, True),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import psutil
@@ -256,6 +258,29 @@ def path_without_compiler(folder: Path) -> str:
 def override(options: list[str], changes: Iterable[str]) -> list[str]:
     """Return `name=value` options with the changes in place of those of the same name."""
     return list({option.partition("=")[0]: option for option in [*options, *changes]}.values())
+
+
+def test_an_environment_off_the_lock_registers_nothing_unless_allowed(new_project, tiny):
+    copy = new_project()
+    shutil.rmtree(copy.folder / "conf" / "local" / "parameters", ignore_errors=True)
+    lock = copy.folder / "conda.yaml"
+    text = re.sub(r"- accelerate==\S+", "- accelerate==0.1", lock.read_text())
+    lock.write_text(text)  # as a lock looks that this environment was not made from
+    options = kedro_words(override(tiny, ["num_gpus=1"]))
+    refused = copy.kedro_train(*options)
+    assert refused.returncode == 2, refused.output
+    assert "registry.allow_unlocked = false (registry.yml): this environment differs from the " in (
+        refused.output
+    )
+    assert f"accelerate {metadata.version('accelerate')}: the lock has 0.1" in refused.output
+    assert "-P allow_unlocked=true" in refused.output
+    assert not copy.client().search_registered_models()
+
+    allowed = copy.kedro_train(*options, "--registry.allow_unlocked=true")
+    assert allowed.returncode == 0, allowed.output
+    version = copy.client().get_model_version_by_alias("account-tax", "challenger")
+    assert "accelerate" in version.tags["environment"]
+    assert "**Registered from an environment that differs from the lock**" in version.description
 
 
 # --- while it runs --------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,13 @@ from mlflow.artifacts import download_artifacts
 from mlflow.entities import Metric, Run
 from mlflow.entities.model_registry import ModelVersion
 
+from account_tax.environment import (
+    LOCKED,
+    RECORD_FILE,
+    environment_tags,
+    find_differences,
+    read_lock,
+)
 from account_tax.ranks import free_port
 
 from .conftest import MARKER, Finished, Project, all_runs, environment, kedro_words
@@ -129,6 +137,22 @@ def test_run_names_the_commit_it_came_from(main_job, main_project):
     assert tags["account_tax.commit"] == commit
     assert tags["account_tax.dirty"] == "false"  # what a run makes, git ignores
     assert tags["account_tax.recipe"] == "starter"
+
+
+def test_run_and_version_know_their_environment(main_job, main_project):
+    lock = sha256(main_project.folder / "conda.yaml")
+    differences = find_differences(read_lock(main_project.folder))
+    run_id = main_job.run.info.run_id
+    record = json.loads(Path(main_job.client.download_artifacts(run_id, RECORD_FILE)).read_text())
+    assert record["lock_sha256"] == lock
+    assert record["differences"] == differences
+    assert record["packages"]["torch"] == metadata.version("torch")
+    expected = environment_tags(record)
+    assert (expected["environment"] == LOCKED) is (not differences)
+    version = main_job.version().tags
+    assert {name: version.get(name) for name in expected} == expected
+    tags = main_job.run.data.tags
+    assert {name: tags.get(f"account_tax.{name}") for name in expected} == expected
 
 
 def test_metrics_have_the_specifications_names(main_job):

@@ -12,6 +12,7 @@ import yaml
 
 from account_tax.cli import cli
 from account_tax.config import NOT_GIVEN, LaunchOptions, parse_command_line
+from account_tax.export import LOAD_ADAPTER, LOAD_CLS, LOAD_MEAN, USE
 from account_tax.kinds import Section
 from account_tax.pipeline_registry import register_pipelines
 from account_tax.schema import everything
@@ -31,6 +32,7 @@ ENTRY_POINTS = yaml.safe_load((REPOSITORY / "MLproject").read_text())["entry_poi
 ALIASES = {
     name: key for key, name in re.findall(r"--([\w.]+) \{(\w+)\}", ENTRY_POINTS["train"]["command"])
 }
+P_NAMES = {name for entry in ENTRY_POINTS.values() for name in entry.get("parameters", {})}
 RECIPES = {path.stem for path in (REPOSITORY / "recipes").glob("*.yml")}
 TREE_FOLDERS = [REPOSITORY, PACKAGE, PACKAGE / "pipelines", REPOSITORY / "conf/base/parameters"]
 SOURCE_SUFFIXES = (".py", ".yml", ".yaml", ".toml", ".md", ".cfg")
@@ -194,7 +196,7 @@ def test_each_link_leads_somewhere(document):
 @each_guide
 def test_each_p_name_is_one(guide):
     names = p_names(guide.read_text())
-    assert [name for name in names if name not in {*ALIASES, *KEYS}] == []
+    assert [name for name in names if name not in {*P_NAMES, *KEYS}] == []
 
 
 @each_guide
@@ -286,6 +288,27 @@ def test_the_readme_lists_every_p_name_with_its_key_and_default():
         assert (f"default `{default}`" in note) == (default != NOT_GIVEN), name
 
 
+@pytest.mark.parametrize("entry_point", ["review", "reproduce", "predict", "export"])
+def test_the_review_page_lists_every_p_name_with_its_default(entry_point):
+    text = (REPOSITORY / "docs/review.md").read_text()
+    section = re.split(rf"^## {entry_point.capitalize()}$", text, flags=re.M)[1].split("\n## ")[0]
+    body = section.partition("| -P | default |")[2]
+    found = {}
+    for names, default in re.findall(r"^\| (`[^|]+) \|([^|]*)\|", body, re.M):
+        for name in re.findall(r"`(\w+)`", names):
+            found[name] = default.strip(" `")
+    declared = ENTRY_POINTS[entry_point]["parameters"]
+    assert set(found) == set(declared)
+    for name, spec in declared.items():
+        if name != "registered_model_name":  # it stands beside version, with its default in words
+            assert found[name] == spec.get("default", ""), name
+
+
+@pytest.mark.parametrize("code", [LOAD_CLS, LOAD_MEAN, USE, LOAD_ADAPTER])
+def test_the_review_page_loads_an_export_as_the_tests_do(code):
+    assert code in blocks((REPOSITORY / "docs/review.md").read_text(), "python")
+
+
 def test_the_readme_lists_every_recipe_with_its_command():
     rows = table(GUIDES[0].read_text(), "Recipes")
     assert sorted(row[0] for row in rows) == sorted(RECIPES)
@@ -338,7 +361,7 @@ def test_a_wrong_line_of_a_tree_is_found():
 def test_a_wrong_name_is_found():
     text = "`train.lora.rank`, `mlflow run . -P lora_rank=8 -P train.lora.q=1`, `kedro trian`"
     assert not set(dotted_keys(text)) & KEYS
-    assert not set(p_names(text)) & {*ALIASES, *KEYS}
+    assert not set(p_names(text)) & {*P_NAMES, *KEYS}
     assert commands(text, "kedro")[0][0] not in cli.commands
 
 

@@ -44,7 +44,7 @@ from account_tax.versions import download_version, find_version
 LOADER = Path(inspect.getfile(MeanPoolingConfig))
 TOLERANCE = 1e-5  # of logits: merging adds the adapter to the weights before, not after, a product
 
-# What README.md of the project and of each export say; tests run it as it stands.
+# What docs/review.md and the README.md of each export say; tests run it as it stands.
 LOAD_CLS = """\
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 

@@ -551,7 +551,8 @@ def _run(project: Project, options: argparse.Namespace) -> int:
     else:
         faults = verify(project, options.index, options.installed)
         if faults:
-            print("\n".join([f"{len(faults)} faults in the lock", *(f"  {one}" for one in faults)]))
+            noun = "fault" if len(faults) == 1 else "faults"
+            print("\n".join([f"{len(faults)} {noun} in the lock", *(f"  {one}" for one in faults)]))
             return 1
         print(f"the lock holds: {len(project.conda)} + {len(project.pins)} packages")
     return 0

@@ -220,7 +220,7 @@ def test_a_run_the_server_does_not_know_is_said(client, tmp_path, monkeypatch):
 def test_short_waits_are_the_launchers_alone_and_the_users_setting_wins(run, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
-    with mlflow_run._answers_soon("somewhere"):
+    with mlflow_run.answers_soon("somewhere"):
         assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
         assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"

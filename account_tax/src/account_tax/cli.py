@@ -108,6 +108,16 @@ def predict(**options: str) -> None:
     sys.exit(file_rows(Path.cwd(), options))
 
 
+@cli.command()
+@click.option("--run", required=True, help="The id of an MLflow run that has trained.")
+def register(**options: str) -> None:
+    """Register what a run has trained, where that was not done, and end the run."""
+    from account_tax.launch.finish import register as go_on
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    sys.exit(go_on(Path.cwd(), options))
+
+
 @cli.command(name="run", params=kedro_run.params, help=kedro_run.help)
 @click.pass_context
 def run(context: click.Context, **options: Any) -> None:

@@ -6,21 +6,27 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import click
 import psutil
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 
-from account_tax.errors import Refused
+from account_tax.errors import Failed, Refused
+from account_tax.metric_journal import send_batch
+from account_tax.ownership import OWNER_TAG, REASON_TAG, describe_owner
 
 DEFAULT_EXPERIMENT = "account-tax"
-REASON_TAG = "account_tax.reason"
+PATIENCE_VARIABLE = "ACCOUNT_TAX_TRACKING_PATIENCE"  # seconds
+PATIENCE_SECONDS = 120.0  # how long the end of a run waits for a server that is away
+RETRY_SECONDS = 2.0
+FINAL_ANSWERS = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "PERMISSION_DENIED")
 MAX_BATCH = 100  # params a request; the server's own limit
 VERIFIED_TAG = "verified"  # as register sets it; its module would bring torch here
 PARENT_ENDS_SECONDS = 60
@@ -29,6 +35,10 @@ SHORT_WAITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIME
 
 class TrackingError(Refused):
     """The tracking server can't be used."""
+
+
+class TrackingAway(Failed):
+    """The tracking server has not answered for as long as it was waited for."""
 
 
 class OwnedRun:
@@ -48,15 +58,26 @@ class OwnedRun:
         uri, run_id = tracking_uri(project), os.environ.get("MLFLOW_RUN_ID")
         if run_id:
             _refuse_another_store(uri, run_id)
-        with _answers_soon(uri):
+        with answers_soon(uri):
             client = MlflowClient(uri)
             if run_id:
-                run = client.get_run(run_id)
-                client.update_run(run_id, status="RUNNING")
-            else:
-                run = client.create_run(_experiment_id(client))
+                return cls.reopen(client, run_id, uri)
+            tags = {OWNER_TAG: describe_owner()}  # from its first moment, so that it can be closed
+            run = client.create_run(_experiment_id(client), tags=tags)
             experiment = client.get_experiment(run.info.experiment_id)
         return cls(client, run.info.run_id, experiment.name, uri)
+
+    @classmethod
+    def reopen(cls, client: MlflowClient, run_id: str, uri: str) -> OwnedRun:
+        """Return a run of the store, this process's from now on and RUNNING again."""
+        run = client.get_run(run_id)
+        # The owner first: who finds it RUNNING must not find a former owner, who is gone.
+        client.set_tag(run_id, OWNER_TAG, describe_owner())
+        client.update_run(run_id, status="RUNNING")
+        if REASON_TAG in run.data.tags:
+            client.delete_tag(run_id, REASON_TAG)
+        experiment = client.get_experiment(run.info.experiment_id)
+        return cls(client, run_id, experiment.name, uri)
 
     def environment(self) -> dict[str, str]:
         """Return the variables by which a stage finds this run."""
@@ -101,7 +122,7 @@ class OwnedRun:
         Raises:
             TrackingError: If the server does not answer.
         """
-        with _answers_soon(self.tracking_uri):
+        with answers_soon(self.tracking_uri):
             for log in logs:
                 self._client.log_artifact(self.run_id, str(log), "logs")
             self._withdraw_unverified()
@@ -122,18 +143,59 @@ class OwnedRun:
             if f"models:/{model.model_id}" not in kept:
                 client.delete_logged_model(model.model_id)
 
-    def close(self, status: str, reason: str = "") -> None:
+    def send_metrics(self, journal: Path, *, patience: float = 0.0) -> int:
+        """Store what is left of a journal's points and return how many they were.
+
+        Raises:
+            TrackingAway: If the server does not answer, for `patience` seconds.
+            TrackingError: If it answers, and refuses.
+        """
+        sent = 0
+
+        def send() -> None:
+            nonlocal sent
+            self._client.get_run(self.run_id)  # also where nothing is left: does it answer?
+            while count := send_batch(self._client, self.run_id, journal):
+                sent += count
+
+        self._insist(send, patience)
+        return sent
+
+    def close(self, status: str, reason: str = "", *, patience: float = 0.0) -> None:
         """End the run as FINISHED, FAILED or KILLED, the reason as a tag.
 
         Raises:
-            TrackingError: If the server does not answer.
+            TrackingAway: If the server does not answer, for `patience` seconds.
+            TrackingError: If it answers, and refuses.
         """
-        with _answers_soon(self.tracking_uri):
+
+        def end() -> None:
             if reason:
                 self.set_tags({REASON_TAG: _fit(reason)})
             self._client.set_terminated(self.run_id, status)
+
+        self._insist(end, patience)
         if status == "KILLED" and "MLFLOW_RUN_ID" in os.environ:
             self._repeat_after_parent(status)
+
+    def _insist(self, work: Callable[[], None], patience: float) -> None:
+        """Do something until it succeeds, for a time; all of it may be done twice."""
+        deadline, said = time.monotonic() + patience, False
+        while True:
+            try:
+                with answers_soon(self.tracking_uri):
+                    return work()
+            except TrackingError as err:
+                if _is_final(err):
+                    raise
+                if time.monotonic() + RETRY_SECONDS > deadline:
+                    waited = f" It was waited for, {patience:.0f} s." if patience else ""
+                    raise TrackingAway(f"{err}{waited}") from err
+                if not said:
+                    wait = f"waiting for the tracking server, {patience:.0f} s at most"
+                    click.echo(wait, err=True)
+                said = True
+                time.sleep(RETRY_SECONDS)
 
     def _repeat_after_parent(self, status: str) -> None:
         """Start a process that sets the status once more when this process's parent has ended.
@@ -150,6 +212,17 @@ class OwnedRun:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+
+
+def _is_final(err: TrackingError) -> bool:
+    """Return whether the server has answered, so that asking again changes nothing."""
+    return getattr(err.__cause__, "error_code", None) in FINAL_ANSWERS
+
+
+def patience_seconds() -> float:
+    """Return how long the end of a run waits for a server that is away."""
+    given = os.environ.get(PATIENCE_VARIABLE, "")
+    return float(given) if given.isdigit() else PATIENCE_SECONDS
 
 
 def tracking_uri(project: Path) -> str:
@@ -196,7 +269,7 @@ def _refuse_another_store(uri: str, run_id: str) -> None:
 
 
 @contextmanager
-def _answers_soon(uri: str) -> Iterator[None]:
+def answers_soon(uri: str) -> Iterator[None]:
     """Turn errors of the store to TrackingError, and wait for a server seconds, not minutes."""
     try:
         with short_waits():

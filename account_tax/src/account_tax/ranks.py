@@ -6,16 +6,6 @@ import logging
 import os
 import socket
 import sys
-import time
-from collections.abc import Mapping
-
-from mlflow import MlflowClient
-from mlflow.entities import Metric
-from mlflow.utils.async_logging.run_operations import RunOperations
-
-log = logging.getLogger(__name__)
-
-_unconfirmed: list[RunOperations] = []
 
 # One process on its own: what a launcher would have set.
 _ONE_RANK = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
@@ -33,34 +23,6 @@ def get_mlflow_env() -> dict[str, str | None]:
         "tracking_uri": os.environ.get("MLFLOW_TRACKING_URI"),
         "experiment_name": os.environ.get("MLFLOW_EXPERIMENT_NAME"),
     }
-
-
-def log_metrics(metrics: Mapping[str, float], step: int) -> None:
-    """Rank 0 only: send metrics to the MLflow run, where there is one, without waiting for it.
-
-    MLflow's own queue sends them in the background; `flush_metrics` waits for it. The active run
-    is not used: it belongs to a thread, and Kedro changes threads.
-    """
-    run = get_mlflow_env()
-    if not (is_rank0() and run["run_id"] and metrics):
-        return
-    now_ms = int(time.time() * 1000)
-    points = [Metric(key, float(value), now_ms, step) for key, value in metrics.items()]
-    sent = MlflowClient(run["tracking_uri"]).log_batch(run["run_id"], points, synchronous=False)
-    if sent is not None:
-        _unconfirmed.append(sent)
-
-
-def flush_metrics() -> None:
-    """Wait until every metric is stored; say how many batches the server refused."""
-    failures: list[Exception] = []
-    while _unconfirmed:
-        try:
-            _unconfirmed.pop(0).wait()
-        except Exception as err:  # whatever the store raises: training itself is done and good
-            failures.append(err)
-    if failures:
-        log.error("%d batches of metrics were lost; the last: %s", len(failures), failures[-1])
 
 
 def join_as_one_rank() -> None:

@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -16,11 +15,12 @@ from account_tax.config import ConfigError, Resolved, parse_command_line
 from account_tax.environment import RECORD_FILE, environment_tags
 from account_tax.errors import Failed
 from account_tax.layout import PARAMETERS_FILE, PROGRESS_VARIABLE
-from account_tax.mlflow_run import OwnedRun, TrackingError
-from account_tax.prepared import DATASETS, find_prepared, publish_prepared
+from account_tax.mlflow_run import OwnedRun
+from account_tax.prepared import find_prepared, publish_prepared
 from account_tax.processes import run_stage
 from account_tax.ranks import free_port
 
+from .finish import finish, salvage
 from .plan import Plan, make_plan
 from .progress import ProgressLine
 from .stages import Stages, stage_environment
@@ -67,10 +67,9 @@ def _run_stages(project: Path, args: Sequence[str], run: OwnedRun) -> None:
     try:
         _prepare(stages, plan.report["inputs_sha256"])
         _train(stages, plan)
-        _register(stages, plan.resolved.launch.register)
-    except Exception:
-        with suppress(TrackingError):  # closing the run will say so
-            run.salvage(sorted(stages.logs.rglob("*.log")))
+        finish(stages, run, plan.resolved.launch.register)
+    except Exception as err:
+        salvage(stages, run, err)
         raise
 
 
@@ -126,7 +125,7 @@ def _prepare(stages: Stages, key: str) -> None:
     else:
         click.echo("prepare: reading, splitting and tokenizing the ledger")
         version = _prepare_anew(stages, folder, key)
-    stages.versions = dict.fromkeys(DATASETS, version)
+    stages.use_prepared(version)
 
 
 def _prepare_anew(stages: Stages, folder: Path, key: str) -> str:
@@ -166,24 +165,3 @@ def _train(stages: Stages, plan: Plan) -> None:
     finally:
         line.close()
     stages.prove_training(status)
-
-
-def _register(stages: Stages, wanted: bool) -> None:
-    """Evaluate the test split and, where wanted, register the adapter."""
-    click.echo(f"register: test split{', cold load, registry' if wanted else ' only'}")
-    status = run_stage(
-        stages.single("register", *([] if wanted else ["--to-nodes=evaluate_test_split_node"])),
-        cwd=stages.project,
-        environment=stages.environment,
-        log=stages.logs / "register.log",
-    )
-    if not wanted:
-        stages.prove("register", status)
-        return
-    result = stages.prove_registration(status)
-    metrics = ", ".join(
-        f"{name.removeprefix('test/')} {result['metrics'][name]:.4f}"
-        for name in ("test/accuracy", "test/f1", "test/loss")
-        if name in result["metrics"]
-    )
-    click.echo(f"{result['name']} version {result['version']} ({result['alias']}): {metrics}")

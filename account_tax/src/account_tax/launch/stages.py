@@ -16,7 +16,7 @@ import yaml
 
 from account_tax.config import Resolved
 from account_tax.errors import Failed
-from account_tax.layout import ADAPTER_FOLDER, MARKER_FILE
+from account_tax.layout import ADAPTER_FOLDER, MARKER_FILE, PREPARED_FILE, REGISTRATION_FILE
 from account_tax.prepared import DATASETS
 
 TAIL_LINES = 12
@@ -68,6 +68,12 @@ class Stages:
         environment = self.root / "conf" / "prepare"
         environment.mkdir(parents=True, exist_ok=True)
         _dump(environment / "catalog.yml", entries)
+
+    def use_prepared(self, version: str) -> None:
+        """Load this version of the data, and note it for whoever goes on with the run."""
+        self.versions = dict.fromkeys(DATASETS, version)
+        text = json.dumps(self.versions, indent=2) + "\n"
+        (self.root / PREPARED_FILE).write_text(text, encoding="utf-8")
 
     def kedro(self, pipeline: str, *options: str) -> list[str]:
         """Return the arguments of `kedro` that run one pipeline with this configuration."""
@@ -131,11 +137,12 @@ class Stages:
 
     def prove_registration(self, status: int) -> dict[str, Any]:
         """Return what was registered, if the stage ended well and its result is there."""
-        result = self.root / "registration.json"
+        result = self.root / REGISTRATION_FILE
         if status != 0 or not result.is_file():
             raise Failed(
                 f"registration failed: {_in_words(status)}. The trained adapter is kept in "
-                f"{self.root / 'adapter'}.\n{_tail(self.logs / 'register.log')}"
+                f"{self.root / ADAPTER_FOLDER}. What was wrong is mended? Then: kedro register "
+                f"--run {self.root.name}\n{_tail(self.logs / 'register.log')}"
             )
         return json.loads(result.read_text(encoding="utf-8"))
 

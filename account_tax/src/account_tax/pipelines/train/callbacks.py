@@ -16,7 +16,8 @@ import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from account_tax.layout import PROGRESS_VARIABLE
-from account_tax.ranks import is_rank0, log_metrics
+from account_tax.metric_journal import log_metrics
+from account_tax.ranks import is_rank0
 
 MEBIBYTE = 2**20
 
@@ -27,6 +28,9 @@ class MLflowMetricsCallback(TrainerCallback):
     transformers' own callback starts and ends runs and logs bare names (`loss`, `eval_loss`); the
     run is the launcher's here.
     """
+
+    def __init__(self) -> None:
+        self._trained = False
 
     NAMES: ClassVar[dict[str, str]] = {
         "loss": "train/loss",
@@ -53,7 +57,11 @@ class MLflowMetricsCallback(TrainerCallback):
         }
         if metrics:
             position = {"train/epoch": state.epoch or 0.0, "train/global_step": state.global_step}
-            log_metrics(metrics | position, state.global_step)
+            log_metrics(metrics | position, state.global_step, final=self._trained)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Know that what is evaluated from here on is the best model."""
+        self._trained = True
 
 
 class SpeedCallback(TrainerCallback):

@@ -39,9 +39,10 @@ from account_tax.classifier import (
     resolve_base,
 )
 from account_tax.layout import ADAPTER_FOLDER, MARKER_FILE, PROGRESS_VARIABLE
+from account_tax.metric_journal import close_metrics, open_metrics
 from account_tax.metrics import compute_classification_metrics
 from account_tax.probe import PROBE_TEXTS
-from account_tax.ranks import flush_metrics, get_mlflow_env, is_rank0, join_as_one_rank
+from account_tax.ranks import get_mlflow_env, is_rank0, join_as_one_rank
 
 from .batches import Rows, balanced_class_weights
 from .callbacks import (
@@ -94,6 +95,7 @@ def run_training_pipeline(
         Metrics under the specification's names (`train/loss`, `eval/f1`, ...).
     """
     join_as_one_rank()
+    open_metrics(Path(artifacts_root))
     training = train_params["training"]
     (enable_full_determinism if training.get("full_determinism") else set_seed)(training["seed"])
     labels = tokenized_datasets["train"].features["labels"].names
@@ -115,7 +117,7 @@ def run_training_pipeline(
         "labels": labels,
     }
     _save(trainer, base, Path(artifacts_root), settings, probe, metrics)
-    flush_metrics()
+    close_metrics()
     return metrics
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import traceback
 from collections.abc import Callable, Collection
@@ -40,6 +41,8 @@ def run_in_mlflow(
         keep: Runs that stay as they are where their process is gone: `work` sees to them.
     """
     raise_on_signals()
+    # Each try of a server that is away would be a warning in the middle of the progress.
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     run: OwnedRun | None = None
     try:
         if own_run or "MLFLOW_RUN_ID" in os.environ:

@@ -1,0 +1,205 @@
+"""A tracking server that goes away, for real: what a training keeps, and what is there later."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from account_tax.commands import close_dead
+from account_tax.metric_journal import Point, count_unsent, journal_file, read_points
+
+from .conftest import Project, all_runs, environment, kedro_words
+from .servers import Server
+
+pytestmark = pytest.mark.integration
+
+STEPS = 600
+SOON = 500.0  # seconds, on a machine that has other things to do
+PATIENCE = {"ACCOUNT_TAX_TRACKING_PATIENCE": "3"}
+
+
+@pytest.fixture(scope="module")
+def project(new_project) -> Project:
+    return new_project()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[Server]:
+    started = Server(tmp_path_factory.mktemp("server"), workers=1)
+    yield started
+    started.kill()
+
+
+class Training:
+    """`kedro train` in the copy, logging to a server."""
+
+    def __init__(self, project: Project, server: Server, output: Path, words: list[str], **env):
+        self.project, self.client, self._output = project, MlflowClient(server.address), output
+        before = {run.info.run_id for run in all_runs(self.client)}
+        with output.open("wb") as out:
+            self.process = subprocess.Popen(
+                ["kedro", "train", *words],
+                cwd=project.folder,
+                env=environment({"MLFLOW_TRACKING_URI": server.address, **env}),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            )
+        self.wait_for(lambda: len(all_runs(self.client)) > len(before))
+        (self.run_id,) = {run.info.run_id for run in all_runs(self.client)} - before
+
+    @property
+    def output(self) -> str:
+        return self._output.read_text(encoding="utf-8", errors="replace")
+
+    @property
+    def folder(self) -> Path:
+        return self.project.folder / "data" / "06_models" / self.run_id
+
+    @property
+    def run(self) -> Run:
+        return self.client.get_run(self.run_id)
+
+    def step(self) -> int:
+        """Return the step that rank 0 has last told the launcher."""
+        try:
+            return json.loads((self.folder / "progress.json").read_text())["step"]
+        except FileNotFoundError:
+            return 0
+
+    def wait_for(self, condition: Callable[[], object], seconds: float = SOON) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.process.poll() is None, self.output
+            assert time.monotonic() < deadline, self.output
+            time.sleep(0.1)
+
+    def wait_for_step(self, step: int) -> None:
+        self.wait_for(lambda: self.step() >= step)
+
+    def points(self) -> list[Point]:
+        return list(read_points(journal_file(self.folder, self.run_id)))
+
+
+@pytest.fixture
+def train(project, server, tiny, tmp_path) -> Iterator[Callable[..., Training]]:
+    """Return what starts a training of one rank; one that a test leaves is killed."""
+    started: list[Training] = []
+
+    def start(steps: int = STEPS, **env: str) -> Training:
+        options = dict(option.split("=", 1) for option in tiny)
+        options |= {"max_steps": str(steps), "epochs": "1000", "num_gpus": "1"}
+        options |= {"micro_batch_size": "16", "grad_accum": "4"}  # tens of milliseconds a step
+        options |= {"train.training.eval_strategy": "steps", "train.training.eval_steps": "100"}
+        options |= {"train.training.save_strategy": "steps", "train.training.save_steps": "100"}
+        words = kedro_words([f"{key}={value}" for key, value in options.items()])
+        output = tmp_path / f"output{len(started)}"
+        started.append(Training(project, server, output, words, **env))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.process.kill()
+        each.process.wait()
+
+
+def assert_every_point_is_there_once(training: Training, steps: int) -> None:
+    """Compare what the server has with the file, and the file with Trainer's own history."""
+    points = training.points()
+    for key in {point.key for point in points}:
+        wanted = [(p.step, p.value, p.timestamp) for p in points if p.key == key]
+        history = training.client.get_metric_history(training.run_id, key)
+        assert [(p.step, p.value, p.timestamp) for p in history] == wanted, key
+        assert [step for step, _, _ in wanted] == sorted({step for step, _, _ in wanted}), key
+    logged = json.loads((training.folder / "log_history.json").read_text())
+    losses = [(entry["step"], entry["loss"]) for entry in logged if "loss" in entry]
+    assert [(p.step, p.value) for p in points if p.key == "train/loss"] == losses
+    assert [step for step, _ in losses] == list(range(1, steps + 1))
+
+
+def assert_goes_on(training: Training, seconds: float) -> None:
+    """Watch the training for a time: it makes steps all along."""
+    before, step = time.monotonic(), training.step()
+    while time.monotonic() < before + seconds:
+        training.wait_for(lambda at=step: training.step() > at, seconds=60)
+        step = training.step()
+
+
+def test_outages_before_and_after_the_first_step_cost_no_point(train, server):
+    training = train()
+    training.wait_for(lambda: "train: 1 CPU rank" in training.output)
+    server.kill()
+    training.wait_for_step(50)
+    server.start()
+    training.wait_for_step(STEPS // 2)
+    server.kill()
+    assert_goes_on(training, seconds=5)
+    server.start()
+    assert training.process.wait(SOON) == 0, training.output
+    assert training.run.info.status == "FINISHED"
+    assert_every_point_is_there_once(training, STEPS)
+
+
+def kedro_register(project: Project, server: Server, run_id: str):
+    return project.run(
+        *("kedro", "register", "--run", run_id),
+        env={"MLFLOW_TRACKING_URI": server.address},
+        timeout=SOON,
+    )
+
+
+def test_a_server_away_at_the_end_loses_no_result_and_register_finishes_the_run(
+    train, project, server
+):
+    training = train(60, **PATIENCE)
+    training.wait_for(lambda: training.step() >= 5)
+    server.kill()
+    assert training.process.wait(SOON) == 1, training.output
+    left = count_unsent(journal_file(training.folder, training.run_id))
+    assert left > 0
+    assert f"and {left} metric points that the server does not have" in training.output
+    assert f"kedro register --run {training.run_id}" in training.output
+    assert "Traceback" not in training.output
+    assert "urllib3" not in training.output
+    assert (training.folder / "adapter" / "adapter_model.safetensors").is_file()
+
+    server.start()
+    assert training.run.info.status == "RUNNING"
+    close_dead(server.address)  # as every command does
+    assert training.run.info.status == "FAILED"
+    assert "is gone" in training.run.data.tags["account_tax.reason"]
+
+    done = kedro_register(project, server, training.run_id)
+    assert done.returncode == 0, done.output
+    assert "account-tax version" in done.output
+    assert training.run.info.status == "FINISHED"
+    assert "account_tax.reason" not in training.run.data.tags
+    assert_every_point_is_there_once(training, 60)
+    version = training.client.get_model_version_by_alias("account-tax", "challenger")
+    assert version.run_id == training.run_id
+    assert version.tags["config_sha256"] == training.run.data.tags["account_tax.config_sha256"]
+
+    again = kedro_register(project, server, training.run_id)
+    assert again.returncode == 2, again.output
+    assert f"registered and finished already: account-tax version {version.version}" in again.output
+    assert training.run.info.status == "FINISHED"
+
+
+def test_a_run_that_can_not_be_registered_says_why(project, server):
+    client = MlflowClient(server.address)
+    unknown = kedro_register(project, server, "0" * 32)
+    assert unknown.returncode == 2, unknown.output
+    assert f"Run with id={'0' * 32} not found" in unknown.output
+    untrained = client.create_run("0").info.run_id
+    client.set_terminated(untrained, "FAILED")
+    refused = kedro_register(project, server, untrained)
+    assert refused.returncode == 2, refused.output
+    assert "has not trained to its end: there is no train_complete.json in" in refused.output
+    assert client.get_run(untrained).info.status == "FAILED"

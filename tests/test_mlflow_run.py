@@ -11,7 +11,9 @@ from mlflow import MlflowClient
 from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
 
 from account_tax import mlflow_run
-from account_tax.mlflow_run import OwnedRun, TrackingError
+from account_tax.metric_journal import Journal, count_unsent, journal_file
+from account_tax.mlflow_run import OwnedRun, TrackingAway, TrackingError
+from account_tax.ownership import OWNER_TAG, REASON_TAG, describe_owner, state_of
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +65,31 @@ def test_mlflows_own_run_is_adopted_and_runs_again(client, tmp_path, monkeypatch
     assert run.run_id == given
     assert stored(client, run).info.status == "RUNNING"
     assert run.experiment_name == tmp_path.name
+
+
+def test_a_run_names_its_process_from_the_start(client, run, monkeypatch, tmp_path):
+    assert state_of(stored(client, run).data.tags[OWNER_TAG]) == "alive"
+    given = client.create_run(os.environ["MLFLOW_EXPERIMENT_ID"]).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", given)
+    OwnedRun.open(tmp_path)
+    assert state_of(client.get_run(given).data.tags[OWNER_TAG]) == "alive"
+
+
+def test_a_run_that_goes_on_has_a_new_owner_before_it_is_running(client, run, monkeypatch):
+    client.set_tag(run.run_id, OWNER_TAG, "a former one")
+    run.close("FAILED", "a reason")
+    seen = []
+    real = MlflowClient.update_run
+
+    def update(self, run_id, **how):
+        seen.append(client.get_run(run_id).data.tags[OWNER_TAG])
+        return real(self, run_id, **how)
+
+    monkeypatch.setattr(MlflowClient, "update_run", update)
+    OwnedRun.reopen(client, run.run_id, run.tracking_uri)
+    assert seen == [describe_owner()]
+    assert stored(client, run).info.status == "RUNNING"
+    assert REASON_TAG not in stored(client, run).data.tags
 
 
 def test_without_a_run_one_is_started_in_the_named_experiment(client, tmp_path, monkeypatch):
@@ -209,6 +236,48 @@ def test_a_server_that_refuses_is_said_at_once_with_what_to_do(tmp_path, monkeyp
     assert time.monotonic() - began < 10
     assert str(caught.value).startswith(f"MLFLOW_TRACKING_URI = {uri}: ")
     assert "Start the server, or unset the variable" in str(caught.value)
+
+
+@pytest.fixture
+def away(tmp_path):
+    """A run whose server refuses every connection."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        yield OwnedRun(MlflowClient(uri), "a" * 32, "account-tax", uri)
+
+
+def test_the_end_of_a_run_waits_for_a_server_as_long_as_it_may(away, capsys):
+    began = time.monotonic()
+    with pytest.raises(TrackingAway, match="It was waited for, 3 s"):
+        away.close("FINISHED", patience=3)
+    assert 1 <= time.monotonic() - began < 20
+    assert "waiting for the tracking server, 3 s at most" in capsys.readouterr().err
+
+
+def test_points_stay_in_their_file_while_the_server_is_away(away, tmp_path):
+    journal = Journal(journal_file(tmp_path, away.run_id))
+    journal.add({"train/loss": 0.5}, 1)
+    journal.close()
+    with pytest.raises(TrackingAway):
+        away.send_metrics(journal.file)
+    assert count_unsent(journal.file) == 1
+
+
+def test_a_server_that_answers_is_not_asked_again(client, run):
+    stranger = OwnedRun(client, "0" * 32, run.experiment_name, run.tracking_uri)
+    began = time.monotonic()
+    with pytest.raises(TrackingError, match="0" * 32):
+        stranger.close("FINISHED", patience=60)
+    assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize(("given", "seconds"), [(None, 120), ("5", 5), ("soon", 120)])
+def test_the_patience_is_the_users(given, seconds, monkeypatch):
+    monkeypatch.delenv(mlflow_run.PATIENCE_VARIABLE, raising=False)
+    if given:
+        monkeypatch.setenv(mlflow_run.PATIENCE_VARIABLE, given)
+    assert mlflow_run.patience_seconds() == seconds
 
 
 def test_a_run_the_server_does_not_know_is_said(client, tmp_path, monkeypatch):

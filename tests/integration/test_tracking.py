@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import json
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from account_tax.commands import close_dead
-from account_tax.metric_journal import Point, count_unsent, journal_file, read_points
+from account_tax.metric_journal import (
+    Journal,
+    Point,
+    Sender,
+    count_unsent,
+    journal_file,
+    read_points,
+)
 
 from .conftest import Project, all_runs, environment, kedro_words
 from .servers import Server
@@ -145,6 +156,82 @@ def test_outages_before_and_after_the_first_step_cost_no_point(train, server):
     assert training.process.wait(SOON) == 0, training.output
     assert training.run.info.status == "FINISHED"
     assert_every_point_is_there_once(training, STEPS)
+
+
+@pytest.mark.slow
+def test_a_minute_without_the_server_costs_no_point(train, server):
+    training = train(3000)
+    training.wait_for_step(100)
+    server.kill()
+    assert_goes_on(training, seconds=60)
+    server.start()
+    assert training.process.wait(SOON) == 0, training.output
+    assert training.run.info.status == "FINISHED"
+    assert_every_point_is_there_once(training, 3000)
+
+
+@contextmanager
+def unavailable(address: str) -> Iterator[list[str]]:
+    """Answer every request at an address with 503; yield what was asked."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(self.path)
+            self.send_response(503)
+            self.end_headers()
+
+        do_GET = do_POST
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing."""
+
+    place = urlsplit(address)
+    with ThreadingHTTPServer((str(place.hostname), int(place.port or 0)), Handler) as listening:
+        threading.Thread(target=listening.serve_forever, daemon=True).start()
+        yield asked
+        listening.shutdown()
+
+
+def test_no_kind_of_outage_doubles_or_loses_a_point(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # as `open_metrics` sets it
+    client = MlflowClient(server.address)
+    run_id = client.create_run("0").info.run_id
+    journal = Journal(journal_file(tmp_path, run_id))
+    sender = Sender(journal, run_id, server.address)
+    steps = iter(range(1, 1000))
+
+    def add(seconds: float) -> None:
+        for _ in range(40):
+            journal.add({"train/loss": 0.5, "train/epoch": 1.0}, next(steps))
+            time.sleep(seconds / 40)
+
+    def wait_until_stored() -> None:
+        deadline = time.monotonic() + SOON
+        while count_unsent(journal.file):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    sender.start()
+    add(1)
+    wait_until_stored()
+    server.pause()  # it accepts, and does not answer
+    add(3)
+    assert count_unsent(journal.file) > 0
+    server.resume()
+    wait_until_stored()
+    server.kill()  # refused at first, then 503
+    add(1)
+    with unavailable(server.address) as asked:
+        add(3)
+        assert any("log-batch" in path for path in asked)
+    server.start()
+    add(1)
+    assert sender.end(SOON)
+    for key in ("train/loss", "train/epoch"):
+        history = client.get_metric_history(run_id, key)
+        assert [point.step for point in history] == list(range(1, 201)), key
+    client.set_terminated(run_id)
 
 
 def kedro_register(project: Project, server: Server, run_id: str):

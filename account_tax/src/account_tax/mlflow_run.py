@@ -14,7 +14,7 @@ from typing import Any
 import click
 import psutil
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 
@@ -70,13 +70,7 @@ class OwnedRun:
     @classmethod
     def reopen(cls, client: MlflowClient, run_id: str, uri: str) -> OwnedRun:
         """Return a run of the store, this process's from now on and RUNNING again."""
-        run = client.get_run(run_id)
-        # The owner first: who finds it RUNNING must not find a former owner, who is gone.
-        client.set_tag(run_id, OWNER_TAG, describe_owner())
-        client.update_run(run_id, status="RUNNING")
-        if REASON_TAG in run.data.tags:
-            client.delete_tag(run_id, REASON_TAG)
-        experiment = client.get_experiment(run.info.experiment_id)
+        experiment = client.get_experiment(claim(client, run_id).info.experiment_id)
         return cls(client, run_id, experiment.name, uri)
 
     def environment(self) -> dict[str, str]:
@@ -212,6 +206,17 @@ class OwnedRun:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+
+
+def claim(client: MlflowClient, run_id: str) -> Run:
+    """Make a run this process's own, RUNNING and without a former end's reason; return it."""
+    run = client.get_run(run_id)
+    # The owner first: who finds it RUNNING must not find a former owner, who is gone.
+    client.set_tag(run_id, OWNER_TAG, describe_owner())
+    client.update_run(run_id, status="RUNNING")
+    if REASON_TAG in run.data.tags:
+        client.delete_tag(run_id, REASON_TAG)
+    return run
 
 
 def _is_final(err: TrackingError) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +22,7 @@ from account_tax.processes import Interrupted, raise_on_signals
 
 
 def run_in_mlflow(
-    project: Path,
-    work: Callable[[OwnedRun | None], None],
-    *,
-    own_run: bool = True,
-    keep: Collection[str] = (),
+    project: Path, work: Callable[[OwnedRun | None], None], *, own_run: bool = True
 ) -> int:
     """Do a command's work in its MLflow run and return the exit status.
 
@@ -38,20 +34,27 @@ def run_in_mlflow(
         work: What to do; raises `Refused` or `Failed` to say why it can't.
         own_run: Whether a run is started where MLFLOW_RUN_ID names none; one that it names is
             adopted in any case.
-        keep: Runs that stay as they are where their process is gone: `work` sees to them.
     """
     raise_on_signals()
     # Each try of a server that is away would be a warning in the middle of the progress.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     run: OwnedRun | None = None
     try:
-        if own_run or "MLFLOW_RUN_ID" in os.environ:
-            run = OwnedRun.open(project)
-            close_dead(run.tracking_uri, keep)
-        work(run)
-        end = End(0, "FINISHED", "")
-    except Exception as err:
-        end = judge(err)
+        try:
+            if own_run or "MLFLOW_RUN_ID" in os.environ:
+                run = OwnedRun.open(project)
+                close_dead(run.tracking_uri)
+            work(run)
+            end = End(0, "FINISHED", "")
+        except Exception as err:
+            end = judge(err)
+        return _tell(run, end)
+    except Interrupted as err:  # after the work; no second signal comes
+        return _tell(run, judge(err))
+
+
+def _tell(run: OwnedRun | None, end: End) -> int:
+    """Say why it was not done, end the run and return the exit status."""
     if end.reason:
         click.echo(end.reason, err=True)
     return close(run, end) if run else end.status
@@ -80,7 +83,7 @@ def judge(err: Exception) -> End:
         case Failed():
             return End(err.status, "FAILED", str(err))
         case Preempted():
-            return End(err.status, err.state, str(err))
+            return End(err.status, err.state, str(err), insist=False)  # there is no time
         case Interrupted():
             return End(128 + err.signum, "KILLED", f"ended by {err}", insist=False)
         case _:  # a bug, or a server or disk that went away: say it, close the run
@@ -90,6 +93,8 @@ def judge(err: Exception) -> End:
 
 def close(run: OwnedRun, end: End) -> int:
     """End the MLflow run and return the exit status; a run that can't be ended is no success."""
+    if run.ended:
+        return end.status
     try:
         run.close(end.state, end.reason, patience=patience_seconds() if end.insist else 0)
     except Exception as err:  # whatever the store raises
@@ -103,10 +108,10 @@ def close(run: OwnedRun, end: End) -> int:
     return end.status
 
 
-def close_dead(uri: str, keep: Collection[str] = ()) -> None:
-    """Close the runs whose process on this host is gone, but those to keep, and name them."""
+def close_dead(uri: str) -> None:
+    """Close the runs of a store whose process on this host is gone, and name them."""
     with suppress(MlflowException), short_waits():  # what a command is for goes before this
-        for run_id in close_dead_runs(MlflowClient(uri), keep):
+        for run_id in close_dead_runs(MlflowClient(uri)):
             click.echo(f"run {run_id}: its process is gone; closed as FAILED", err=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -47,6 +48,7 @@ class OwnedRun:
     def __init__(self, client: MlflowClient, run_id: str, experiment_name: str, tracking_uri: str):
         self._client = client
         self.run_id, self.experiment_name, self.tracking_uri = run_id, experiment_name, tracking_uri
+        self.ended = False
 
     @classmethod
     def open(cls, project: Path) -> OwnedRun:
@@ -137,23 +139,23 @@ class OwnedRun:
             if f"models:/{model.model_id}" not in kept:
                 client.delete_logged_model(model.model_id)
 
-    def send_metrics(self, journal: Path, *, patience: float = 0.0) -> int:
-        """Store what is left of a journal's points and return how many they were.
+    def send_metrics(
+        self, journal: Path, *, patience: float = 0.0, within: float = math.inf
+    ) -> None:
+        """Store what is left of a journal's points; where time is short, what `within` s allow.
 
         Raises:
             TrackingAway: If the server does not answer, for `patience` seconds.
             TrackingError: If it answers, and refuses.
         """
-        sent = 0
+        until = time.monotonic() + within
 
         def send() -> None:
-            nonlocal sent
             self._client.get_run(self.run_id)  # also where nothing is left: does it answer?
-            while count := send_batch(self._client, self.run_id, journal):
-                sent += count
+            while send_batch(self._client, self.run_id, journal) and time.monotonic() < until:
+                pass
 
         self._insist(send, patience)
-        return sent
 
     def close(self, status: str, reason: str = "", *, patience: float = 0.0) -> None:
         """End the run as FINISHED, FAILED or KILLED, the reason as a tag.
@@ -167,6 +169,7 @@ class OwnedRun:
             if reason:
                 self.set_tags({REASON_TAG: _fit(reason)})
             self._client.set_terminated(self.run_id, status)
+            self.ended = True
 
         self._insist(end, patience)
         if status == "KILLED" and "MLFLOW_RUN_ID" in os.environ:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
-from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
@@ -45,12 +44,11 @@ def state_of(owner: str) -> Literal["alive", "gone", "unknown"]:
     return _look_up(int(then["pid"]), then["started"])
 
 
-def close_dead_runs(client: MlflowClient, keep: Collection[str] = ()) -> list[str]:
+def close_dead_runs(client: MlflowClient) -> list[str]:
     """Close as FAILED every run of the store that RUNS by a process of this host that is gone.
 
     Args:
         client: The store's client; it is asked for its experiments and for their runs.
-        keep: Ids of runs to leave as they are.
 
     Returns:
         The ids of the runs that were closed.
@@ -59,7 +57,7 @@ def close_dead_runs(client: MlflowClient, keep: Collection[str] = ()) -> list[st
     mine = f"tags.`{OWNER_TAG}` LIKE 'host={socket.gethostname()} %'"
     running = f"attributes.status = 'RUNNING' and {mine}"
     found = client.search_runs(experiments, running, max_results=MAX_FOUND)
-    dead = [run for run in found if run.info.run_id not in keep and _is_dead(run)]
+    dead = [run for run in found if _is_dead(run)]
     # Asked again: another command may have taken one up in the meantime, owner first.
     return [
         run.info.run_id

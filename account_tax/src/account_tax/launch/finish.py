@@ -14,7 +14,7 @@ import click
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from account_tax.commands import close, judge, run_in_mlflow
+from account_tax.commands import close, close_dead, judge, run_in_mlflow
 from account_tax.config import resolve
 from account_tax.errors import Refused
 from account_tax.layout import MARKER_FILE, PREPARED_FILE, REGISTRATION_FILE
@@ -31,6 +31,8 @@ from account_tax.ownership import OWNER_TAG, state_of
 from account_tax.processes import run_stage
 
 from .stages import Stages, stage_environment
+
+SALVAGE_SECONDS = 5.0  # a person who has pressed Ctrl-C waits; the file keeps the rest
 
 
 def finish(stages: Stages, run: OwnedRun, register: bool) -> None:
@@ -72,7 +74,7 @@ def salvage(stages: Stages, run: OwnedRun, err: Exception) -> None:
     if isinstance(err, TrackingAway):
         return  # and closing the run says so once more
     with suppress(TrackingError, TrackingAway):
-        run.send_metrics(journal_file(stages.root, run.run_id))
+        run.send_metrics(journal_file(stages.root, run.run_id), within=SALVAGE_SECONDS)
         run.salvage(sorted(stages.logs.rglob("*.log")))
 
 
@@ -90,21 +92,22 @@ def register(project: Path, options: Mapping[str, str]) -> int:
     def work(_: OwnedRun | None) -> None:  # one that `mlflow run` makes for the command itself
         uri, run_id = tracking_uri(project), options["run"]
         client = MlflowClient(uri)
+        close_dead(uri)
         with answers_soon(uri):
             found = client.get_run(run_id)
         stages = _restore_stages(project, found)
         with answers_soon(uri):
             run = OwnedRun.reopen(client, run_id, uri)
-        stages.environment |= run.environment()
         try:
+            stages.environment |= run.environment()
             finish(stages, run, register=True)
+            run.close("FINISHED", patience=patience_seconds())
         except Exception as err:
             salvage(stages, run, err)
             close(run, judge(err))
             raise
-        run.close("FINISHED", patience=patience_seconds())
 
-    return run_in_mlflow(project, work, own_run=False, keep=[options["run"]])
+    return run_in_mlflow(project, work, own_run=False)
 
 
 def _restore_stages(project: Path, run: Run) -> Stages:

@@ -289,11 +289,11 @@ def log_metrics(metrics: Mapping[str, float], step: int, *, final: bool = False)
         journal.add(metrics, step, final=final)
 
 
-def close_metrics() -> None:
+def close_metrics(seconds: float = END_SECONDS) -> None:
     """Wait some seconds for the last points to be stored; where they are not, say what to do."""
     while _open:
         journal, sender, before = _open.pop()
-        if sender.end(END_SECONDS):
+        if sender.end(seconds):
             journal.close()
         else:
             log.warning(

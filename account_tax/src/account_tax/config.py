@@ -57,6 +57,7 @@ class LaunchOptions:
     register: bool = True
     dry_run: bool = False
     master_port: int | Literal["auto"] = "auto"
+    resume: str = "auto"
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,15 @@ import psutil
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 
 from account_tax.errors import Refused
 
 DEFAULT_EXPERIMENT = "account-tax"
 REASON_TAG = "account_tax.reason"
+CONTINUES_TAG = "account_tax.continues"  # of an attempt: the run that it let go on
 MAX_BATCH = 100  # params a request; the server's own limit
 VERIFIED_TAG = "verified"  # as register sets it; its module would bring torch here
 PARENT_ENDS_SECONDS = 60
@@ -37,6 +40,7 @@ class OwnedRun:
     def __init__(self, client: MlflowClient, run_id: str, experiment_name: str, tracking_uri: str):
         self._client = client
         self.run_id, self.experiment_name, self.tracking_uri = run_id, experiment_name, tracking_uri
+        self._attempt_id: str | None = None  # of `mlflow run`, where an earlier run goes on
 
     @classmethod
     def open(cls, project: Path) -> OwnedRun:
@@ -57,6 +61,44 @@ class OwnedRun:
                 run = client.create_run(_experiment_id(client))
             experiment = client.get_experiment(run.info.experiment_id)
         return cls(client, run.info.run_id, experiment.name, uri)
+
+    def status_of(self, run_id: str) -> str | None:
+        """Return another run's status; None where the server knows no such run."""
+        with _answers_soon(self.tracking_uri):
+            try:
+                info = self._client.get_run(run_id).info
+            except MlflowException as err:
+                unknown = ErrorCode.Name(RESOURCE_DOES_NOT_EXIST), "INVALID_PARAMETER_VALUE"
+                if err.error_code in unknown:
+                    return None
+                raise
+        return info.status if info.lifecycle_stage == "active" else None
+
+    def go_on(self, run_id: str, step: int) -> None:
+        """Be an earlier, interrupted run from here on: it is RUNNING again.
+
+        The run that the command began as goes, where the command made it. One that `mlflow run`
+        made stays as a small record of this attempt, below the other: `mlflow run` will end it.
+        """
+        client, begun = self._client, self.run_id
+        with _answers_soon(self.tracking_uri):
+            run = client.get_run(run_id)
+            self.experiment_name = client.get_experiment(run.info.experiment_id).name
+            if begun != run_id and "MLFLOW_RUN_ID" in os.environ:
+                self.set_tags({
+                    MLFLOW_PARENT_RUN_ID: run_id,
+                    CONTINUES_TAG: run_id,
+                    MLFLOW_RUN_NOTE: f"An attempt that continued run {run_id} from step {step}. "
+                    "Parameters, metrics and the model are that run's.",
+                })  # fmt: skip
+                self._attempt_id = begun
+            elif begun != run_id:
+                client.set_terminated(begun, "KILLED")
+                client.delete_run(begun)
+            client.update_run(run_id, status="RUNNING")
+            if REASON_TAG in run.data.tags:
+                client.delete_tag(run_id, REASON_TAG)
+        self.run_id = run_id
 
     def environment(self) -> dict[str, str]:
         """Return the variables by which a stage finds this run."""
@@ -132,6 +174,8 @@ class OwnedRun:
             if reason:
                 self.set_tags({REASON_TAG: _fit(reason)})
             self._client.set_terminated(self.run_id, status)
+            if self._attempt_id:
+                self._client.set_terminated(self._attempt_id, status)
         if status == "KILLED" and "MLFLOW_RUN_ID" in os.environ:
             self._repeat_after_parent(status)
 
@@ -141,7 +185,7 @@ class OwnedRun:
         `mlflow run` (3.17) means to leave an ended run alone, but takes its status' name for a
         number (mlflow/projects/__init__.py, _maybe_set_run_terminated) and so marks it as FAILED.
         """
-        given = [str(os.getppid()), self.tracking_uri, self.run_id, status]
+        given = [str(os.getppid()), self.tracking_uri, self._attempt_id or self.run_id, status]
         subprocess.Popen(
             [sys.executable, "-m", "account_tax.mlflow_run", *given],
             env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},

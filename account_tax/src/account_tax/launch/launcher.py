@@ -15,7 +15,7 @@ from account_tax.commands import run_in_mlflow
 from account_tax.config import ConfigError, Resolved, parse_command_line
 from account_tax.environment import RECORD_FILE, environment_tags
 from account_tax.errors import Failed
-from account_tax.layout import PARAMETERS_FILE, PROGRESS_VARIABLE
+from account_tax.layout import PARAMETERS_FILE, PROGRESS_FILE, PROGRESS_VARIABLE
 from account_tax.mlflow_run import OwnedRun, TrackingError
 from account_tax.prepared import DATASETS, find_prepared, publish_prepared
 from account_tax.processes import run_stage
@@ -23,6 +23,7 @@ from account_tax.ranks import free_port
 
 from .plan import Plan, make_plan
 from .progress import ProgressLine
+from .resume import Start, begin
 from .stages import Stages, stage_environment
 
 
@@ -53,10 +54,15 @@ def _wants_dry_run(args: Sequence[str]) -> bool:
 
 
 def _run_stages(project: Path, args: Sequence[str], run: OwnedRun) -> None:
-    """Check, prepare, train and register, in the run that is owned."""
+    """Check, prepare, train and register, in the run that is owned or one that it goes on with."""
     plan = make_plan(project, args)
+    with begin(project, plan, run, _code_tags(project)) as start:
+        _run_plan(project, plan, run, start)
+
+
+def _run_plan(project: Path, plan: Plan, run: OwnedRun, start: Start) -> None:
     root = Path(plan.resolved.values["artifacts_root"]) / run.run_id
-    resolved = _into_folder(plan.resolved, root)
+    resolved = _into_folder(plan.resolved, root, start.folder)
     environment = stage_environment(project) | run.environment()
     environment["ACCOUNT_TAX_CONFIG_SHA256"] = resolved.sha256
     stages = Stages(project, (project / root).resolve(), environment)
@@ -66,6 +72,7 @@ def _run_stages(project: Path, args: Sequence[str], run: OwnedRun) -> None:
         click.echo(f"{name:<24} {plan.facts()[name]}")
     try:
         _prepare(stages, plan.report["inputs_sha256"])
+        start.say(run.run_id)
         _train(stages, plan)
         _register(stages, plan.resolved.launch.register)
     except Exception:
@@ -88,12 +95,9 @@ def _record(run: OwnedRun, project: Path, plan: Plan, resolved: Resolved) -> Non
     run.set_tags({f"account_tax.{name}": value for name, value in tags.items()})
 
 
-def _into_folder(resolved: Resolved, root: Path) -> Resolved:
-    """Give the run a folder of its own, so that two runs never write to the same files."""
-    old = resolved.values["artifacts_root"]
-    training = resolved.values["train"]["training"]
-    output = str(training.get("output_dir", f"{old}/checkpoints"))
-    training = training | {"output_dir": output.replace(str(old), str(root), 1)}
+def _into_folder(resolved: Resolved, root: Path, checkpoints: Path) -> Resolved:
+    """Give the run folders of its own, so that two runs never write to the same files."""
+    training = resolved.values["train"]["training"] | {"output_dir": str(checkpoints)}
     train_section = resolved.values["train"] | {"training": training}
     values = resolved.values | {"artifacts_root": str(root), "train": train_section}
     return Resolved(resolved.launch, values, resolved.sources)
@@ -150,7 +154,8 @@ def _train(stages: Stages, plan: Plan) -> None:
     """Train in the ranks, showing rank 0's progress."""
     training = plan.resolved.values["train"]["training"]
     port = plan.resolved.launch.master_port
-    progress = stages.root / "progress.json"
+    stages.clear_outcome()
+    progress = stages.root / PROGRESS_FILE
     environment = stages.rank_environment(plan.world_size, plan.report["gpus"], training)
     environment[PROGRESS_VARIABLE] = str(progress)
     line = ProgressLine(progress)
@@ -166,6 +171,7 @@ def _train(stages: Stages, plan: Plan) -> None:
     finally:
         line.close()
     stages.prove_training(status)
+    stages.keep_dataset_metadata()
 
 
 def _register(stages: Stages, wanted: bool) -> None:

@@ -16,10 +16,21 @@ import yaml
 
 from account_tax.config import Resolved
 from account_tax.errors import Failed
-from account_tax.layout import ADAPTER_FOLDER, MARKER_FILE
+from account_tax.layout import (
+    ADAPTER_FOLDER,
+    BEST_FOLDER,
+    DATASET_METADATA_FILE,
+    INTERRUPTED_FILE,
+    MARKER_FILE,
+    METRICS_FILE,
+    PROGRESS_FILE,
+    REGISTRATION_FILE,
+)
 from account_tax.prepared import DATASETS
 
 TAIL_LINES = 12
+# Of an attempt; the next one of the run may not be judged by it.
+OUTCOME = (MARKER_FILE, PROGRESS_FILE, METRICS_FILE, REGISTRATION_FILE, INTERRUPTED_FILE)
 NO_RESULT = (
     "exit status 0, but no result was written; deepspeed ends so when its launch process is killed"
 )
@@ -111,6 +122,22 @@ class Stages:
 
     # --- evidence ---------------------------------------------------------------------------------
 
+    def clear_outcome(self) -> None:
+        """Remove what an earlier attempt of the run left as its result; move its logs aside."""
+        for name in OUTCOME:
+            (self.root / name).unlink(missing_ok=True)
+        for log in sorted((self.logs / "ranks").glob("*.log")):
+            (log.parent / "earlier").mkdir(exist_ok=True)
+            log.rename(log.parent / "earlier" / log.name)
+
+    def keep_dataset_metadata(self) -> None:
+        """Put what is known of the data beside the best model, where there is one."""
+        if (self.root / BEST_FOLDER).is_dir():
+            name = DATASET_METADATA_FILE
+            version = self.versions["dataset_metadata"]
+            source = self.project / "data" / "04_feature" / name / version / name
+            shutil.copy(source, self.root / name)
+
     def prove_training(self, status: int) -> dict[str, Any]:
         """Return the marker's content, if the ranks ended well and their files are whole.
 
@@ -131,7 +158,7 @@ class Stages:
 
     def prove_registration(self, status: int) -> dict[str, Any]:
         """Return what was registered, if the stage ended well and its result is there."""
-        result = self.root / "registration.json"
+        result = self.root / REGISTRATION_FILE
         if status != 0 or not result.is_file():
             raise Failed(
                 f"registration failed: {_in_words(status)}. The trained adapter is kept in "

@@ -14,6 +14,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from .batches import IGNORED_LABEL, GlobalBatchSampler, Rows
 from .callbacks import SpeedCallback
+from .checkpointing import CheckpointedTrainer
 
 
 def global_batch_cross_entropy(
@@ -65,13 +66,13 @@ class _KeepGradNorm(TrainerCallback):
         engine.clip_fp32_gradients = clip_fp32_gradients
 
 
-class LedgerTrainer(Trainer):
+class LedgerTrainer(CheckpointedTrainer):
     """Trainer whose loss and order of rows do not depend on the split into ranks and micro-batches.
 
     Args:
         speed: Told the attention mask of every micro-batch.
         class_weights: See `global_batch_cross_entropy`.
-        kwargs: Trainer's own; both datasets are `Rows`.
+        kwargs: CheckpointedTrainer's own; both datasets are `Rows`.
     """
 
     def __init__(self, *, speed: SpeedCallback, class_weights: Tensor | None = None, **kwargs: Any):
@@ -82,12 +83,13 @@ class LedgerTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         args = self.args
-        return GlobalBatchSampler(
+        self.row_sampler = GlobalBatchSampler(
             cast(Rows, train_dataset or self.train_dataset),
             args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
             seed=args.data_seed if args.data_seed is not None else args.seed,
             group_by_length=args.train_sampling_strategy == "group_by_length",
         )
+        return self.row_sampler
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int]:
         # Trainer's own would shuffle under group_by_length, and answers belong to their rows.

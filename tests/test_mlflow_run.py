@@ -225,3 +225,61 @@ def test_short_waits_are_the_launchers_alone_and_the_users_setting_wins(run, mon
         assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
     assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
+
+
+# --- going on -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def interrupted(client, run):
+    """The id of an earlier run that failed."""
+    run.log_params({"train.lora.r": 8})
+    run.close("FAILED", "training failed")
+    return run.run_id
+
+
+def test_by_hand_the_earlier_run_goes_on_and_no_other_is_left(client, tmp_path, interrupted):
+    again = OwnedRun.open(tmp_path)
+    again.go_on(interrupted, 20)
+    assert again.environment()["MLFLOW_RUN_ID"] == interrupted
+    (left,) = client.search_runs([os.environ["MLFLOW_EXPERIMENT_ID"]])
+    assert (left.info.run_id, left.info.status) == (interrupted, "RUNNING")
+    assert mlflow_run.REASON_TAG not in left.data.tags
+    again.log_params({"train.lora.r": 8})
+    again.close("FINISHED")
+    assert stored(client, again).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("end", ["FINISHED", "FAILED"])
+def test_mlflows_run_is_marked_as_an_attempt_and_ends_with_the_other(
+    client, tmp_path, interrupted, monkeypatch, end
+):
+    given = client.create_run(os.environ["MLFLOW_EXPERIMENT_ID"]).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", given)
+    again = OwnedRun.open(tmp_path)
+    again.go_on(interrupted, 20)
+    again.set_tags({"account_tax.recipe": "starter"})
+    again.close(end)
+    attempt, goes_on = client.get_run(given), client.get_run(interrupted)
+    assert attempt.info.status == goes_on.info.status == end
+    assert attempt.data.tags["mlflow.parentRunId"] == interrupted
+    assert attempt.data.tags[mlflow_run.CONTINUES_TAG] == interrupted
+    assert f"continued run {interrupted} from step 20" in attempt.data.tags["mlflow.note.content"]
+    assert goes_on.data.tags["account_tax.recipe"] == "starter"
+    assert "account_tax.recipe" not in attempt.data.tags
+
+
+def test_the_very_run_simply_goes_on(client, tmp_path, interrupted, monkeypatch):
+    monkeypatch.setenv("MLFLOW_RUN_ID", interrupted)  # as where a job was queued once more
+    again = OwnedRun.open(tmp_path)
+    again.go_on(interrupted, 20)
+    tags = stored(client, again).data.tags
+    assert not {mlflow_run.REASON_TAG, mlflow_run.CONTINUES_TAG, "mlflow.parentRunId"} & set(tags)
+    assert stored(client, again).info.status == "RUNNING"
+
+
+def test_the_status_of_a_run_nobody_knows_or_that_was_deleted_is_none(client, run, interrupted):
+    assert run.status_of(interrupted) == "FAILED"
+    assert run.status_of("0" * 32) is None
+    client.delete_run(interrupted)
+    assert run.status_of(interrupted) is None

@@ -35,6 +35,7 @@ EXAMPLES = {
     "register": ("false", None, False),
     "allow_unlocked": ("true", "registry.allow_unlocked", True),
     "sign_key": ("key.pem", "registry.sign_key", "key.pem"),
+    "resume": ("never", None, "never"),
     "dry_run": ("true", None, True),
 }
 
@@ -70,7 +71,8 @@ def test_each_p_name_sets_its_key(entry_point, name):
 
 
 def test_only_the_launchers_options_have_real_defaults():
-    real = {"recipe": "starter", "num_gpus": "auto", "register": "true", "dry_run": "false"}
+    real = {"recipe": "starter", "num_gpus": "auto", "resume": "auto"}
+    real |= {"register": "true", "dry_run": "false"}
     defaults = {name: spec["default"] for name, spec in TRAIN["parameters"].items()}
     assert defaults == {name: real.get(name, "from_recipe") for name in defaults}
     assert {spec["type"] for spec in TRAIN["parameters"].values()} == {"string"}

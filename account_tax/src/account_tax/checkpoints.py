@@ -70,7 +70,8 @@ def publish(staged: Path, facts: Mapping[str, Any]) -> Path:
         target.rename(old)
     staged.rename(target)
     _sync(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    for spent in (staged.parent, old):
+        shutil.rmtree(spent, ignore_errors=True)
     return target
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import click
 import yaml
 
+from account_tax.checkpoints import size_of
 from account_tax.config import ConfigError, Resolved, batch_faults, parse_command_line, resolve
 from account_tax.environment import describe_environment, environment_in_words, unlocked_fault
 from account_tax.errors import Failed
@@ -109,7 +110,12 @@ def make_plan(project: Path, args: Sequence[str]) -> Plan:
     if not any(fault.startswith("num_gpus") for fault in faults):
         found += batch_faults(resolved.values, world_size)
     found += find_machine_faults(
-        resolved.values, report, world_size, resolved.launch.master_port, project
+        resolved.values,
+        report,
+        world_size,
+        resolved.launch.master_port,
+        project,
+        _saved_bytes(project, resolved, report),
     )
     found += _lock_faults(resolved, environment)
     faults += [_name_source(fault, resolved) for fault in found]
@@ -124,6 +130,20 @@ def _lock_faults(resolved: Resolved, environment: dict[str, Any]) -> list[str]:
     if environment["locked"] or allowed or not resolved.launch.register:
         return []
     return [unlocked_fault(environment)]
+
+
+def store_of(resolved: Resolved) -> Path:
+    """Return the folder of all checkpoints of a configuration."""
+    training = resolved.values["train"]["training"]
+    default = Path(resolved.values["artifacts_root"]) / "checkpoints"
+    return Path(training.get("output_dir", default)) / resolved.sha256
+
+
+def _saved_bytes(project: Path, resolved: Resolved, report: dict[str, Any]) -> int:
+    """Return the size of the configuration's checkpoints; 0 where it has a fault."""
+    if "base" not in report or "training" not in resolved.values["train"]:
+        return 0
+    return size_of(project / store_of(_pin_base(resolved, report["base"])))
 
 
 def _pin_base(resolved: Resolved, base: dict[str, str | None]) -> Resolved:

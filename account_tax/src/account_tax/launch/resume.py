@@ -28,11 +28,10 @@ from account_tax.checkpoints import (
     tidy,
     write_json,
 )
-from account_tax.config import Resolved
 from account_tax.errors import Refused
 from account_tax.mlflow_run import OwnedRun
 
-from .plan import Plan
+from .plan import Plan, store_of
 
 RANKS_END_SECONDS = 30.0  # for the ranks of a launcher that was killed
 ANEW = "resume=never trains anew"
@@ -59,13 +58,6 @@ class Start:
                 f"train: going on from step {step_of(self.checkpoint)} of run {run_id}, "
                 f"checkpoint {self.checkpoint}"
             )
-
-
-def store_of(resolved: Resolved) -> Path:
-    """Return the folder of all checkpoints of a configuration."""
-    training = resolved.values["train"]["training"]
-    default = Path(resolved.values["artifacts_root"]) / "checkpoints"
-    return Path(training.get("output_dir", default)) / resolved.sha256
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from account_tax.checkpoints import (
     publish,
     read_json,
     stage,
+    write_json,
 )
 from account_tax.config import LaunchOptions, Resolved
 from account_tax.errors import Refused
@@ -185,6 +186,14 @@ def test_a_checkpoint_without_its_best_model_would_give_another_result(checkout,
     damage(folder / "checkpoint-20")
     assert checkout.train("FAILED")[1].checkpoint is None
     assert "best model until then was in checkpoint-20, which is gone" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_the_model_only_is_not_gone_on_from(checkout, capsys):
+    first, _ = checkout.train("FAILED", (20,))
+    manifest = checkout.folder_of(first) / "checkpoint-20" / "checkpoint.json"
+    write_json(manifest, read_json(manifest) | {"model_only": True})
+    assert checkout.train("FAILED")[1].checkpoint is None
+    assert "it has no optimizer (train.training.save_only_model)" in capsys.readouterr().err
 
 
 def test_other_ranks_are_refused_with_what_to_do(checkout):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from account_tax.checkpoints import (
     write_json,
 )
 from account_tax.errors import Refused
-from account_tax.mlflow_run import OwnedRun
+from account_tax.mlflow_run import OwnedRun, TrackingError
 
 from .plan import Plan, store_of
 
@@ -96,7 +96,8 @@ def begin(project: Path, plan: Plan, run: OwnedRun, code: dict[str, str]) -> Ite
         (project / start.folder).mkdir(parents=True, exist_ok=True)
         write_json(project / start.folder / ATTEMPT_FILE, attempt)
         yield start
-        clear_finished(project / store, run)
+        with suppress(TrackingError):  # the training is done and good; the next one clears
+            clear_finished(project / store, run)
 
 
 def _tell(run: OwnedRun, search: Search, found: Path | None) -> None:
@@ -217,8 +218,10 @@ class Search:
             return f"{what}: the tracking server knows no such run"
         if status == "SCHEDULED" and folder.name != self._run.run_id:
             return f"{what}: its job goes on by itself; resume={folder.name} takes it over"
-        theirs = read_json(found[0] / MANIFEST_FILE).get("inputs_sha256")
-        ours = self._facts["inputs_sha256"]
+        manifest = read_json(found[0] / MANIFEST_FILE)
+        if manifest.get("model_only"):
+            return f"{what}: it has no optimizer (train.training.save_only_model)"
+        theirs, ours = manifest.get("inputs_sha256"), self._facts["inputs_sha256"]
         if theirs not in (None, ours):
             return f"{what}: it was trained on other data ({theirs[:12]}..., now {ours[:12]}...)"
         return ""

@@ -100,6 +100,7 @@ class CheckpointedTrainer(Trainer):
             "global_step": state.global_step,
             "world_size": self.args.world_size,
             "best": Path(best).name if best else None,
+            "model_only": self.args.save_only_model,
         }
         publish(staged, facts)
         rotate(self.folder, self.args.save_total_limit, facts["best"])
@@ -187,11 +188,9 @@ class _SaveFlow(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take up a save that waited; a training stopped inside an epoch has not ended it."""
+        """Take up a save that waited."""
         if self._postponed:
             control.should_save, self._postponed = True, False
-        if control.should_training_stop and not _ends_epoch(state):
-            control.should_evaluate = control.should_log = control.should_save = False
 
 
 def _ends_epoch(state: TrainerState) -> bool:

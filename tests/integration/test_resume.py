@@ -154,6 +154,7 @@ def test_a_killed_training_goes_on_to_the_bytes_of_an_uninterrupted_one(
     (newest / "trainer_state.json").write_text("{}")
     refused = project.kedro_train(*kedro_words(override(options, [f"num_gpus={3 - ranks}"])))
     assert refused.returncode == 2, refused.output
+    assert f"{newest.name} of run {killed} is damaged" in refused.output
     assert f"num_gpus={ranks} goes on from it" in refused.output
 
     done = project.mlflow_run(*options, timeout=600)

@@ -115,10 +115,19 @@ def test_a_finished_run_is_not_gone_on_with_and_neither_is_what_it_left_behind(c
 def test_what_finished_earlier_is_cleared_when_the_next_one_finishes(checkout):
     first, _ = checkout.train("FINISHED", (20,))
     failed, _ = checkout.train("FAILED", (20,), wanted="never")
+    nothing, _ = checkout.train("FAILED", wanted="never")
     last, _ = checkout.train("FINISHED", (20,), wanted="never")
     assert not checkout.folder_of(first).exists()
+    assert not checkout.folder_of(nothing).exists()
     assert list_checkpoints(checkout.folder_of(failed))
     assert list_checkpoints(checkout.folder_of(last))
+
+
+def test_a_run_without_a_checkpoint_is_passed_over_in_silence(checkout, capsys):
+    first, _ = checkout.train("FAILED", (20,))
+    checkout.train("KILLED", wanted="never")
+    assert checkout.train("FAILED")[0] == first
+    assert capsys.readouterr().err == ""
 
 
 def test_never_begins_anew(checkout):
@@ -201,6 +210,15 @@ def test_other_ranks_are_refused_with_what_to_do(checkout):
     with pytest.raises(Refused, match=r"1 ranks.*would have 2.*num_gpus=1 goes on.*resume=never"):
         checkout.train("FAILED", ranks=2)
     assert checkout.train("FAILED", ranks=2, wanted="never")[0] != first
+
+
+def test_damage_is_said_also_where_the_command_is_refused(checkout, capsys):
+    first, _ = checkout.train("FAILED", (20, 40))
+    damage(checkout.folder_of(first) / "checkpoint-40")
+    with pytest.raises(Refused, match="num_gpus=1 goes on"):
+        checkout.train("FAILED", ranks=2)
+    assert f"checkpoint-40 of run {first} is damaged" in capsys.readouterr().err
+    assert "checkpoint-40" in checkout.client.get_run(first).data.tags[DAMAGED_TAG]
 
 
 # --- a certain run --------------------------------------------------------------------------------

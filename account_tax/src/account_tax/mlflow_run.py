@@ -127,6 +127,12 @@ class OwnedRun:
         entries = [RunTag(key, value[:MAX_TAG_VAL_LENGTH]) for key, value in tags.items()]
         self._client.log_batch(self.run_id, tags=entries)
 
+    def tag_other(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags of another run, if the server knows it."""
+        with suppress(MlflowException):
+            for key, value in tags.items():
+                self._client.set_tag(run_id, key, value[:MAX_TAG_VAL_LENGTH])
+
     def log_metrics(self, metrics: Mapping[str, float]) -> None:
         """Log each metric once, as the command's result."""
         now_ms = int(time.time() * 1000)

@@ -82,12 +82,16 @@ def begin(project: Path, plan: Plan, run: OwnedRun, code: dict[str, str]) -> Ite
     }
     with _sole_launcher(project / store) as sign:
         search = Search(project / store, run, facts, plan.world_size)
-        found = search.find(wanted)
+        try:
+            found = search.find(wanted)
+        finally:
+            for note in search.notes:
+                click.echo(f"resume: {note}", err=True)
         if found:
             _tell_other_code(found, code)
             run.go_on(found.parent.name, step_of(found))
         sign({"run_id": run.run_id, "host": socket.gethostname()})
-        _tell(run, search, found)
+        _tag(run, search, found)
         start = Start(store / run.run_id, found and store / run.run_id / found.name)
         attempt = {
             "facts": facts | {"run_id": run.run_id},
@@ -100,9 +104,7 @@ def begin(project: Path, plan: Plan, run: OwnedRun, code: dict[str, str]) -> Ite
             clear_finished(project / store, run)
 
 
-def _tell(run: OwnedRun, search: Search, found: Path | None) -> None:
-    for note in search.notes:
-        click.echo(f"resume: {note}", err=True)
+def _tag(run: OwnedRun, search: Search, found: Path | None) -> None:
     tags = {RESUMED_TAG: found.name} if found else {}
     if search.damaged:
         tags[DAMAGED_TAG] = "\n".join(search.damaged)
@@ -139,10 +141,12 @@ def _sole_launcher(store: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
 def clear_finished(store: Path, run: OwnedRun) -> None:
     """Remove the checkpoints of this configuration's earlier runs that have FINISHED.
 
-    Their results are elsewhere; the newest run keeps save_total_limit of them.
+    Their results are elsewhere; the newest run keeps save_total_limit of them. The folders of
+    runs that never had one go as well.
     """
     for folder in _run_folders(store):
-        if folder.name != run.run_id and run.status_of(folder.name) == "FINISHED":
+        empty = not any(path.is_dir() for path in folder.iterdir())
+        if folder.name != run.run_id and (empty or run.status_of(folder.name) == "FINISHED"):
             remove(folder)
 
 
@@ -212,7 +216,7 @@ class Search:
         _wait_for_ranks(folder)
         tidy(folder)
         if not (found := list_checkpoints(folder)):
-            return f"run {folder.name} was interrupted before its first checkpoint"
+            return ""  # it was interrupted before the first
         what = f"{found[0].name} of run {folder.name} is not used"
         if status is None:
             return f"{what}: the tracking server knows no such run"
@@ -246,6 +250,7 @@ class Search:
         aside = set_aside(checkpoint)
         note = f"{checkpoint.name} of run {checkpoint.parent.name} is damaged: {fault}"
         self.damaged.append(note)
+        self._run.tag_other(checkpoint.parent.name, {DAMAGED_TAG: note})
         self.notes.append(f"{note}. Set aside as {aside}")
         return False
 

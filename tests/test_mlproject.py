@@ -35,6 +35,8 @@ EXAMPLES = {
     "register": ("false", None, False),
     "allow_unlocked": ("true", "registry.allow_unlocked", True),
     "sign_key": ("key.pem", "registry.sign_key", "key.pem"),
+    "grace_seconds": ("30", None, 30.0),
+    "hang_timeout_seconds": ("null", None, None),
     "dry_run": ("true", None, True),
 }
 
@@ -71,6 +73,7 @@ def test_each_p_name_sets_its_key(entry_point, name):
 
 def test_only_the_launchers_options_have_real_defaults():
     real = {"recipe": "starter", "num_gpus": "auto", "register": "true", "dry_run": "false"}
+    real |= {"grace_seconds": "8", "hang_timeout_seconds": "600"}
     defaults = {name: spec["default"] for name, spec in TRAIN["parameters"].items()}
     assert defaults == {name: real.get(name, "from_recipe") for name in defaults}
     assert {spec["type"] for spec in TRAIN["parameters"].values()} == {"string"}

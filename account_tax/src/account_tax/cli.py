@@ -12,6 +12,7 @@ from typing import Any
 import click
 from kedro.framework.cli.project import run as kedro_run
 
+from account_tax.guard import Stopped, guard_stage
 from account_tax.ranks import end_rank
 
 
@@ -116,7 +117,11 @@ def run(context: click.Context, **options: Any) -> None:
     if "prepare" in alone and (version := _prepared_version(options)):
         click.echo(f"prepare: skipped, same source bytes and parameters as version {version}")
         return
-    context.invoke(kedro_run, **options)
+    guard_stage()
+    try:
+        context.invoke(kedro_run, **options)
+    except Stopped as err:
+        click.echo(err)
     end_rank()
 
 

@@ -80,6 +80,8 @@ class LaunchFields(TypedDict):
         Literal["auto"]
         | Annotated[int, Field(ge=1, le=65535), Words("a port number from 1 to 65535")]
     )
+    grace_seconds: NonNegative
+    hang_timeout_seconds: NonNegative | None
 
 
 class Split(TypedDict):
@@ -324,6 +326,8 @@ REFUSED = {
     "train.training.parallelism_config": "not available here: ranks share data only",
     "train.training.label_smoothing_factor": "not available here: the loss is this project's own, "
     "see train.loss",
+    "train.training.logging_nan_inf_filter": "not yours to set: a loss that is no number stops the "
+    "run",
     "train.training.local_rank": "not yours to set: the launcher numbers the ranks",
     "train.training.resume_from_checkpoint": "not yours to set: the checkpoint is found in "
     "train.training.output_dir",

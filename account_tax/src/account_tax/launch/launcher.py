@@ -15,12 +15,18 @@ from account_tax.commands import run_in_mlflow
 from account_tax.config import ConfigError, Resolved, parse_command_line
 from account_tax.environment import RECORD_FILE, environment_tags
 from account_tax.errors import Failed
-from account_tax.layout import PARAMETERS_FILE, PROGRESS_VARIABLE
+from account_tax.layout import (
+    FAULT_FILE,
+    INTERRUPTED_FILE,
+    PARAMETERS_FILE,
+    PROGRESS_VARIABLE,
+)
 from account_tax.mlflow_run import OwnedRun, TrackingError
 from account_tax.prepared import DATASETS, find_prepared, publish_prepared
-from account_tax.processes import run_stage
+from account_tax.processes import Interrupted, run_stage
 from account_tax.ranks import free_port
 
+from .hang import HangWatch
 from .plan import Plan, make_plan
 from .progress import ProgressLine
 from .stages import Stages, stage_environment
@@ -148,12 +154,19 @@ def _prepare_anew(stages: Stages, folder: Path, key: str) -> str:
 
 def _train(stages: Stages, plan: Plan) -> None:
     """Train in the ranks, showing rank 0's progress."""
-    training = plan.resolved.values["train"]["training"]
-    port = plan.resolved.launch.master_port
+    training, launch = plan.resolved.values["train"]["training"], plan.resolved.launch
+    port = launch.master_port
     progress = stages.root / "progress.json"
     environment = stages.rank_environment(plan.world_size, plan.report["gpus"], training)
     environment[PROGRESS_VARIABLE] = str(progress)
-    line = ProgressLine(progress)
+    for name in (progress.name, INTERRUPTED_FILE, FAULT_FILE):  # of an attempt before this one
+        (stages.root / name).unlink(missing_ok=True)
+    line, hang = ProgressLine(progress), HangWatch(progress, launch.hang_timeout_seconds)
+
+    def watch() -> None:
+        line.draw()
+        hang.check()
+
     click.echo(f"train: {plan.world_size} {plan.device} rank{'s' * (plan.world_size > 1)}")
     try:
         status = run_stage(
@@ -161,8 +174,13 @@ def _train(stages: Stages, plan: Plan) -> None:
             cwd=stages.project,
             environment=environment,
             log=stages.logs / "train.log",
-            watch=line.draw,
+            watch=watch,
+            grace_seconds=launch.grace_seconds,
         )
+    except Interrupted as err:
+        raise Interrupted(err.signum, stages.outcome_of_interruption()) from err
+    except Failed as err:
+        raise Failed(f"{err}\n{stages.last_lines()}") from err
     finally:
         line.close()
     stages.prove_training(status)

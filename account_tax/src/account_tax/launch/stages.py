@@ -15,9 +15,16 @@ from typing import Any
 import yaml
 
 from account_tax.config import Resolved
-from account_tax.errors import Failed
-from account_tax.layout import ADAPTER_FOLDER, MARKER_FILE
+from account_tax.errors import Failed, Preempted
+from account_tax.layout import (
+    ADAPTER_FOLDER,
+    FAULT_FILE,
+    INTERRUPTED_FILE,
+    LAUNCHER_VARIABLE,
+    MARKER_FILE,
+)
 from account_tax.prepared import DATASETS
+from account_tax.processes import identify
 
 TAIL_LINES = 12
 NO_RESULT = (
@@ -115,12 +122,18 @@ class Stages:
         """Return the marker's content, if the ranks ended well and their files are whole.
 
         Raises:
+            Preempted: If the ranks themselves were told to end, as Slurm does.
             Failed: With the last lines of the logs. The exit status alone proves nothing:
                 `deepspeed` returns 0 when its launch process was killed.
         """
         marker = self.root / MARKER_FILE
         if status != 0 or not marker.is_file():
-            why = _in_words(status) if status else NO_RESULT
+            if _told_to_end(status) or (self.root / INTERRUPTED_FILE).is_file():
+                raise Preempted(
+                    f"ended by SIGTERM: {self.outcome_of_interruption()}", goes_on=False
+                )
+            why = self._said("reason", FAULT_FILE)
+            why = why or (_in_words(status) if status else NO_RESULT)
             raise Failed(f"training failed: {why}.\n{self.last_lines()}")
         content = json.loads(marker.read_text(encoding="utf-8"))
         for name, sha256 in content["weights"].items():
@@ -128,6 +141,20 @@ class Stages:
             if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
                 raise Failed(f"training failed: {file} is not the file the marker lists.")
         return content
+
+    def outcome_of_interruption(self) -> str:
+        """Return what became of a training that was told to end."""
+        step = self._said("step", INTERRUPTED_FILE)
+        if step is not None:
+            return f"interrupted at step {step}; the same command goes on from there"
+        if (self.root / MARKER_FILE).is_file():
+            return "training is complete, registration is not; run the same command again"
+        return "interrupted before a step could be saved; run the same command again"
+
+    def _said(self, key: str, name: str) -> Any:
+        """Return what rank 0 left in a file below the root, None where there is none."""
+        file = self.root / name
+        return json.loads(file.read_text(encoding="utf-8"))[key] if file.is_file() else None
 
     def prove_registration(self, status: int) -> dict[str, Any]:
         """Return what was registered, if the stage ended well and its result is there."""
@@ -152,12 +179,19 @@ class Stages:
         return "\n".join(map(_tail, said or [self.logs / "train.log"]))
 
 
-def _in_words(status: int) -> str:
-    """Return an exit status as a person reads it.
+def _signal_in(status: int) -> int:
+    """Return the signal of a status: killed by n, a stage has -n, and `deepspeed` makes 256 - n."""
+    return -status if status < 0 else 256 - status
 
-    A stage killed by signal n has -n; of a rank so killed `deepspeed` makes 256 - n.
-    """
-    signum = -status if status < 0 else 256 - status
+
+def _told_to_end(status: int) -> bool:
+    """Return whether a rank that could not save yet, or no more, ended by SIGTERM."""
+    return _signal_in(status) == signal.SIGTERM
+
+
+def _in_words(status: int) -> str:
+    """Return an exit status as a person reads it."""
+    signum = _signal_in(status)
     if signum not in map(int, signal.Signals):
         return f"exit status {status}"
     name = signal.Signals(signum).name
@@ -181,4 +215,5 @@ def stage_environment(project: Path) -> dict[str, str]:
     source = str(project / "account_tax" / "src")
     path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
     quiet = {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUTF8": "1"}
-    return os.environ | quiet | {"PYTHONPATH": path}
+    launcher = {LAUNCHER_VARIABLE: identify(os.getpid()) or ""}
+    return os.environ | quiet | launcher | {"PYTHONPATH": path}

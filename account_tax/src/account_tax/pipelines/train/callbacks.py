@@ -161,18 +161,23 @@ class EngineTimeCallback(TrainerCallback):
 
 
 class ProgressCallback(TrainerCallback):
-    """Rank 0 only: keeps the file the launcher draws its progress line from, once a second."""
+    """Rank 0 only: keeps the file the launcher draws its progress line from, once a second.
+
+    It is the sign of life too: `beats` counts what was computed, `doing` says where silence is no
+    wonder. See `launch.hang`.
+    """
 
     def __init__(self, speed: SpeedCallback) -> None:
         self.speed = speed
         self._file = os.environ.get(PROGRESS_VARIABLE) if is_rank0() else None
         self._loss = math.nan
         self._started = self._written = 0.0
+        self._beats, self._doing = 0, "starting"
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Start the clock of the remaining time."""
         self._started = time.monotonic()
-        self._write(state)
+        self._beat(state, "training")
 
     def on_log(
         self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any
@@ -180,14 +185,39 @@ class ProgressCallback(TrainerCallback):
         """Remember the newest loss."""
         self._loss = (logs or {}).get("loss", self._loss)
 
+    def on_substep_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Give a sign of life after each micro-batch."""
+        self._beat(state, "training")
+
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Write, at most once a second; the last step always."""
-        if time.monotonic() - self._written >= 1 or state.global_step == state.max_steps:
+        last = state.global_step == state.max_steps
+        self._beat(state, "saving" if control.should_save or last else "training")
+
+    def on_prediction_step(
+        self, args: Any, state: TrainerState, control: Any, **kwargs: Any
+    ) -> None:
+        """Give a sign of life after each batch of an evaluation."""
+        self._beat(state, "evaluating")
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Expect a checkpoint, or what comes after training."""
+        self._beat(state, "saving")
+
+    on_epoch_end = on_evaluate
+
+    def on_save(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Go on, or finish."""
+        self._beat(state, "saving" if state.global_step >= state.max_steps else "training")
+
+    def _beat(self, state: TrainerState, doing: str) -> None:
+        """Write the file, at once where something else begins, else at most once a second."""
+        changed, self._doing = doing != self._doing, doing
+        self._beats += 1
+        if self._file and (changed or time.monotonic() - self._written >= 1):
             self._write(state)
 
     def _write(self, state: TrainerState) -> None:
-        if not self._file:
-            return
         self._written = time.monotonic()
         done = state.global_step
         each = (self._written - self._started) / done if done else math.nan
@@ -197,7 +227,9 @@ class ProgressCallback(TrainerCallback):
             "loss": self._loss,
             "tokens_per_sec": self.speed.tokens_per_sec,
             "eta_seconds": each * (state.max_steps - done),
+            "beats": self._beats,
+            "doing": self._doing,
         }
-        scratch = Path(self._file + ".new")
+        scratch = Path(f"{self._file}.new")
         scratch.write_text(json.dumps(progress), encoding="utf-8")
-        scratch.replace(self._file)  # the launcher never reads half a line
+        scratch.replace(str(self._file))  # the launcher never reads half a line

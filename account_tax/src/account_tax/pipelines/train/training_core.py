@@ -41,7 +41,13 @@ from account_tax.classifier import (
 from account_tax.layout import ADAPTER_FOLDER, MARKER_FILE, PROGRESS_VARIABLE
 from account_tax.metrics import compute_classification_metrics
 from account_tax.probe import PROBE_TEXTS
-from account_tax.ranks import flush_metrics, get_mlflow_env, is_rank0, join_as_one_rank
+from account_tax.ranks import (
+    flush_metrics,
+    free_shared_memory,
+    get_mlflow_env,
+    is_rank0,
+    join_as_one_rank,
+)
 
 from .batches import Rows, balanced_class_weights
 from .callbacks import (
@@ -52,6 +58,7 @@ from .callbacks import (
     TorchMemoryCallback,
     memory_mb,
 )
+from .stopping import NotFiniteCallback, StopCallback
 from .trainer import LedgerTrainer
 
 __all__ = [
@@ -102,8 +109,11 @@ def run_training_pipeline(
     if train_params["lora"].get("enable", True):
         model = apply_lora_adapters(model, train_params["lora"])
     arguments = build_training_arguments(train_params, artifacts_root)
-    trainer = _build_trainer(model, tokenizer, arguments, tokenized_datasets, train_params)
+    trainer = _build_trainer(
+        model, tokenizer, arguments, tokenized_datasets, train_params, Path(artifacts_root)
+    )
 
+    free_shared_memory()
     training_result = trainer.train()
     evaluation = trainer.evaluate()
     metrics = _summarize(trainer, training_result.metrics, evaluation)
@@ -216,6 +226,8 @@ def build_training_arguments(
         # MLflowMetricsCallback logs to MLflow; transformers' own would end the launcher's run.
         "report_to": [name for name in report_to if name != "mlflow"],
         "label_names": ["labels"],
+        # It would show a mean of earlier losses for one that is no number, which stops the run.
+        "logging_nan_inf_filter": False,
         "use_cpu": not torch.cuda.is_available(),
         "disable_tqdm": PROGRESS_VARIABLE in os.environ or given.pop("disable_tqdm", False),
     }
@@ -262,9 +274,10 @@ def _build_trainer(
     arguments: TrainingArguments,
     splits: DatasetDict,
     train_params: dict[str, Any],
+    root: Path,
 ) -> LedgerTrainer:
-    speed = SpeedCallback()
-    callbacks: list[Any] = [speed, TorchMemoryCallback(), ProgressCallback(speed)]
+    speed, finite = SpeedCallback(), NotFiniteCallback(root)
+    callbacks: list[Any] = [finite, speed, TorchMemoryCallback()]
     if "mlflow" in (train_params["training"].get("report_to") or []):
         callbacks.append(MLflowMetricsCallback())
     train_rows = Rows.from_dataset(splits["train"])
@@ -284,9 +297,12 @@ def _build_trainer(
         compute_metrics=partial(compute_metrics, average=average),
         callbacks=callbacks,
         speed=speed,
+        finite=finite,
         class_weights=weights,
     )
     trainer.add_callback(EngineTimeCallback(lambda: trainer.deepspeed))
+    trainer.add_callback(StopCallback(root))
+    trainer.add_callback(ProgressCallback(speed))  # after what asks for a checkpoint
     return trainer
 
 

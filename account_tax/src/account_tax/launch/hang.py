@@ -60,8 +60,9 @@ class HangWatch:
         raise Failed(
             f"training failed: no sign of life for {self._silent:.0f} s "
             f"(hang_timeout_seconds = {self._timeout:g}) after step {progress.get('step', 0)}: "
-            f"{', '.join(states) or 'no rank is to be seen on this machine'}. If nothing is wrong "
-            "with it, give it more time with -P hang_timeout_seconds."
+            f"{', '.join(states) or 'no rank is to be seen on this machine'}. Where each rank "
+            "stood is in its log. If nothing is wrong, give it more time with "
+            "-P hang_timeout_seconds."
         )
 
 

@@ -179,8 +179,6 @@ def _train(stages: Stages, plan: Plan) -> None:
         )
     except Interrupted as err:
         raise Interrupted(err.signum, stages.outcome_of_interruption()) from err
-    except Failed as err:
-        raise Failed(f"{err}\n{stages.last_lines()}") from err
     finally:
         line.close()
     stages.prove_training(status)

@@ -19,6 +19,7 @@ from account_tax.layout import PROGRESS_VARIABLE
 from account_tax.ranks import is_rank0, log_metrics
 
 MEBIBYTE = 2**20
+FINISHING = "finishing"
 
 
 class MLflowMetricsCallback(TrainerCallback):
@@ -210,14 +211,20 @@ class ProgressCallback(TrainerCallback):
         """Go on, or finish."""
         self._beat(state, "saving" if state.global_step >= state.max_steps else "training")
 
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Expect what comes after training: evaluation, adapter, the rest of the metrics."""
+        self._beat(state, FINISHING)
+
     def _beat(self, state: TrainerState, doing: str) -> None:
         """Write the file, at once where something else begins, else at most once a second."""
+        doing = FINISHING if self._doing == FINISHING else doing
         changed, self._doing = doing != self._doing, doing
         self._beats += 1
         if self._file and (changed or time.monotonic() - self._written >= 1):
             self._write(state)
 
     def _write(self, state: TrainerState) -> None:
+        assert self._file is not None
         self._written = time.monotonic()
         done = state.global_step
         each = (self._written - self._started) / done if done else math.nan
@@ -230,6 +237,6 @@ class ProgressCallback(TrainerCallback):
             "beats": self._beats,
             "doing": self._doing,
         }
-        scratch = Path(f"{self._file}.new")
+        scratch = Path(self._file + ".new")
         scratch.write_text(json.dumps(progress), encoding="utf-8")
-        scratch.replace(str(self._file))  # the launcher never reads half a line
+        scratch.replace(self._file)  # the launcher never reads half a line

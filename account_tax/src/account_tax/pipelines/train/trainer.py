@@ -112,14 +112,14 @@ class LedgerTrainer(Trainer):
         self.speed.count(inputs["attention_mask"])
         return super().training_step(model, inputs, num_items_in_batch)
 
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> float | None:
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Return the norm that Trainer has fetched, after a check; with fp16 too large is no fault.
 
         DeepSpeed then leaves the step out and lowers its loss scale.
         """
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if norm is not None and not self.args.fp16:
-            self.finite.check("gradient norm", norm, self.state.global_step + 1, self.args)
+            self.finite.check("gradient norm", float(norm), self.state.global_step + 1, self.args)
         return norm
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:

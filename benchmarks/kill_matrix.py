@@ -3,6 +3,7 @@
     python -m benchmarks.kill_matrix                  all injections; the table goes to stdout
     python -m benchmarks.kill_matrix --only SIGTERM   faults whose name holds a word
     python -m benchmarks.kill_matrix --each 1         another number of injections a fault
+    python -m benchmarks.kill_matrix --report FOLDER  the table of what a --work folder holds so far
 
 Each injection has an experiment and a folder of its own. The first command gets the fault; the
 same command is run until it ends with 0, at most AGAIN times; then its adapter's digest and its
@@ -25,6 +26,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,7 @@ from benchmarks import faults, warm_start  # noqa: E402
 
 STEPS, SAVE_EVERY, AGAIN = 12, 3, 2
 LEFT_SECONDS = 5.0  # within which no process of a run is left
-HUNG_SECONDS = 8.0
+HUNG_SECONDS = 8.0  # where a rank is stopped
 PR_SET_CHILD_SUBREAPER = 36
 # Measured, not computed: another value each time.
 VARYING = ("speed/", "cpu/", "gpu/", "time/", "train/runtime_seconds")
@@ -85,7 +87,8 @@ class Fault:
         if not self.what.startswith("SIG"):
             return f"{self.what}, {who}"
         word = {"SIGINT": "Ctrl-C (SIGINT)"}.get(self.what, self.what)
-        return f"{word} to {who}, {when}"
+        alone = ", one rank" if self.ranks == 1 and self.to != "rank" else ""
+        return f"{word} to {who}{alone}, {when}"
 
 
 FAULTS = (
@@ -110,6 +113,10 @@ FAULTS = (
 )
 
 
+# A fault, what came of each injection of it, and what was wrong with each.
+Row = tuple[Fault, list[dict[str, Any]], list[list[str]]]
+
+
 @dataclass(frozen=True)
 class Place:
     """Where the matrix works: a copy of the project, the ledger, the base, and a server."""
@@ -118,7 +125,7 @@ class Place:
     work: Path
     server: str
 
-    def words(self, name: str, ranks: int) -> list[str]:
+    def words(self, name: str, ranks: int, hang_timeout: float) -> list[str]:
         """Return the words of `kedro train` for one injection."""
         options = {
             "data": self.work / "ledger.csv",
@@ -129,7 +136,8 @@ class Place:
             "epochs": 100,
             "micro_batch_size": 16 // ranks,
             "register": "false",
-            "hang_timeout_seconds": HUNG_SECONDS,
+            "grace_seconds": 60,  # the machine may be busy
+            "hang_timeout_seconds": hang_timeout,
             "train.lora.target_modules": "query,value",
             "train.training.logging_steps": 1,
             **dict.fromkeys(["train.training.eval_steps", "train.training.save_steps"], SAVE_EVERY),
@@ -167,7 +175,8 @@ def run(place: Place, name: str, ranks: int, fault: dict[str, Any] | None) -> At
         if pid == 0:
             os.setsid()
             ends = {1: out.fileno(), 2: out.fileno()}
-            words = place.words(name, ranks)
+            stopped = fault is not None and fault["what"] == "SIGSTOP"
+            words = place.words(name, ranks, HUNG_SECONDS if stopped else 0)
             warm_start.start_here(words, ends, place.project, env)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     seconds = time.monotonic() - begun
@@ -312,7 +321,9 @@ def _values(points: list[Any]) -> list[Any]:
     return sorted({tuple(point) for point in points if not point[0].startswith(VARYING)})
 
 
-def work_off(place: Place, jobs: list[tuple[int, Fault | None, int]], seed: int, side: int) -> None:
+def work_off(
+    place: Place, jobs: Sequence[tuple[int, Fault | None, int]], seed: int, side: int
+) -> None:
     """Do injections in forks, `side` at a time; each writes its result to a file."""
     running: set[int] = set()
     for number, kind, ranks in jobs:
@@ -337,9 +348,9 @@ def _in_fork(place: Place, number: int, kind: Fault | None, ranks: int, seed: in
     os._exit(0)
 
 
-def result_of(place: Place, number: int) -> dict[str, Any]:
+def result_of(work: Path, number: int) -> dict[str, Any]:
     """Return what an injection's fork has written."""
-    content = json.loads((place.work / "results" / f"{number:03}.json").read_text())
+    content = json.loads((work / "results" / f"{number:03}.json").read_text())
     if "crash" in content:
         raise RuntimeError(content["crash"])
     return content
@@ -379,7 +390,7 @@ def start_server(place: Place) -> subprocess.Popen[bytes]:
     raise RuntimeError((place.work / "server.log").read_text())
 
 
-def table(rows: list[tuple[Fault, list[dict[str, Any]], list[list[str]]]]) -> str:
+def table(rows: list[Row]) -> str:
     """Return the matrix as Markdown."""
     lines = [
         "| fault | injected | exit status | resumed in the same run | as it has to be | else |",
@@ -409,8 +420,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the moments")
     parser.add_argument("--side", type=int, default=2, help="injections side by side")
     parser.add_argument("--work", type=Path, help="folder to keep everything in")
+    parser.add_argument("--report", type=Path, help="--work folder to report on; runs nothing")
     given = parser.parse_args()
     chosen = [kind for kind in FAULTS if given.only.lower() in kind.name.lower()]
+    jobs = _number(chosen, given.each)
+    if given.report:
+        print(table(_judge_all(given.report, jobs)))
+        return 0
     work = given.work or Path(tempfile.mkdtemp(prefix="kill_matrix_"))
     begun = time.monotonic()
     warm_start.warm_up()
@@ -418,7 +434,8 @@ def main() -> int:
     place = set_up(work.resolve())
     server = start_server(place)
     try:
-        rows = _matrix(place, chosen, given)
+        _inject_all(place, jobs, given)
+        rows = _judge_all(work, jobs)
     finally:
         server.terminate()
         server.wait()
@@ -429,31 +446,39 @@ def main() -> int:
     return int(any(wrong for _, _, wrongs in rows for wrong in wrongs))
 
 
-def _matrix(
-    place: Place, chosen: list[Fault], given: argparse.Namespace
-) -> list[tuple[Fault, list[dict[str, Any]], list[list[str]]]]:
-    worlds = sorted({kind.ranks for kind in chosen})
+def _number(chosen: list[Fault], each: int | None) -> list[tuple[int, Fault, int]]:
+    """Return the injections with their numbers and ranks; below 10 are those without a fault."""
+    kinds = [kind for kind in chosen for _ in range(each or kind.each)]
+    return [(number, kind, kind.ranks) for number, kind in enumerate(kinds, start=10)]
+
+
+def _inject_all(
+    place: Place, jobs: list[tuple[int, Fault, int]], given: argparse.Namespace
+) -> None:
+    worlds = sorted({ranks for _, _, ranks in jobs})
     work_off(place, [(ranks, None, ranks) for ranks in worlds], given.seed, 1)  # prepares the data
-    plain = {ranks: result_of(place, ranks) for ranks in worlds}
-    for ranks, result in plain.items():
-        print(f"{ranks} ranks, no fault:", result["statuses"], result["seconds"], file=sys.stderr)
-        if result["statuses"] != [0]:
-            raise RuntimeError(result["said"][0])
-    jobs, number = [], 10
-    for kind in chosen:
-        for _ in range(given.each or kind.each):
-            jobs.append((number, kind, kind.ranks))
-            number += 1
+    for ranks in worlds:
+        plain = result_of(place.work, ranks)
+        print(f"{ranks} ranks, no fault:", plain["statuses"], plain["seconds"], file=sys.stderr)
+        if plain["statuses"] != [0]:
+            raise RuntimeError(plain["said"][0])
     work_off(place, jobs, given.seed, given.side)
-    rows = []
-    for kind in chosen:
-        results = [result_of(place, number) for number, each, _ in jobs if each is kind]
-        wrongs = [judge(kind, result, plain[kind.ranks]) for result in results]
-        for result, wrong in zip(results, wrongs, strict=True):
-            if wrong:
-                print(f"{result['number']:03} {kind.name}: {wrong}", file=sys.stderr)
-        rows.append((kind, results, wrongs))
-    return rows
+
+
+def _judge_all(work: Path, jobs: list[tuple[int, Fault, int]]) -> list[Row]:
+    """Return the table's rows of what there is, and say to stderr what is wrong."""
+    found: dict[Fault, tuple[list[dict[str, Any]], list[list[str]]]] = {}
+    for number, kind, ranks in jobs:
+        if not (work / "results" / f"{number:03}.json").exists():
+            continue
+        result = result_of(work, number)
+        wrong = judge(kind, result, result_of(work, ranks))
+        if wrong:
+            print(f"{number:03} {kind.name}: {wrong}", file=sys.stderr)
+        results, wrongs = found.setdefault(kind, ([], []))
+        results.append(result)
+        wrongs.append(wrong)
+    return [(kind, *lists) for kind, lists in found.items()]
 
 
 if __name__ == "__main__":

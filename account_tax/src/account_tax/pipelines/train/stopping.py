@@ -15,7 +15,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from account_tax.guard import Stopped, saves_before_it_ends, told_to_end
 from account_tax.layout import FAULT_FILE, INTERRUPTED_FILE
-from account_tax.ranks import flush_metrics, is_rank0
+from account_tax.ranks import flush_metrics, free_shared_memory, is_rank0
 
 
 class NotFiniteError(ArithmeticError):
@@ -33,7 +33,8 @@ class StopCallback(TrainerCallback):
         self._signum = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take SIGTERM as a notice from now on."""
+        """Take SIGTERM as a notice from now on, and leave nothing behind if killed."""
+        free_shared_memory()
         saves_before_it_ends(True)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -106,7 +107,7 @@ class NotFiniteCallback(TrainerCallback):
         reason = (
             f"the {what} of step {step} is {value}, no finite number. {kept} Nothing was saved "
             "after it. Lower train.training.learning_rate, set "
-            "train.deepspeed.gradient_clipping, or use precision=fp32."
+            "train.deepspeed.gradient_clipping, or use precision=fp32"
         )
         if is_rank0():
             _write_whole(self._file, {"step": step, "reason": reason})

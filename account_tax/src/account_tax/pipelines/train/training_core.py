@@ -41,13 +41,7 @@ from account_tax.classifier import (
 from account_tax.layout import ADAPTER_FOLDER, MARKER_FILE, PROGRESS_VARIABLE
 from account_tax.metrics import compute_classification_metrics
 from account_tax.probe import PROBE_TEXTS
-from account_tax.ranks import (
-    flush_metrics,
-    free_shared_memory,
-    get_mlflow_env,
-    is_rank0,
-    join_as_one_rank,
-)
+from account_tax.ranks import flush_metrics, get_mlflow_env, is_rank0, join_as_one_rank
 
 from .batches import Rows, balanced_class_weights
 from .callbacks import (
@@ -113,7 +107,6 @@ def run_training_pipeline(
         model, tokenizer, arguments, tokenized_datasets, train_params, Path(artifacts_root)
     )
 
-    free_shared_memory()
     training_result = trainer.train()
     evaluation = trainer.evaluate()
     metrics = _summarize(trainer, training_result.metrics, evaluation)

@@ -52,7 +52,8 @@ def bring_about(fault: dict[str, Any], trainer: Any) -> None:
     elif fault["what"] == "disk full":
         _fill(Path(trainer.args.output_dir))
     else:
-        pid, signum = process_of(fault["to"]), signal.Signals[fault["what"]]
+        pid = process_of(fault["to"]) if fault["to"] != "server" else fault["pid"]
+        signum = signal.Signals[fault["what"]]
         threading.Timer(fault["delay"], os.kill, (pid, signum)).start()
 
 

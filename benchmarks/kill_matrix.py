@@ -21,6 +21,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,10 +37,11 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "account_tax" / "src")]
 
-from benchmarks import faults, warm_start  # noqa: E402
+from benchmarks import faults, flaky_proxy, warm_start  # noqa: E402
 
 STEPS, SAVE_EVERY, AGAIN = 12, 3, 2
 LEFT_SECONDS = 5.0  # within which no process of a run is left
+AWAY_SECONDS = 20.0  # of the tracking server
 HUNG_SECONDS = 8.0  # where a rank is stopped
 PR_SET_CHILD_SUBREAPER = 36
 # Measured, not computed: another value each time.
@@ -54,8 +56,9 @@ class Fault:
     """One kind of fault.
 
     Attributes:
-        what: A signal's name, `nan`, `disk full` or `server away`.
-        to: Who gets the signal: rank, launch, runner, launcher.
+        what: A signal's name, `nan` or `disk full`.
+        to: Who gets the signal: rank, launch, runner, launcher; or server: the way to the tracking
+            server, which is cut for a while.
         statuses: Exit statuses of `kedro train` that are right.
         state: The MLflow status that is right after the same command has been run again or, where
             the fault ends the launcher itself, None: nobody could set one.
@@ -77,6 +80,8 @@ class Fault:
     @property
     def name(self) -> str:
         """The fault in words, as the table names it."""
+        if self.to == "server":
+            return f"tracking server away for {AWAY_SECONDS:g} s"
         who = {
             "rank": f"rank {self.rank} of {self.ranks}" if self.ranks > 1 else "the only rank",
             "launch": "deepspeed's launch process",
@@ -110,6 +115,7 @@ FAULTS = (
     Fault("SIGSTOP", "rank", (1,), "FAILED", rank=1),
     Fault("nan", "rank", (1,), "FAILED"),
     Fault("disk full", "rank", (1,), "FAILED", saving=True, each=4),
+    Fault("SIGUSR1", "server", (0,), "FINISHED", each=4),
 )
 
 
@@ -161,12 +167,14 @@ class Attempt:
 # --- one command ----------------------------------------------------------------------------------
 
 
-def run(place: Place, name: str, ranks: int, fault: dict[str, Any] | None) -> Attempt:
+def run(
+    place: Place, name: str, ranks: int, fault: dict[str, Any] | None, server: str | None = None
+) -> Attempt:
     """Run `kedro train`, with a fault or none, and wait until every process of it is gone."""
     log = place.work / "logs" / f"{name}.log"
     log.parent.mkdir(exist_ok=True)
     env = {key: text for key, text in os.environ.items() if not key.startswith("MLFLOW_")}
-    env |= {"MLFLOW_TRACKING_URI": place.server, "MLFLOW_EXPERIMENT_NAME": name}
+    env |= {"MLFLOW_TRACKING_URI": server or place.server, "MLFLOW_EXPERIMENT_NAME": name}
     if fault:
         env[faults.VARIABLE] = json.dumps(fault)
     begun, at = time.monotonic(), log.stat().st_size if log.exists() else 0
@@ -181,16 +189,16 @@ def run(place: Place, name: str, ranks: int, fault: dict[str, Any] | None) -> At
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     seconds = time.monotonic() - begun
     text = log.read_bytes()[at:].decode(errors="replace")
-    return Attempt(status, seconds, text, _left_after(LEFT_SECONDS))
+    return Attempt(status, seconds, text, _left_after(LEFT_SECONDS, (fault or {}).get("pid")))
 
 
-def _left_after(seconds: float) -> list[str]:
+def _left_after(seconds: float, kept: int | None) -> list[str]:
     """Return what still runs below this process, which takes over orphans; it is killed then."""
     deadline = time.monotonic() + seconds
     while True:
         while _reap():
             continue
-        left = psutil.Process().children(recursive=True)
+        left = [p for p in psutil.Process().children(recursive=True) if p.pid != kept]
         if not left or time.monotonic() > deadline:
             break
         time.sleep(0.1)
@@ -224,8 +232,15 @@ def inject(place: Place, number: int, kind: Fault | None, ranks: int, seed: int)
     if small:
         disk.mkdir(parents=True)
         _mount_small(disk)
-    attempts = [run(place, name, ranks, given)]
+    server = None
+    if given and kind.to == "server":
+        host, _, port = place.server.removeprefix("http://").partition(":")
+        given["pid"], port = flaky_proxy.start(host, int(port), AWAY_SECONDS)
+        server = f"http://127.0.0.1:{port}"
+    attempts = [run(place, name, ranks, given, server)]
     state = _states(place, name)
+    if server:
+        os.kill(given["pid"], signal.SIGKILL)
     if small:
         (ballast,) = disk.rglob("ballast")
         ballast.unlink()

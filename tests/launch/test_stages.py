@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from account_tax.config import resolve
-from account_tax.errors import Failed
-from account_tax.launch.stages import TAIL_LINES, Stages
+from account_tax.errors import Failed, Preempted
+from account_tax.launch.stages import TAIL_LINES, Stages, stage_environment
+from account_tax.processes import lives
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -176,3 +177,35 @@ def test_another_stage_fails_with_its_own_log(stages):
     stages.prove("prepare", 0)
     with pytest.raises(Failed, match=r"prepare failed: exit status 3\.\n.*\nDataError: reason"):
         stages.prove("prepare", 3)
+
+
+# --- told to end ----------------------------------------------------------------------------------
+
+
+def test_ranks_that_saved_when_told_to_end_did_not_fail(stages):
+    stages.root.mkdir()
+    (stages.root / "interrupted.json").write_text(json.dumps({"step": 7, "signal": "SIGTERM"}))
+    with pytest.raises(Preempted, match="interrupted at step 7; the same command goes") as caught:
+        stages.prove_training(0)
+    assert (caught.value.status, caught.value.state) == (143, "KILLED")
+
+
+@pytest.mark.parametrize("status", [241, -15])  # of a rank, of deepspeed itself
+def test_sigterm_before_the_first_step_is_no_failure_either(stages, status):
+    with pytest.raises(Preempted, match="before a step could be saved"):
+        stages.prove_training(status)
+
+
+def test_training_that_is_complete_says_what_is_left(trained):
+    assert "registration is not" in trained.outcome_of_interruption()
+
+
+def test_why_training_stopped_itself_comes_first(stages):
+    stages.root.mkdir()
+    (stages.root / "fault.json").write_text(json.dumps({"step": 7, "reason": "the loss is nan"}))
+    with pytest.raises(Failed, match=r"^training failed: the loss is nan\."):
+        stages.prove_training(1)
+
+
+def test_stages_know_the_launcher_they_belong_to():
+    assert lives(stage_environment(REPOSITORY)["ACCOUNT_TAX_LAUNCHER"])

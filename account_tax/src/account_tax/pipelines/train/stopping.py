@@ -102,7 +102,8 @@ class NotFiniteCallback(TrainerCallback):
         """
         if math.isfinite(value) and value >= 0:
             return
-        last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+        folder = args.output_dir or ""
+        last = get_last_checkpoint(folder) if Path(folder).is_dir() else None
         kept = f"The last good checkpoint is {last}." if last else "There is no checkpoint yet."
         reason = (
             f"the {what} of step {step} is {value}, no finite number. {kept} Nothing was saved "

@@ -7,21 +7,28 @@ full. Only the moment is chosen, which nothing outside the rank could hit.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+JUMPS = (0, 1e8, -1e8)  # seconds, of the wall clock from one look to the next
 VARIABLE = "ACCOUNT_TAX_FAULT"  # of the rank: the fault as JSON
 
 
 def install() -> None:
     """Put the fault of the environment into this process, if it is the rank to have it."""
     fault = json.loads(os.environ.get(VARIABLE, "{}"))
+    if fault.get("what") == "clock":  # in every process
+        now, jumps = time.time, itertools.cycle(JUMPS)
+        time.time = lambda: now() + next(jumps)
+        return
     if not fault or int(os.environ.get("RANK", -1)) != fault["rank"]:
         return
     from account_tax.pipelines.train.trainer import LedgerTrainer

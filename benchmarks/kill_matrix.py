@@ -1,7 +1,7 @@
 """Injects faults into real trainings, runs the same command again, and compares what came out.
 
     python -m benchmarks.kill_matrix                  all injections; the table goes to stdout
-    python -m benchmarks.kill_matrix --only SIGTERM   faults whose name holds a word
+    python -m benchmarks.kill_matrix --only 'nan|C'   faults whose name fits
     python -m benchmarks.kill_matrix --each 1         another number of injections a fault
     python -m benchmarks.kill_matrix --report FOLDER  the table of what a --work folder holds so far
 
@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -56,7 +57,7 @@ class Fault:
     """One kind of fault.
 
     Attributes:
-        what: A signal's name, `nan` or `disk full`.
+        what: A signal's name, `nan`, `disk full` or `clock`.
         to: Who gets the signal: rank, launch, runner, launcher; or server: the way to the tracking
             server, which is cut for a while.
         statuses: Exit statuses of `kedro train` that are right.
@@ -80,6 +81,8 @@ class Fault:
     @property
     def name(self) -> str:
         """The fault in words, as the table names it."""
+        if self.what == "clock":
+            return "the wall clock jumps by years in every process"
         if self.to == "server":
             return f"tracking server away for {AWAY_SECONDS:g} s"
         who = {
@@ -116,6 +119,7 @@ FAULTS = (
     Fault("nan", "rank", (1,), "FAILED"),
     Fault("disk full", "rank", (1,), "FAILED", saving=True, each=4),
     Fault("SIGUSR1", "server", (0,), "FINISHED", each=4),
+    Fault("clock", "rank", (0,), "FINISHED", each=2),
 )
 
 
@@ -430,14 +434,14 @@ def table(rows: list[Row]) -> str:
 def main() -> int:
     """Run the matrix; exit status 1 if anything was not as it has to be."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="faults whose name holds this")
+    parser.add_argument("--only", default="", help="regular expression; case does not count")
     parser.add_argument("--each", type=int, help="injections a fault")
     parser.add_argument("--seed", type=int, default=1, help="of the moments")
     parser.add_argument("--side", type=int, default=2, help="injections side by side")
     parser.add_argument("--work", type=Path, help="folder to keep everything in")
     parser.add_argument("--report", type=Path, help="--work folder to report on; runs nothing")
     given = parser.parse_args()
-    chosen = [kind for kind in FAULTS if given.only.lower() in kind.name.lower()]
+    chosen = [kind for kind in FAULTS if re.search(given.only, kind.name, re.I)]
     jobs = _number(chosen, given.each)
     if given.report:
         print(table(_judge_all(given.report, jobs)))

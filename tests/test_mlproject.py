@@ -31,6 +31,7 @@ EXAMPLES = {
     "precision": ("fp16", "train.training.fp16", True),
     "seed": ("13", "train.training.seed", 13),
     "num_gpus": ("2", None, 2),
+    "hostfile": ("hosts", None, "hosts"),
     "registered_model_name": ("other", "registry.name", "other"),
     "register": ("false", None, False),
     "allow_unlocked": ("true", "registry.allow_unlocked", True),

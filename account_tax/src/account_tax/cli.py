@@ -108,6 +108,14 @@ def predict(**options: str) -> None:
     sys.exit(file_rows(Path.cwd(), options))
 
 
+@cli.command()
+def runs() -> None:
+    """Show the newest runs and what became of them; settle those whose Slurm job has ended."""
+    from account_tax.runs import show_runs
+
+    sys.exit(show_runs(Path.cwd()))
+
+
 @cli.command(name="run", params=kedro_run.params, help=kedro_run.help)
 @click.pass_context
 def run(context: click.Context, **options: Any) -> None:

@@ -74,6 +74,7 @@ class LaunchFields(TypedDict):
 
     recipe: Name
     num_gpus: Literal["auto"] | Count
+    hostfile: Name | None
     register: bool
     dry_run: bool
     master_port: (

@@ -15,7 +15,7 @@ from account_tax.commands import run_in_mlflow
 from account_tax.config import ConfigError, Resolved, parse_command_line
 from account_tax.environment import RECORD_FILE, environment_tags
 from account_tax.errors import Failed
-from account_tax.layout import PARAMETERS_FILE, PROGRESS_VARIABLE
+from account_tax.layout import INTERRUPTED_FILE, PARAMETERS_FILE, PROGRESS_VARIABLE
 from account_tax.mlflow_run import OwnedRun, TrackingError
 from account_tax.prepared import DATASETS, find_prepared, publish_prepared
 from account_tax.processes import run_stage
@@ -151,13 +151,21 @@ def _train(stages: Stages, plan: Plan) -> None:
     training = plan.resolved.values["train"]["training"]
     port = plan.resolved.launch.master_port
     progress = stages.root / "progress.json"
-    environment = stages.rank_environment(plan.world_size, plan.report["gpus"], training)
+    ranks_here = plan.place.ranks_here(plan.world_size)
+    environment = stages.rank_environment(ranks_here, plan.report["gpus"], training)
     environment[PROGRESS_VARIABLE] = str(progress)
+    interrupted = stages.root / INTERRUPTED_FILE
+    interrupted.unlink(missing_ok=True)  # of the attempt before this one
     line = ProgressLine(progress)
     click.echo(f"train: {plan.world_size} {plan.device} rank{'s' * (plan.world_size > 1)}")
     try:
         status = run_stage(
-            stages.ranks(plan.world_size, free_port() if port == "auto" else port),
+            plan.place.start_ranks(
+                stages.kedro("train"),
+                plan.world_size,
+                free_port() if port == "auto" else port,
+                stages.logs / "ranks",
+            ),
             cwd=stages.project,
             environment=environment,
             log=stages.logs / "train.log",
@@ -165,6 +173,7 @@ def _train(stages: Stages, plan: Plan) -> None:
         )
     finally:
         line.close()
+    plan.place.raise_if_preempted(status, interrupted)
     stages.prove_training(status)
 
 

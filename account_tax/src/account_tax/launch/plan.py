@@ -19,6 +19,7 @@ from account_tax.environment import describe_environment, environment_in_words, 
 from account_tax.errors import Failed
 from account_tax.processes import run_stage
 
+from .places import OneMachine, Place, find_place
 from .refusals import find_machine_faults
 from .stages import stage_environment
 
@@ -30,12 +31,14 @@ class Plan:
     Attributes:
         resolved: The parameters, the base pinned as the check found it.
         report: What `account_tax.check` found out about data, model and machine.
+        place: Where the ranks run.
         world_size: Ranks.
         environment: The lock, the differences from it, and the machine.
     """
 
     resolved: Resolved
     report: dict[str, Any]
+    place: Place
     world_size: int
     environment: dict[str, Any]
 
@@ -104,18 +107,23 @@ def make_plan(project: Path, args: Sequence[str]) -> Plan:
         faults, resolved = err.faults, err.usable
     environment = describe_environment(project)
     report = _check(project, resolved.values)
-    world_size = _world_size(resolved, report)
+    try:
+        place: Place = find_place(resolved.launch)
+    except ConfigError as err:
+        faults, place = faults + err.faults, OneMachine(resolved.launch)
+    world_size = place.world_size(report["gpus"])
     found = list(report["faults"])
     if not any(fault.startswith("num_gpus") for fault in faults):
         found += batch_faults(resolved.values, world_size)
-    found += find_machine_faults(
-        resolved.values, report, world_size, resolved.launch.master_port, project
-    )
+    ranks_here, port = place.ranks_here(world_size), resolved.launch.master_port
+    found += find_machine_faults(resolved.values, report, ranks_here, port, project)
+    folders = [project, project / resolved.values.get("artifacts_root", ".")]
+    found += place.faults(folders, stage_environment(project))
     found += _lock_faults(resolved, environment)
     faults += [_name_source(fault, resolved) for fault in found]
     if faults:
         raise ConfigError(faults)
-    return Plan(_pin_base(resolved, report["base"]), report, world_size, environment)
+    return Plan(_pin_base(resolved, report["base"]), report, place, world_size, environment)
 
 
 def _lock_faults(resolved: Resolved, environment: dict[str, Any]) -> list[str]:
@@ -160,8 +168,3 @@ def _name_source(fault: str, resolved: Resolved) -> str:
         return fault
     value, colon, text = rest.partition(": ")
     return f"{key} = {value} ({source}): {text}" if colon and "(" not in value else fault
-
-
-def _world_size(resolved: Resolved, report: dict[str, Any]) -> int:
-    wanted = resolved.launch.num_gpus
-    return max(1, report["gpus"]) if wanted == "auto" else wanted

@@ -20,22 +20,22 @@ DEFAULT_CHECKPOINTS = 3
 
 
 def find_machine_faults(
-    values: dict[str, Any], report: dict[str, Any], world_size: int, port: int | str, project: Path
+    values: dict[str, Any], report: dict[str, Any], ranks: int, port: int | str, project: Path
 ) -> list[str]:
     """Return every reason why this machine can't run the training.
 
     Args:
         values: The resolved parameters.
         report: What `account_tax.check` found.
-        world_size: Ranks to start.
+        ranks: Those that this machine is to run.
         port: Of the ranks' rendezvous; `auto` takes a free one.
         project: The project's root, below which a relative artifacts_root lies.
     """
     faults = []
     gpus = report.get("gpus", 0)
-    if gpus and world_size > gpus:
+    if gpus and ranks > gpus:
         faults.append(
-            f"num_gpus = {world_size}: this machine shows {gpus} GPU{'s' if gpus > 1 else ''}. "
+            f"num_gpus = {ranks}: this machine shows {gpus} GPU{'s' if gpus > 1 else ''}. "
             "Lower it, or let num_gpus=auto take those there are."
         )
     if not gpus:

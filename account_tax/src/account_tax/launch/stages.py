@@ -84,25 +84,18 @@ class Stages:
         """Return the command that runs a pipeline in one process."""
         return [sys.executable, "-m", "kedro", *self.kedro(pipeline, *options)]
 
-    def ranks(self, world_size: int, port: int) -> list[str]:
-        """Return the command that trains in `world_size` ranks, each with its own log."""
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        # --num_gpus ignores CUDA_VISIBLE_DEVICES.
-        devices = ",".join(visible.split(",")[:world_size])
-        where = f"--include=localhost:{devices}" if devices else f"--num_gpus={world_size}"
-        return [
-            *(sys.executable, "-m", "deepspeed.launcher.runner"),
-            *(where, "--module", "--no_local_rank"),
-            *(f"--master_port={port}", f"--enable_each_rank_log={self.logs / 'ranks'}"),
-            *("kedro", *self.kedro("train")),
-        ]
+    def rank_environment(self, ranks_here: int, gpus: int, training: dict[str, Any]) -> dict:
+        """Return what ranks find besides: their share of the cores, and determinism's settings.
 
-    def rank_environment(self, world_size: int, gpus: int, training: dict[str, Any]) -> dict:
-        """Return what ranks find besides: their share of the cores, and determinism's settings."""
+        Args:
+            ranks_here: Ranks that share a machine.
+            gpus: GPUs this one shows.
+            training: The section of the parameters.
+        """
         settings = dict(self.environment)
         if not gpus:
             settings["DS_ACCELERATOR"] = "cpu"
-            threads = max(1, (len(os.sched_getaffinity(0))) // world_size)
+            threads = max(1, (len(os.sched_getaffinity(0))) // ranks_here)
             settings.setdefault("OMP_NUM_THREADS", str(threads))
         if training.get("full_determinism"):
             # Set inside the process they may come after CUDA has started.

@@ -33,7 +33,7 @@ from account_tax.errors import Refused
 
 from .secrets import hide_secrets, passed_names, secrets_in
 from .slurm_config import SlurmConfig, read_config
-from .slurm_job import JobState, SlurmError, SlurmJob, describe_partitions, require_slurm, submit
+from .slurm_job import JobState, SlurmError, SlurmJob, describe_demand, require_slurm, submit
 from .slurm_runs import FOLDER_TAG, JOB_TAG, settle
 from .slurm_script import SCRIPT_FILE, write_script
 
@@ -47,7 +47,7 @@ MLFLOWS_KEYS = (
 
 
 class SlurmBackend(AbstractBackend):
-    """Submits an entry point as a job of Slurm and, unless told otherwise, follows it to its end."""
+    """Submits an entry point as a job of Slurm and follows it to its end, unless told not to."""
 
     def run(
         self,
@@ -191,8 +191,7 @@ class SlurmRun(SubmittedRun):
         self.job.cancel()
         reason = (
             f"Slurm job {self.job.job_id} can't start: {self._state.reason}, {why}.\n"
-            f"  asked for  {' '.join(self._config.sbatch_options())}\n"
-            f"{describe_partitions(self._config.partition)}"
+            f"{describe_demand(self._config)}"
         )
         settle(MlflowClient(), self._run_id, self.job, JobState("FAILED", status=1), reason)
         raise ExecutionException(reason)
@@ -311,13 +310,14 @@ def _make_environment(
     manager: Literal["uv", "conda"], conda_yaml: str, work_dir: Path, root: Path
 ) -> str:
     from mlflow.utils import virtualenv
-    from mlflow.utils.conda import get_conda_command, get_or_create_conda_env
+    from mlflow.utils.conda import get_or_create_conda_env
     from mlflow.utils.environment import _PythonEnv
 
     if manager == "conda":
         made = get_or_create_conda_env(conda_yaml, env_root_dir=str(root))
-        name = made.conda_env_path or made.conda_env_name
-        return " && ".join(get_conda_command(name))
+        assert made is not None
+        finds_it = [f"export {name}={shlex.quote(path)}" for name, path in made._extra_env.items()]
+        return " && ".join([*finds_it, *map(str, made.get_activate_command())])
     wanted = _PythonEnv.from_conda_yaml(conda_yaml)
     folder = root / virtualenv._get_virtualenv_name(wanted, work_dir)
     whole = folder / ".whole"
@@ -347,7 +347,7 @@ def _submit(
         _refuse_secrets(script + " ".join(words), environment)
         folder.mkdir(parents=True)
         (folder / SCRIPT_FILE).write_text(script, encoding="utf-8")
-        job = SlurmJob(submit(words, environment, config.partition), folder)
+        job = SlurmJob(submit(words, environment, config), folder)
     except (SlurmError, OSError) as err:
         failed = SlurmJob("none", folder)
         settle(client, run_id, failed, JobState("FAILED", status=1), str(err))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .slurm_config import SlurmConfig
 from .slurm_script import OUTPUT_FILE, STATUS_FILE
 
 COMMAND_SECONDS = 60
@@ -184,7 +185,7 @@ def require_slurm() -> None:
         )
 
 
-def submit(words: Sequence[str], environment: dict[str, str], partition: str | None) -> str:
+def submit(words: Sequence[str], environment: dict[str, str], config: SlurmConfig) -> str:
     """Submit with `sbatch` and return the job's id.
 
     Raises:
@@ -199,15 +200,16 @@ def submit(words: Sequence[str], environment: dict[str, str], partition: str | N
             f"sbatch: {said} Slurm's authentication, munge, does not work on this machine: its "
             "daemon is down or has another key. Ask the cluster's administrators."
         )
-    asked = " ".join(word for word in words if word.startswith("--") and "export" not in word)
-    raise SlurmError(f"sbatch: {said}\n  asked for  {asked}\n{describe_partitions(partition)}")
+    raise SlurmError(f"sbatch: {said}\n{describe_demand(config)}")
 
 
-def describe_partitions(partition: str | None) -> str:
-    """Return what a partition has, or all of them where it is unknown or not given."""
+def describe_demand(config: SlurmConfig) -> str:
+    """Return what a job asks for, and what its partition has; all of them if it is not there."""
+    partition = config.partition
+    asked = f"  asked for  {' '.join(config.sbatch_options())}"
     shown = "partition %R: %D nodes, %c CPUs, %m MB, gres %G a node; time limit %l; %a"
     for only in ([f"--partition={partition}"] if partition else [], []):
         lines = call("sinfo", "-h", "-o", shown, *only).stdout.strip().splitlines()
         if lines:
-            return "\n".join(f"  there is   {line}" for line in lines)
-    return "  sinfo does not answer."
+            return "\n".join([asked, *(f"  there is   {line}" for line in lines)])
+    return f"{asked}\n  sinfo does not answer."

@@ -1,4 +1,4 @@
-"""Runs one command on each of several hosts by ssh, to the end of the last or the fault of the first.
+"""Runs a command on each of several hosts by ssh, to the last one's end or the first fault.
 
 The environment goes over ssh's standard input: no file and no command line has it. A host ends what
 it started when that input ends, so nothing outlives the process that asked for it, however it went.

@@ -28,10 +28,11 @@ MARK = ".seen-"
 PROBE = f"""
 python=$1 reference=$2 missing=
 export NODE="${{SLURMD_NODENAME:-$NODE}}" PROBED_RANK="${{SLURM_PROCID:-$PROBED_RANK}}"
+unseen="UNSEEN\\t$PROBED_RANK\\t$NODE\\t%s\\n"
 for file in "$@"; do
   tries=0
   while [ ! -e "$file" ] && [ $tries -lt {SEEN_TRIES} ]; do sleep 0.1; tries=$((tries + 1)); done
-  [ -e "$file" ] || {{ printf 'UNSEEN\\t%s\\t%s\\t%s\\n' "$PROBED_RANK" "$NODE" "$file"; missing=1; }}
+  [ -e "$file" ] || {{ printf "$unseen" "$file"; missing=1; }}
 done
 [ -n "$missing" ] || exec "$python" -m account_tax.launch.same_everywhere "$reference"
 """

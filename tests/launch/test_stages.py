@@ -40,26 +40,10 @@ def write_log(stages, name, *lines):
 
 def test_every_stage_reads_the_configuration_and_data_versions_of_the_run(stages):
     stages.versions = {"tokenizer": "v1", "tokenized_datasets": "v1"}
-    for command in (stages.single("register"), stages.ranks(2, 1234)):
+    for command in (stages.single("register"), stages.kedro("train")):
         assert f"--conf-source={stages.root / 'conf'}" in command
         assert "--load-versions=tokenizer:v1,tokenized_datasets:v1" in command
-        assert command[0] == sys.executable
-
-
-def test_ranks_are_started_by_deepspeed_each_with_its_log(stages, monkeypatch):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    command = stages.ranks(2, 1234)
-    assert command[1:3] == ["-m", "deepspeed.launcher.runner"]
-    for option in ("--num_gpus=2", "--module", "--no_local_rank", "--master_port=1234"):
-        assert option in command
-    assert f"--enable_each_rank_log={stages.logs / 'ranks'}" in command
-
-
-def test_ranks_take_the_visible_gpus_only(stages, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,7")
-    command = stages.ranks(2, 1234)
-    assert "--include=localhost:3,5" in command
-    assert "--num_gpus=2" not in command
+    assert stages.single("register")[0] == sys.executable
 
 
 def test_cpu_ranks_share_the_cores_unless_told_otherwise(stages, monkeypatch):

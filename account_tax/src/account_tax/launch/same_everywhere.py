@@ -13,6 +13,7 @@ import platform
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,8 @@ def probe_ranks(
         return [f"{err.filename}: can't be written ({err.strerror})."]
     finally:
         for file in files:
-            file.unlink(missing_ok=True)
+            with suppress(OSError):
+                file.unlink()
     return read_answers(said, errors, ranks)
 
 

@@ -122,7 +122,9 @@ def test_a_killed_rank_on_a_host_ends_those_on_the_others(train):
     run.wait_for(lambda: "tokens/s" in run.output, 400)
     run.ranks()[1].kill()
     assert run.end(seconds=60) == 1
-    assert "SIGKILL" in run.run().data.tags["account_tax.reason"]
+    reason = run.run().data.tags["account_tax.reason"]
+    assert "ended by SIGKILL" in reason
+    assert "host b ended with exit status 247" in reason
 
 
 @pytest.mark.slow

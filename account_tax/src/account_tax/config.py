@@ -54,10 +54,10 @@ class LaunchOptions:
 
     recipe: str = "starter"
     num_gpus: int | Literal["auto"] = "auto"
-    hostfile: str | None = None
     register: bool = True
     dry_run: bool = False
     master_port: int | Literal["auto"] = "auto"
+    hostfile: str | None = None
 
 
 @dataclass(frozen=True)

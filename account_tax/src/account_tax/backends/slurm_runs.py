@@ -6,13 +6,14 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import Run, RunStatus
+from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
+
+from account_tax.mlflow_run import REASON_TAG
 
 from .slurm_job import JobState, SlurmJob
 
 JOB_TAG = "account_tax.slurm_job"
 FOLDER_TAG = "account_tax.slurm_folder"
-REASON_TAG = "account_tax.reason"
-LONGEST_REASON = 5000  # of a tag; what a server allows at least
 
 
 def settle(
@@ -28,7 +29,7 @@ def settle(
         status = state.mlflow_status
         if status != "FINISHED":
             said = reason or f"Slurm job {job.job_id} ended: {state.in_words()}"
-            client.set_tag(run_id, REASON_TAG, said[:LONGEST_REASON])
+            client.set_tag(run_id, REASON_TAG, said[:MAX_TAG_VAL_LENGTH])
         client.set_terminated(run_id, status)
     elif state.mlflow_status == "SCHEDULED" != status:
         status = "SCHEDULED"  # also one that was ended, where Slurm queued its job again

@@ -46,7 +46,7 @@ def run_on_hosts(ssh: Sequence[str], commands: Mapping[str, Sequence[str]]) -> i
             statuses = {host: process.poll() for host, process in running.items()}
             if failed := {host: status for host, status in statuses.items() if status}:
                 host, status = next(iter(failed.items()))
-                print(f"{host}: ended with exit status {status}", flush=True)  # noqa: T201
+                print(f"host {host} ended with exit status {status}", flush=True)  # noqa: T201
                 return status
             if None not in statuses.values():
                 return 0

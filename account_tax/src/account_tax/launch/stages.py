@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -20,6 +21,7 @@ from account_tax.layout import ADAPTER_FOLDER, MARKER_FILE
 from account_tax.prepared import DATASETS
 
 TAIL_LINES = 12
+RANK_ENDED = re.compile(r"^srun: error: .*|^host \S+ ended with .*", re.MULTILINE)
 NO_RESULT = (
     "exit status 0, but no result was written; deepspeed ends so when its launch process is killed"
 )
@@ -139,18 +141,23 @@ class Stages:
             raise Failed(f"{stage} failed: {_in_words(status)}.\n{_tail(log)}")
 
     def last_lines(self) -> str:
-        """Return the end of each rank's log, or of deepspeed's where no rank has said anything."""
+        """Return how each rank ended and the end of its log; deepspeed's where none said anything.
+
+        How it ended is said by what started it: srun, or over_ssh.py for a host.
+        """
         ranks = sorted((self.logs / "ranks").glob("*.log"))
         said = [log for log in ranks if log.stat().st_size]
-        return "\n".join(map(_tail, said or [self.logs / "train.log"]))
+        launched = self.logs / "train.log"
+        text = launched.read_text(encoding="utf-8", errors="replace") if launched.exists() else ""
+        return "\n".join([*RANK_ENDED.findall(text), *map(_tail, said or [launched])])
 
 
 def _in_words(status: int) -> str:
     """Return an exit status as a person reads it.
 
-    A stage killed by signal n has -n; of a rank so killed `deepspeed` makes 256 - n.
+    A stage killed by signal n has -n; of a rank so killed `deepspeed` makes 256 - n, srun 128 + n.
     """
-    signum = -status if status < 0 else 256 - status
+    signum = -status if status < 0 else 256 - status if status > 192 else status - 128
     if signum not in map(int, signal.Signals):
         return f"exit status {status}"
     name = signal.Signals(signum).name

@@ -19,7 +19,7 @@ from mlflow.entities import Run
 
 from tests.slurm_cluster import Cluster, cluster, install_metadata, why_none
 
-from .conftest import Project, mlflow_command
+from .conftest import Project
 from .test_faults import LONG, Launched, override
 
 pytestmark = pytest.mark.skipif(bool(why_none()), reason=why_none())
@@ -89,9 +89,11 @@ def submit(slurm, project, tiny, table, tmp_path) -> Iterator[Callable[..., Subm
     pairs = [f"{name}={value}" for name, value in environment.items()]
 
     def start(case: str, *changes: str, **keys: object) -> Submitted:
+        manager = [] if "environment" in keys else ["--env-manager", "local"]
         config = tmp_path / "slurm.json"
         config.write_text(json.dumps(BOTH_NODES | keys))
-        words = mlflow_command(*override(options, changes))
+        given = [word for each in override(options, changes) for word in ("-P", each)]
+        words = ["mlflow", "run", ".", "-e", "train", *given, *manager]
         backend = ["-b", "slurm", "--backend-config", str(config)]
         began = time.monotonic()
         run = Submitted(project, tmp_path / "output", "env", *pairs, *words, *backend)
@@ -283,3 +285,27 @@ def test_who_does_not_wait_learns_the_end_from_kedro_runs(slurm, project, submit
     line = next(line for line in runs.output.splitlines() if run.run().info.run_id in line)
     assert "KILLED" in line
     assert run.run().info.status == "KILLED"
+
+
+@pytest.mark.slow
+def test_the_environment_is_made_once_on_shared_storage(submit, tmp_path):
+    if not shutil.which("uv"):
+        pytest.skip("no uv, which makes the environment")
+    keys = {"environment": "uv", "shared_folder": str(tmp_path)}
+    first = submit("an environment made by uv", "dry_run=true", **keys)
+    assert first.end(580) == 0, first.output
+    (made,) = [f for f in (tmp_path / "environments").iterdir() if f.is_dir()]
+    when = made.stat().st_ctime_ns
+    script = next(line for line in first.output.splitlines() if "output " in line)
+    job = Path(script.rpartition("output ")[2]).with_name("job.sh").read_text()
+    assert f"{made}/bin/activate" in job
+    second = submit("the same environment again", "dry_run=true", **keys)
+    assert second.end() == 0
+    assert made.stat().st_ctime_ns == when
+
+
+@pytest.mark.slow
+def test_a_time_limit_is_the_reason(submit):
+    run = submit("the time limit", *LONG, NO_REGISTER, time="2", notice_seconds=5)
+    assert run.end() == 1
+    assert "reached its time limit. Give it a longer time" in run.reason

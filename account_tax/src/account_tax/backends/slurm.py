@@ -25,7 +25,6 @@ from typing import Any, Literal, NoReturn, TextIO
 
 import click
 from mlflow import MlflowClient, tracking
-from mlflow.entities import RunStatus
 from mlflow.exceptions import ExecutionException, MlflowException
 from mlflow.projects import utils
 from mlflow.projects.backend.abstract_backend import AbstractBackend
@@ -107,7 +106,7 @@ class SlurmRun(SubmittedRun):
     def get_status(self) -> str:
         """Return the MLflow status that goes with the job's state now."""
         self._state = self.job.state() or self._state
-        return RunStatus.to_string(RunStatus.from_string(self._state.mlflow_status))
+        return self._state.mlflow_status
 
     def wait(self) -> bool:
         """Show the job's output until its end, settle the MLflow run, return whether it did well.

@@ -58,33 +58,36 @@ class Hosts:
                 f"num_gpus = {self.wanted}: {self.hostfile} has {self.world_size(0)} slots, a rank "
                 "each. Leave num_gpus at auto."
             )
-        with ThreadPoolExecutor(len(self.slots)) as pool:
-            reached = list(pool.map(lambda host: self._ssh(host, "true"), self.slots))
-        silent = {
-            host: " ".join(done.stderr.split()) or "no answer"
-            for host, done in zip(self.slots, reached, strict=True)
-            if done.returncode
-        }
-        if silent:
-            return found + [
-                f"hostfile = {self.hostfile}: {host} can't be reached by ssh ({why}). It has to "
-                "answer without a password; start it, or take it out of the file."
-                for host, why in silent.items()
-            ]
-        first_ranks = [sum(list(self.slots.values())[:n]) for n in range(len(self.slots))]
+        if silent := self._unreachable():
+            return found + silent
+        counts = list(self.slots.values())
+        first_ranks = [sum(counts[:number]) for number in range(len(counts))]
 
         def ask(words: list[str]) -> tuple[str, str]:
-            def one(host: str, rank: int) -> subprocess.CompletedProcess[str]:
-                own = {"NODE": host, "PROBED_RANK": str(rank)}
-                given = own | {"PYTHONPATH": environment.get("PYTHONPATH", "")}
-                setting = [f"{name}={value}" for name, value in given.items()]
-                return self._ssh(host, in_folder(["env", *setting, "sh", *words]), CHECK_SECONDS)
-
-            with ThreadPoolExecutor(len(self.slots)) as pool:
-                answers = list(pool.map(one, self.slots, first_ranks))
+            python_path = f"PYTHONPATH={environment.get('PYTHONPATH', '')}"
+            answers = self._ssh_each(
+                {
+                    host: in_folder(
+                        ["env", python_path, f"NODE={host}", f"PROBED_RANK={rank}", "sh", *words]
+                    )
+                    for host, rank in zip(self.slots, first_ranks, strict=True)
+                },
+                CHECK_SECONDS,
+            ).values()
             return "".join(a.stdout for a in answers), " ".join(a.stderr for a in answers)
 
         return found + probe_ranks(folders, ask, first_ranks)
+
+    def _unreachable(self) -> list[str]:
+        """Return a fault for each host that does not answer."""
+        reached = self._ssh_each(dict.fromkeys(self.slots, "true"), 2 * CONNECT_SECONDS)
+        silent = {host: done.stderr for host, done in reached.items() if done.returncode}
+        return [
+            f"hostfile = {self.hostfile}: {host} can't be reached by ssh "
+            f"({' '.join(said.split()) or 'no answer'}). It has to answer without a password; "
+            "start it, or take it out of the file."
+            for host, said in silent.items()
+        ]
 
     def start_ranks(
         self, kedro: Sequence[str], world_size: int, port: int, logs: Path
@@ -117,16 +120,23 @@ class Hosts:
         match = re.search(r"^hostname (\S+)", shown.stdout, re.MULTILINE)
         return match[1] if match else host.rpartition("@")[2]
 
-    def _ssh(
-        self, host: str, command: str, seconds: float = 2 * CONNECT_SECONDS
-    ) -> subprocess.CompletedProcess[str]:
-        words = [*self.ssh, "-n", host, command]
-        try:
-            return subprocess.run(
-                words, capture_output=True, text=True, timeout=seconds, check=False
-            )
-        except (FileNotFoundError, subprocess.TimeoutExpired) as err:
-            return subprocess.CompletedProcess(words, UNREACHABLE, "", str(err))
+    def _ssh_each(
+        self, commands: Mapping[str, str], seconds: float
+    ) -> dict[str, subprocess.CompletedProcess[str]]:
+        """Run a command on each host, all at once."""
+
+        def one(host: str, command: str) -> subprocess.CompletedProcess[str]:
+            words = [*self.ssh, "-n", host, command]
+            try:
+                return subprocess.run(
+                    words, capture_output=True, text=True, timeout=seconds, check=False
+                )
+            except (FileNotFoundError, subprocess.TimeoutExpired) as err:
+                return subprocess.CompletedProcess(words, UNREACHABLE, "", str(err))
+
+        with ThreadPoolExecutor(len(commands)) as pool:
+            answers = list(pool.map(one, commands, commands.values()))
+        return dict(zip(commands, answers, strict=True))
 
 
 def read_hosts(

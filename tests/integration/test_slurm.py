@@ -81,12 +81,6 @@ def submit(slurm, project, tiny, table, tmp_path) -> Iterator[Callable[..., Subm
     metadata = install_metadata(tmp_path)
     options = [option for option in tiny if not option.startswith("num_gpus")]
     source = project.folder / "account_tax" / "src"
-    environment = {
-        **slurm.environment,
-        "PYTHONPATH": f"{metadata}{os.pathsep}{source}",
-        "HF_TOKEN": SECRET,
-    }
-    pairs = [f"{name}={value}" for name, value in environment.items()]
 
     def start(case: str, *changes: str, **keys: object) -> Submitted:
         manager = [] if "environment" in keys else ["--env-manager", "local"]
@@ -95,6 +89,12 @@ def submit(slurm, project, tiny, table, tmp_path) -> Iterator[Callable[..., Subm
         given = [word for each in override(options, changes) for word in ("-P", each)]
         words = ["mlflow", "run", ".", "-e", "train", *given, *manager]
         backend = ["-b", "slurm", "--backend-config", str(config)]
+        variables = {
+            **slurm.environment,
+            "PYTHONPATH": f"{metadata}{os.pathsep}{source}",
+            "HF_TOKEN": SECRET,
+        }
+        pairs = [f"{name}={value}" for name, value in variables.items()]
         began = time.monotonic()
         run = Submitted(project, tmp_path / "output", "env", *pairs, *words, *backend)
         run.case, run.table, run.began = case, table, began

@@ -94,7 +94,7 @@ def test_an_unreachable_host_is_refused_before_anything_starts(train, project):
 @pytest.mark.integration
 def test_two_hosts_train_a_rank_each(train, project):
     run = train("a slots=1\nb slots=1\n")
-    assert run.process.wait(400) == 0, run.output
+    assert run.process.wait(600) == 0, run.output
     assert "train: 2 CPU ranks" in run.output
     assert run.run().info.status == "FINISHED"
     folder = project.folder / "data" / "06_models" / run.run().info.run_id

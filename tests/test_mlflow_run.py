@@ -96,6 +96,23 @@ def test_a_relative_store_that_has_the_run_is_handed_on_by_its_full_path(
     assert OwnedRun.open(tmp_path).tracking_uri == client.tracking_uri
 
 
+def test_a_relative_store_is_found_where_the_run_was_started_from(client, tmp_path):
+    # As `mlflow run URI` does it: the run is made here, the project works in another folder.
+    given = client.create_run(os.environ["MLFLOW_EXPERIMENT_ID"]).info.run_id
+    store = Path(client.tracking_uri.removeprefix("sqlite:///"))
+    show = "from account_tax.mlflow_run import *; print(OwnedRun.open(Path.cwd()).tracking_uri)"
+    done = subprocess.run(
+        ["sh", "-c", f'(cd "{tmp_path}" && "{sys.executable}" -c "{show}"); true'],
+        cwd=store.parent,
+        env=os.environ
+        | {"MLFLOW_RUN_ID": given, "MLFLOW_TRACKING_URI": f"sqlite:///{store.name}"}
+        | {"PYTHONPATH": str(Path(mlflow_run.__file__).parents[1])},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == client.tracking_uri
+    assert not (tmp_path / store.name).exists()
+
+
 def test_stages_find_the_run_in_their_environment(run, store, tmp_path):
     assert run.environment() == {
         "MLFLOW_RUN_ID": run.run_id,

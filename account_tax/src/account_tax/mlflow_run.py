@@ -160,33 +160,61 @@ def tracking_uri(project: Path) -> str:
     given = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project / 'mlflow.db'}"
     if (file := _relative_file(given)) is None:
         return given
-    return given.replace(f":///{file}", f":///{Path.cwd() / file}", 1)
+    return given.replace(f":///{file}", f":///{_folder_meant(file) / file}", 1)
+
+
+def _folder_meant(file: str) -> Path:
+    """Return the folder from which the run that was handed over is found at a relative path.
+
+    `mlflow run URI` makes the run in the folder it is typed in, and starts the project in a clone
+    elsewhere, with the same relative path: so the folders of the processes above are tried too.
+    """
+    here, run_id = Path.cwd(), os.environ.get("MLFLOW_RUN_ID")
+    if run_id:
+        for folder in (here, *_parents_folders()):
+            if _has_run(folder / file, run_id):
+                return folder
+    return here
+
+
+def _parents_folders() -> Iterator[Path]:
+    for parent in psutil.Process().parents():
+        with suppress(psutil.Error):  # another user's
+            yield Path(parent.cwd())
+
+
+def _has_run(store: Path, run_id: str) -> bool:
+    """Return whether a file is a store that knows a run; none is made where there is no file."""
+    if not store.is_file():
+        return False
+    with suppress(MlflowException), short_waits():
+        MlflowClient(f"sqlite:///{store}").get_run(run_id)
+        return True
+    return False
 
 
 def _relative_file(uri: str) -> str | None:
     """Return the path in a `sqlite:///` URI, if it depends on the working directory."""
-    scheme, _, rest = uri.partition(":///")
-    file = rest.partition("?")[0]
+    scheme, file = uri.partition(":///")[0], _path_of(uri)
     relative = scheme.split("+")[0] == "sqlite" and file not in ("", ":memory:")
     return file if relative and not file.startswith("/") else None
 
 
-def _refuse_another_store(uri: str, run_id: str) -> None:
-    """Refuse a relative path if the run is not in the store it names here.
+def _path_of(uri: str) -> str:
+    return uri.partition(":///")[2].partition("?")[0]
 
-    `mlflow run URI` works in its own folder and starts the project in the clone: it made the run
-    in one file, and here another would be made, which nobody would look into.
+
+def _refuse_another_store(uri: str, run_id: str) -> None:
+    """Refuse a relative path at which nobody on the way to here has the run.
+
+    Another store would be made otherwise, which nobody would look into.
 
     Raises:
         TrackingError: With the form that means the same file everywhere.
     """
     given = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if (file := _relative_file(given)) is None:
+    if (file := _relative_file(given)) is None or _has_run(Path(_path_of(uri)), run_id):
         return
-    if Path(file).is_file():
-        with suppress(MlflowException), short_waits():
-            MlflowClient(uri).get_run(run_id)
-            return
     raise TrackingError(
         f"MLFLOW_TRACKING_URI = {given}: a path relative to the folder it is used in. The run "
         f"{run_id} was started from another folder than {Path.cwd()}, where the project runs, so "

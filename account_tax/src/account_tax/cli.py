@@ -108,6 +108,24 @@ def predict(**options: str) -> None:
     sys.exit(file_rows(Path.cwd(), options))
 
 
+@cli.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@click.option("--backend", default="local", help="local, slurm, kubernetes or databricks.")
+@click.option("--backend-config", help="The file that `mlflow run --backend-config` is given.")
+@click.argument("parameters", nargs=-1, type=click.UNPROCESSED)
+def preflight(backend: str, backend_config: str | None, parameters: tuple[str, ...]) -> None:
+    """Check all that can be known before a run is submitted; submit nothing.
+
+    Parameters are given as to `kedro train`. The exit status is 0, or 2 with every fault.
+    """
+    from account_tax.preflight.command import BACKENDS
+    from account_tax.preflight.command import preflight as check
+
+    if backend not in BACKENDS:
+        raise click.BadParameter(f"{backend}: there are {', '.join(BACKENDS)}.")
+    _quieten_libraries()
+    sys.exit(check(Path.cwd(), backend, backend_config, parameters))
+
+
 @cli.command(name="run", params=kedro_run.params, help=kedro_run.help)
 @click.pass_context
 def run(context: click.Context, **options: Any) -> None:

@@ -1,0 +1,28 @@
+"""Secrets in a configuration have to be named, not written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+SECRET_NAME = re.compile(
+    r"\w*(?:TOKEN|PASSW|SECRET|ACCESS_KEY|API_KEY|PRIVATE_KEY|CREDENTIAL)\w*", re.IGNORECASE
+)
+
+
+def find_written_secrets(
+    settings: Mapping[str, Any], reference: re.Pattern[str], hint: str
+) -> list[str]:
+    """Return a fault for each setting that holds a secret itself; the value is never repeated.
+
+    Args:
+        settings: Name to value, of environment variables or the like.
+        reference: What a value that only names a secret looks like.
+        hint: How to name one.
+    """
+    return [
+        f"{name}: a secret is written here, for all who can read the job. {hint}"
+        for name, value in settings.items()
+        if SECRET_NAME.fullmatch(name.replace(".", "_")) and not reference.fullmatch(str(value))
+    ]

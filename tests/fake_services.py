@@ -21,7 +21,6 @@ from urllib.parse import parse_qs, urlsplit
 
 BUILT = "sha256:" + "b" * 64  # id of the image the engine builds
 PUSHED = "sha256:" + "c" * 64  # the digest its registry gives it
-KINDS = {"namespaces": "Namespace", "persistentvolumeclaims": "PersistentVolumeClaim"}
 
 
 @dataclass(frozen=True)

@@ -363,10 +363,8 @@ def test_the_pods_command_runs_in_what_the_image_holds(complete, tiny, tmp_path)
     command = [
         word.replace(shlex.quote(LEDGER), shlex.quote(str(ledger))) for word in box["command"]
     ]
-    more = [
-        word for each in tiny[1:] for word in (f"--{each.split('=', 1)[0]}", each.split("=")[1])
-    ]
-    done = Project(folder).run(*command, *more, "--num_gpus", "1", "--dry-run")
+    more = [f"--{each}" for each in tiny if not each.startswith("data=")]
+    done = Project(folder).run(*command, *more, "--dry-run", timeout=600)
     assert done.returncode == 0, done.output
     assert str(ledger) in done.output
 
@@ -382,7 +380,8 @@ def test_the_clusters_command_goes_on_in_the_run_of_the_submission(
     words = shlex.split(text.strip().splitlines()[-1])[: -2 * len(OPTIONS)]
     words[2], words[6] = str(tmp_path), "local"  # where it was unpacked; here is no uv of a cluster
     options = [word for each in [*tiny, "dry_run=true"] for word in ("-P", each)]
-    done = Project(tmp_path).run(*words, *options, env={"MLFLOW_TRACKING_URI": server.address})
+    env = {"MLFLOW_TRACKING_URI": server.address}
+    done = Project(tmp_path).run(*words, *options, env=env, timeout=600)
     assert done.returncode == 0, done.output
     (run_id,) = json.loads(words[8]).values()
     assert MlflowClient(server.address).get_run(run_id).info.status == "FINISHED"

@@ -99,7 +99,9 @@ def _train_ours(
     model = core.instantiate_model({**train["model"], "labels": labels}, tokenizer)
     model = core.apply_lora_adapters(model, train["lora"])
     arguments = core.build_training_arguments(train, tempfile.mkdtemp())
-    trainer = core._build_trainer(model, tokenizer, arguments, splits, train)
+    trainer = core._build_trainer(
+        model, tokenizer, arguments, splits, train, Path(arguments.output_dir)
+    )
     trainer.speed.count = clock.count
     trainer.train()
 

@@ -125,7 +125,13 @@ def tiny_base(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _no_open_runs():
+def _mlflow_as_found():
+    """End open runs, and forget the store a test or a command set for the whole process.
+
+    A store set by `mlflow.set_tracking_uri` goes before MLFLOW_TRACKING_URI, which the next test
+    sets, and MLflow's registry asks that one for a version's model whichever client it serves.
+    """
     yield
     while mlflow.active_run():
         mlflow.end_run()
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # None unsets it, as MLflow's own does

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,8 @@ def train_cases(
     """Train every case and return it with its metrics, its history and its adapter's folder.
 
     Args:
-        cases: Each with `changes` for `conftest.train_params`.
+        cases: Each with `changes` for `conftest.train_params`; one with `resume`, a pair (number of
+            an earlier case, step), begins with what that one had saved until then.
         world_size: Ranks.
         work: Scratch folder.
         rows: Rows a split.
@@ -51,6 +53,16 @@ def train_cases(
     return json.loads(results.read_text())
 
 
+def take_over(earlier: Path, folder: Path, step: int) -> None:
+    """Leave in a folder what an interruption after a step's checkpoint would have left."""
+    from account_tax.checkpoints import ATTEMPT_FILE, list_checkpoints, step_of, write_json
+
+    for checkpoint in list_checkpoints(earlier / "checkpoints"):
+        if step_of(checkpoint) <= step:
+            shutil.copytree(checkpoint, folder / "checkpoints" / checkpoint.name)
+    write_json(folder / "checkpoints" / ATTEMPT_FILE, {"resume_from": f"checkpoint-{step}"})
+
+
 def main() -> None:
     """Be one rank: train the cases of the order; rank 0 writes the results."""
     import torch
@@ -70,6 +82,9 @@ def main() -> None:
         folder = order.parent / f"{order.stem}-{number}"
         params = train_params(base, **{"training.disable_tqdm": True, **case["changes"]})
         tokenizer = AutoTokenizer.from_pretrained(base)
+        if "resume" in case and os.environ["RANK"] == "0":
+            take_over(order.parent / f"{order.stem}-{case['resume'][0]}", folder, case["resume"][1])
+        torch.distributed.is_initialized() and torch.distributed.barrier()
         metrics = run_training_pipeline(make_splits(given["rows"]), tokenizer, params, str(folder))
         unset_hf_deepspeed_config()  # or the next model would be built under this case's ZeRO-3
         if os.environ["RANK"] == "0":

@@ -348,6 +348,7 @@ def test_a_name_like_no_other_brings_no_suggestion(project):
         ("--registry.alias=latest", "neither latest nor v1"),
         ("--registry.alias=V3", "neither latest nor v1"),
         ("--precision=fp8", "one of fp32, bf16, fp16"),
+        ("--resume=yesterday", "one of auto, never, or the id of a run"),
         ("--master_port=70000", "a port number"),
         ("--register=perhaps", "true or false"),
     ],

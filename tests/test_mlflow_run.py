@@ -11,7 +11,9 @@ from mlflow import MlflowClient
 from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
 
 from account_tax import mlflow_run
-from account_tax.mlflow_run import OwnedRun, TrackingError
+from account_tax.metric_journal import Journal, count_unsent, journal_file
+from account_tax.mlflow_run import OwnedRun, TrackingAway, TrackingError
+from account_tax.ownership import OWNER_TAG, REASON_TAG, describe_owner, state_of
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,31 @@ def test_mlflows_own_run_is_adopted_and_runs_again(client, tmp_path, monkeypatch
     assert run.experiment_name == tmp_path.name
 
 
+def test_a_run_names_its_process_from_the_start(client, run, monkeypatch, tmp_path):
+    assert state_of(stored(client, run).data.tags[OWNER_TAG]) == "alive"
+    given = client.create_run(os.environ["MLFLOW_EXPERIMENT_ID"]).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", given)
+    OwnedRun.open(tmp_path)
+    assert state_of(client.get_run(given).data.tags[OWNER_TAG]) == "alive"
+
+
+def test_a_run_that_goes_on_has_a_new_owner_before_it_is_running(client, run, monkeypatch):
+    client.set_tag(run.run_id, OWNER_TAG, "a former one")
+    run.close("FAILED", "a reason")
+    seen = []
+    real = MlflowClient.update_run
+
+    def update(self, run_id, **how):
+        seen.append(client.get_run(run_id).data.tags[OWNER_TAG])
+        return real(self, run_id, **how)
+
+    monkeypatch.setattr(MlflowClient, "update_run", update)
+    OwnedRun.reopen(client, run.run_id, run.tracking_uri)
+    assert seen == [describe_owner()]
+    assert stored(client, run).info.status == "RUNNING"
+    assert REASON_TAG not in stored(client, run).data.tags
+
+
 def test_without_a_run_one_is_started_in_the_named_experiment(client, tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_EXPERIMENT_ID")
     assert OwnedRun.open(tmp_path).experiment_name == "account-tax"
@@ -94,6 +121,23 @@ def test_a_relative_store_that_has_the_run_is_handed_on_by_its_full_path(
     monkeypatch.setenv("MLFLOW_RUN_ID", given)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{full.name}")
     assert OwnedRun.open(tmp_path).tracking_uri == client.tracking_uri
+
+
+def test_a_relative_store_is_found_where_the_run_was_started_from(client, tmp_path):
+    # As `mlflow run URI` does it: the run is made here, the project works in another folder.
+    given = client.create_run(os.environ["MLFLOW_EXPERIMENT_ID"]).info.run_id
+    store = Path(client.tracking_uri.removeprefix("sqlite:///"))
+    show = "from account_tax.mlflow_run import *; print(OwnedRun.open(Path.cwd()).tracking_uri)"
+    done = subprocess.run(
+        ["sh", "-c", f'(cd "{tmp_path}" && "{sys.executable}" -c "{show}"); true'],
+        cwd=store.parent,
+        env=os.environ
+        | {"MLFLOW_RUN_ID": given, "MLFLOW_TRACKING_URI": f"sqlite:///{store.name}"}
+        | {"PYTHONPATH": str(Path(mlflow_run.__file__).parents[1])},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == client.tracking_uri
+    assert not (tmp_path / store.name).exists()
 
 
 def test_stages_find_the_run_in_their_environment(run, store, tmp_path):
@@ -211,6 +255,48 @@ def test_a_server_that_refuses_is_said_at_once_with_what_to_do(tmp_path, monkeyp
     assert "Start the server, or unset the variable" in str(caught.value)
 
 
+@pytest.fixture
+def away(tmp_path):
+    """A run whose server refuses every connection."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        yield OwnedRun(MlflowClient(uri), "a" * 32, "account-tax", uri)
+
+
+def test_the_end_of_a_run_waits_for_a_server_as_long_as_it_may(away, capsys):
+    began = time.monotonic()
+    with pytest.raises(TrackingAway, match="It was waited for, 3 s"):
+        away.close("FINISHED", patience=3)
+    assert 1 <= time.monotonic() - began < 20
+    assert "waiting for the tracking server, 3 s at most" in capsys.readouterr().err
+
+
+def test_points_stay_in_their_file_while_the_server_is_away(away, tmp_path):
+    journal = Journal(journal_file(tmp_path, away.run_id))
+    journal.add({"train/loss": 0.5}, 1)
+    journal.close()
+    with pytest.raises(TrackingAway):
+        away.send_metrics(journal.file)
+    assert count_unsent(journal.file) == 1
+
+
+def test_a_server_that_answers_is_not_asked_again(client, run):
+    stranger = OwnedRun(client, "0" * 32, run.experiment_name, run.tracking_uri)
+    began = time.monotonic()
+    with pytest.raises(TrackingError, match="0" * 32):
+        stranger.close("FINISHED", patience=60)
+    assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize(("given", "seconds"), [(None, 120), ("5", 5), ("soon", 120)])
+def test_the_patience_is_the_users(given, seconds, monkeypatch):
+    monkeypatch.delenv(mlflow_run.PATIENCE_VARIABLE, raising=False)
+    if given:
+        monkeypatch.setenv(mlflow_run.PATIENCE_VARIABLE, given)
+    assert mlflow_run.patience_seconds() == seconds
+
+
 def test_a_run_the_server_does_not_know_is_said(client, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
     with pytest.raises(TrackingError, match="0" * 32):
@@ -220,8 +306,66 @@ def test_a_run_the_server_does_not_know_is_said(client, tmp_path, monkeypatch):
 def test_short_waits_are_the_launchers_alone_and_the_users_setting_wins(run, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
-    with mlflow_run._answers_soon("somewhere"):
+    with mlflow_run.answers_soon("somewhere"):
         assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
         assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
     assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
+
+
+# --- going on -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def interrupted(client, run):
+    """The id of an earlier run that failed."""
+    run.log_params({"train.lora.r": 8})
+    run.close("FAILED", "training failed")
+    return run.run_id
+
+
+def test_by_hand_the_earlier_run_goes_on_and_no_other_is_left(client, tmp_path, interrupted):
+    again = OwnedRun.open(tmp_path)
+    again.go_on(interrupted, 20)
+    assert again.environment()["MLFLOW_RUN_ID"] == interrupted
+    (left,) = client.search_runs([os.environ["MLFLOW_EXPERIMENT_ID"]])
+    assert (left.info.run_id, left.info.status) == (interrupted, "RUNNING")
+    assert mlflow_run.REASON_TAG not in left.data.tags
+    again.log_params({"train.lora.r": 8})
+    again.close("FINISHED")
+    assert stored(client, again).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("end", ["FINISHED", "FAILED"])
+def test_mlflows_run_is_marked_as_an_attempt_and_ends_with_the_other(
+    client, tmp_path, interrupted, monkeypatch, end
+):
+    given = client.create_run(os.environ["MLFLOW_EXPERIMENT_ID"]).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", given)
+    again = OwnedRun.open(tmp_path)
+    again.go_on(interrupted, 20)
+    again.set_tags({"account_tax.recipe": "starter"})
+    again.close(end)
+    attempt, goes_on = client.get_run(given), client.get_run(interrupted)
+    assert attempt.info.status == goes_on.info.status == end
+    assert attempt.data.tags["mlflow.parentRunId"] == interrupted
+    assert attempt.data.tags[mlflow_run.CONTINUES_TAG] == interrupted
+    assert f"continued run {interrupted} from step 20" in attempt.data.tags["mlflow.note.content"]
+    assert goes_on.data.tags["account_tax.recipe"] == "starter"
+    assert "account_tax.recipe" not in attempt.data.tags
+
+
+def test_the_very_run_simply_goes_on(client, tmp_path, interrupted, monkeypatch):
+    monkeypatch.setenv("MLFLOW_RUN_ID", interrupted)  # as where a job was queued once more
+    again = OwnedRun.open(tmp_path)
+    again.go_on(interrupted, 20)
+    tags = stored(client, again).data.tags
+    assert not {mlflow_run.REASON_TAG, mlflow_run.CONTINUES_TAG, "mlflow.parentRunId"} & set(tags)
+    assert stored(client, again).info.status == "RUNNING"
+
+
+def test_the_status_of_a_run_nobody_knows_or_that_was_deleted_is_none(client, run, interrupted):
+    assert run.status_of(interrupted) == "FAILED"
+    assert run.status_of("0" * 32) is None
+    client.delete_run(interrupted)
+    assert run.status_of(interrupted) is None

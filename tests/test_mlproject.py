@@ -31,10 +31,14 @@ EXAMPLES = {
     "precision": ("fp16", "train.training.fp16", True),
     "seed": ("13", "train.training.seed", 13),
     "num_gpus": ("2", None, 2),
+    "hostfile": ("hosts", None, "hosts"),
     "registered_model_name": ("other", "registry.name", "other"),
     "register": ("false", None, False),
     "allow_unlocked": ("true", "registry.allow_unlocked", True),
     "sign_key": ("key.pem", "registry.sign_key", "key.pem"),
+    "resume": ("never", None, "never"),
+    "grace_seconds": ("30", None, 30.0),
+    "hang_timeout_seconds": ("null", None, None),
     "dry_run": ("true", None, True),
 }
 
@@ -71,6 +75,7 @@ def test_each_p_name_sets_its_key(entry_point, name):
 
 def test_only_the_launchers_options_have_real_defaults():
     real = {"recipe": "starter", "num_gpus": "auto", "register": "true", "dry_run": "false"}
+    real |= {"resume": "auto", "grace_seconds": "8", "hang_timeout_seconds": "600"}
     defaults = {name: spec["default"] for name, spec in TRAIN["parameters"].items()}
     assert defaults == {name: real.get(name, "from_recipe") for name in defaults}
     assert {spec["type"] for spec in TRAIN["parameters"].values()} == {"string"}

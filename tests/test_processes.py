@@ -9,8 +9,15 @@ import time
 import psutil
 import pytest
 
-from account_tax import processes
-from account_tax.processes import Interrupted, end_group, raise_on_signals, run_stage
+from account_tax.processes import (
+    Interrupted,
+    ask_group_to_end,
+    identify,
+    kill_group,
+    lives,
+    raise_on_signals,
+    run_stage,
+)
 
 # A parent and a child in one group that both refuse SIGTERM; each writes its number once it does.
 STUBBORN = """
@@ -92,34 +99,100 @@ def test_what_a_stage_leaves_running_is_ended_when_it_returns(stage, tmp_path):
     assert not alive(pid)
 
 
-def test_processes_that_refuse_to_end_are_killed_after_the_grace_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, "GRACE_SECONDS", 0.6)
+def started(source, *words):
+    return subprocess.Popen([sys.executable, "-c", source, *words], start_new_session=True)
+
+
+def test_processes_that_refuse_to_end_are_killed_after_the_grace_time(tmp_path):
     file, log = tmp_path / "stubborn.py", tmp_path / "log"
     file.write_text(STUBBORN)
     with log.open("wb") as out:
         parent = subprocess.Popen([sys.executable, file], stdout=out, start_new_session=True)
     wait_for(lambda: len(pids_in(log)) == 2)
     began = time.monotonic()
-    end_group(parent.pid)
+    ask_group_to_end(parent.pid, 0.6)
     assert 0.6 <= time.monotonic() - began < 5
+    assert all(alive(pid) for pid in pids_in(log))
+    kill_group(parent.pid)
     assert not any(alive(pid) for pid in pids_in(log))
     assert parent.wait() == -signal.SIGKILL
 
 
-def test_processes_that_end_when_asked_are_not_waited_for(tmp_path):
-    parent = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"],
-                              start_new_session=True)  # fmt: skip
+def test_a_stopped_process_is_killed():
+    parent = started("import time; time.sleep(600)")
+    os.kill(parent.pid, signal.SIGSTOP)
+    kill_group(parent.pid)
+    assert parent.wait(timeout=5) == -signal.SIGKILL
+
+
+def test_processes_that_end_when_asked_are_not_waited_for():
+    parent = started("import time; time.sleep(600)")
     time.sleep(0.3)
     began = time.monotonic()
-    end_group(parent.pid)
-    assert time.monotonic() - began < processes.GRACE_SECONDS / 2
+    ask_group_to_end(parent.pid, 5)
+    assert time.monotonic() - began < 2.5
     assert parent.wait() == -signal.SIGTERM
 
 
+# A rank that needs a while to save, and a launch process that kills it once it is told to end.
+RANK = """
+import signal, sys, time
+told = []
+signal.signal(signal.SIGTERM, lambda *_: told.append(1))
+open("/proc/self/comm", "w").write("rank0")
+open(sys.argv[1], "w").write("ready")
+while not told:
+    time.sleep(0.01)
+time.sleep(0.7)
+open(sys.argv[1], "w").write(str(len(told)))
+"""
+LAUNCH = """
+import signal, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", *sys.argv[1:]])
+def end(*_):
+    child.kill()
+    sys.exit(1)
+signal.signal(signal.SIGTERM, end)
+child.wait()
+time.sleep(600)
+"""
+
+
+def test_ranks_are_asked_first_and_once_so_that_their_launch_process_lets_them_save(tmp_path):
+    said = tmp_path / "said"
+    parent = started(LAUNCH, RANK, str(said))
+    wait_for(lambda: said.exists() and said.read_text() == "ready")
+    ask_group_to_end(parent.pid, 5)
+    assert said.read_text() == "1"
+    assert parent.wait(timeout=1) == 1  # asked when the rank was gone
+
+
 def test_a_group_that_is_gone_is_no_error():
-    gone = subprocess.Popen([sys.executable, "-c", ""], start_new_session=True)
+    gone = started("")
     gone.wait()
-    end_group(gone.pid)
+    ask_group_to_end(gone.pid, 5)
+    kill_group(gone.pid)
+
+
+# --- which process is which -----------------------------------------------------------------------
+
+
+def test_a_process_is_known_until_it_ends_and_a_zombie_has_ended():
+    process = started("import time; time.sleep(600)")
+    identity = identify(process.pid)
+    assert identity is not None
+    assert lives(identity)
+    process.kill()
+    wait_for(lambda: not lives(identity))  # a zombie: nobody has waited for it yet
+    process.wait()
+    assert identify(process.pid) is None
+
+
+def test_another_process_with_the_same_pid_is_not_taken_for_it():
+    place, pid, began = identify(os.getpid()).rsplit(":", 2)
+    assert lives(f"{place}:{pid}:{began}")
+    assert not lives(f"{place}:{pid}:{int(began) - 1}")
+    assert lives(f"another machine:{pid}:{began}")  # can't be known from here
 
 
 def test_an_error_of_the_watcher_ends_the_stage_too(stage, tmp_path):

@@ -5,10 +5,6 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -16,7 +12,6 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
@@ -25,53 +20,11 @@ from account_tax.errors import Failed, Refused
 from account_tax.review.decision import decide, read_history, settle, state_of, verify_history
 from tests.registered import NOW, PASSED, register
 
-from .conftest import environment
+from .servers import LOOPBACK, STARTED_IN, Server
 
 pytestmark = pytest.mark.integration
 
 ROUNDS = 20  # of each kind of store
-STARTED_IN = 120.0  # seconds, on a busy machine
-LOOPBACK = "127.0.0.1"
-
-
-class Server:
-    """A real `mlflow server` with SQLite and proxied artifacts, on a port that it keeps."""
-
-    def __init__(self, folder: Path, *options: str, **env: str):
-        with socket.socket() as listener:
-            listener.bind((LOOPBACK, 0))
-            port = listener.getsockname()[1]
-        self.address = f"http://{LOOPBACK}:{port}"
-        self._folder, self._env = folder, environment(env)
-        self._command = [
-            *(sys.executable, "-m", "mlflow", "server", "--serve-artifacts", "--workers", "2"),
-            *("--backend-store-uri", f"sqlite:///{folder}/server.db"),
-            *("--artifacts-destination", str(folder / "artifacts")),
-            *("--host", LOOPBACK, "--port", str(port), *options),
-        ]
-        self.start()
-
-    def start(self) -> None:
-        with (self._folder / "server.log").open("a") as log:
-            self._process = subprocess.Popen(
-                self._command, cwd=self._folder, env=self._env, stdout=log, stderr=log,
-                start_new_session=True,
-            )  # fmt: skip
-        deadline = time.monotonic() + STARTED_IN
-        while time.monotonic() < deadline:
-            try:
-                urllib.request.urlopen(f"{self.address}/health", timeout=2)
-                return
-            except OSError:
-                time.sleep(0.2)
-        self.kill()
-        raise TimeoutError((self._folder / "server.log").read_text()[-2000:])
-
-    def kill(self) -> None:
-        """Kill the server and its workers, as a machine that loses power does."""
-        if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait(timeout=30)
 
 
 @pytest.fixture(scope="module")

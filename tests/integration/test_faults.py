@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -9,7 +10,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -289,7 +290,9 @@ def test_an_environment_off_the_lock_registers_nothing_unless_allowed(new_projec
 class Launched:
     """A command that runs in the copy, with a process group of its own, as a terminal gives it."""
 
-    def __init__(self, project: Project, output: Path, *command: str):
+    def __init__(
+        self, project: Project, output: Path, *command: str, env: Mapping[str, str] | None = None
+    ):
         self.project, self._output = project, output
         has_store = (project.folder / "mlflow.db").exists()
         self._runs_before = {run.info.run_id for run in project.runs()} if has_store else set()
@@ -297,7 +300,7 @@ class Launched:
             self.process = subprocess.Popen(
                 command,
                 cwd=project.folder,
-                env=environment(),
+                env=environment(env),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -373,13 +376,19 @@ def launch(project, tiny, tmp_path) -> Iterator[Callable[..., Launched]]:
     """Return what starts `kedro train` with changed options; what a test leaves is killed."""
     launched: list[Launched] = []
 
-    def start(*changes: str, by: str = "kedro", copy: Project = project) -> Launched:
-        options = override(tiny, changes)
+    def start(
+        *changes: str,
+        by: str = "kedro",
+        copy: Project = project,
+        env: Mapping[str, str] | None = None,
+    ) -> Launched:
+        # One copy for all: each test's run is its own, not the one that another interrupted.
+        options = override(tiny, ["resume=never", *changes])
         command = {
             "kedro": ["kedro", "train", *kedro_words(options)],
             "mlflow": mlflow_command(*options),
         }[by]
-        launched.append(Launched(copy, tmp_path / f"output{len(launched)}", *command))
+        launched.append(Launched(copy, tmp_path / f"output{len(launched)}", *command, env=env))
         return launched[-1]
 
     yield start
@@ -389,15 +398,22 @@ def launch(project, tiny, tmp_path) -> Iterator[Callable[..., Launched]]:
         each.process.kill()
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_training_ends_every_rank_and_kills_the_run(launch, signum):
+def checkpoints(train: Launched) -> set[str]:
+    """Return the names of the checkpoints of the run that a command has left."""
+    folder = train.project.folder / "data" / "06_models" / "checkpoints"
+    return {path.name for path in folder.glob(f"*/{train.run().info.run_id}/checkpoint-*")}
+
+
+SLOW_SIGINT = pytest.param(signal.SIGINT, marks=pytest.mark.slow)  # mlflow run's Ctrl-C is below
+
+
+@pytest.mark.parametrize("signum", [SLOW_SIGINT, signal.SIGTERM])
+def test_a_signal_while_training_saves_ends_every_rank_and_kills_the_run(launch, signum):
     train = launch(*LONG)
     train.wait_until_training(ranks=2)
     train.process.send_signal(signum)
     assert train.end(seconds=10) == 128 + signum
-    run = train.run()
-    assert run.info.status == "KILLED"
-    assert run.data.tags["account_tax.reason"] == f"ended by {signum.name}"
+    assert assert_interrupted(train, f"ended by {signum.name}: interrupted at step ") > 0
 
 
 def test_ctrl_c_in_mlflow_run_kills_the_run(launch):
@@ -421,6 +437,7 @@ def test_a_killed_rank_ends_the_others_and_the_run_fails_with_its_last_lines(lau
     assert "rank1.log, last lines" in train.run().data.tags["account_tax.reason"]
 
 
+@pytest.mark.slow  # the kill matrix has it too
 def test_no_rank_outlives_deepspeeds_launch_process(launch):
     train = launch(*LONG)
     train.wait_until_training(ranks=2)
@@ -450,6 +467,79 @@ def assert_training_failed(train: Launched, why: str) -> None:
     logs = {file.path for file in train.project.client().list_artifacts(run.info.run_id, "logs")}
     assert "logs/train.log" in logs
     assert any(name.endswith("_rank0.log") for name in logs)
+
+
+def test_sigterm_to_a_rank_saves_in_all_and_a_clock_that_jumps_changes_nothing(
+    launch, tmp_path, project
+):
+    # As Slurm's srun sends it; the wall clock of every process jumps by years all the while.
+    (tmp_path / "sitecustomize.py").write_text(JUMPING_CLOCK)
+    train = launch(*LONG, "hang_timeout_seconds=30", env={"PYTHONPATH": str(tmp_path)})
+    train.wait_until_training(ranks=2)
+    train.ranks()[1].send_signal(signal.SIGTERM)
+    assert train.end(seconds=20) == 143
+    step = assert_interrupted(train, "ended by SIGTERM: interrupted at step ")
+    root = project.folder / "data" / "06_models" / train.run().info.run_id
+    assert json.loads((root / "interrupted.json").read_text()) == {
+        "step": step,
+        "signal": "SIGTERM",
+    }
+    assert not (root / "train_complete.json").exists()
+    assert f"checkpoint-{step}" in checkpoints(train)
+
+
+JUMPING_CLOCK = """
+import itertools, time
+plain, jumps = time.time, itertools.cycle([0, 1e8, -1e8])
+time.time = lambda: plain() + next(jumps)
+"""
+
+
+def assert_interrupted(train: Launched, begins: str) -> int:
+    """Check the run's end and return the step that was saved."""
+    run = train.run()
+    assert run.info.status == "KILLED"
+    reason = run.data.tags["account_tax.reason"]
+    assert reason.startswith(begins)
+    assert reason.endswith("the same command goes on from there")
+    assert reason in train.output
+    return int(reason.split("at step ")[1].split(";")[0])
+
+
+def test_a_stopped_rank_is_found_and_named(launch):
+    train = launch(*LONG, "hang_timeout_seconds=5")
+    train.wait_until_training(ranks=2)
+    train.ranks()[1].send_signal(signal.SIGSTOP)
+    assert train.end(seconds=25) == 1
+    reason = train.run().data.tags["account_tax.reason"]
+    assert train.run().info.status == "FAILED"
+    assert "training failed: no sign of life for 5 s (hang_timeout_seconds = 5) after " in reason
+    assert "rank 1 is stopped" in reason
+
+
+def test_no_process_outlives_a_killed_launcher(launch):
+    train = launch(*LONG)
+    train.wait_until_training(ranks=2)
+    train.process.kill()
+    assert train.end(seconds=5) == -signal.SIGKILL
+
+
+def test_a_loss_that_is_no_number_stops_the_run_before_anything_is_saved(launch):
+    # The first step ends with weights of 1e30, the second has no gradient any more.
+    steps = ["eval_strategy=steps", "eval_steps=1", "save_strategy=steps", "save_steps=1"]
+    faulty = ["learning_rate=1e30", "max_steps=50", "train.training.warmup_ratio=0"]
+    train = launch(*faulty, *(f"train.training.{each}" for each in steps))
+    train.wait_until_said("train: 2 CPU ranks")
+    assert train.end(seconds=STARTED_IN) == 1
+    assert train.run().info.status == "FAILED"
+    reason = train.run().data.tags["account_tax.reason"]
+    found = re.search(r"the gradient norm of step (\d+) is \S+, no finite number.", reason)
+    assert found, reason
+    last = int(found[1]) - 1
+    assert f"checkpoint-{last}. Nothing was saved after it." in reason
+    saved = checkpoints(train)
+    assert f"checkpoint-{last}" in saved
+    assert not saved & {f"checkpoint-{step}" for step in range(last + 1, 51)}
 
 
 def test_an_interruption_leaves_no_half_version_of_data_or_model(launch, new_project, tiny):

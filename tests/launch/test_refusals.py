@@ -1,6 +1,7 @@
 import os
 import shutil
 import socket
+import subprocess
 from collections import namedtuple
 
 import pytest
@@ -14,8 +15,8 @@ Usage = namedtuple("Usage", ["total", "used", "free"])
 
 @pytest.fixture
 def refuse(tmp_path):
-    def find(values=VALUES, report=CPU, world_size=1, port="auto"):
-        return find_machine_faults(values, report, world_size, port, tmp_path)
+    def find(values=VALUES, report=CPU, world_size=1, port="auto", saved_bytes=0):
+        return find_machine_faults(values, report, world_size, port, tmp_path, saved_bytes)
 
     return find
 
@@ -102,6 +103,32 @@ def test_a_disk_is_full_when_checkpoints_and_best_model_do_not_fit(refuse, free_
     (fault,) = refuse()
     assert fault.startswith("artifacts_root = models: 256 MiB are free, and 2 checkpoints")
     assert "save_total_limit" in fault
+
+
+def test_checkpoints_that_are_there_already_need_no_more_room(refuse, free_bytes):
+    size = 1000 * BYTES_PER_PARAMETER
+    free_bytes(BASE_BYTES + 2 * size)
+    assert refuse()
+    assert refuse(saved_bytes=2 * size) == []
+    free_bytes(BASE_BYTES + 2 * size - 1)
+    assert refuse(saved_bytes=99 * size), "a new one is saved before an old one goes"
+
+
+def test_checkpoints_on_a_disk_of_their_own_are_counted_there(refuse, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no permission to mount a small disk")
+    training = {"save_total_limit": 2, "output_dir": str(disk / "checkpoints")}
+    values = {"artifacts_root": "models", "train": {"training": training}}
+    try:
+        assert refuse(values=values, report=CPU | {"trainable_parameters": 20_000}) == []
+        (fault,) = refuse(values=values, report=CPU | {"trainable_parameters": 30_000})
+        assert fault.startswith(f"train.training.output_dir = {disk}/checkpoints: 1 MiB are free")
+        assert "2 checkpoints and a new one need about 1 MiB" in fault
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_the_size_counts_no_weights_that_do_not_train(refuse, free_bytes):

@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from account_tax.config import resolve
-from account_tax.errors import Failed
-from account_tax.launch.stages import TAIL_LINES, Stages
+from account_tax.errors import Failed, Preempted
+from account_tax.launch.stages import TAIL_LINES, Stages, stage_environment
+from account_tax.processes import lives
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -40,26 +41,10 @@ def write_log(stages, name, *lines):
 
 def test_every_stage_reads_the_configuration_and_data_versions_of_the_run(stages):
     stages.versions = {"tokenizer": "v1", "tokenized_datasets": "v1"}
-    for command in (stages.single("register"), stages.ranks(2, 1234)):
+    for command in (stages.single("register"), stages.kedro("train")):
         assert f"--conf-source={stages.root / 'conf'}" in command
         assert "--load-versions=tokenizer:v1,tokenized_datasets:v1" in command
-        assert command[0] == sys.executable
-
-
-def test_ranks_are_started_by_deepspeed_each_with_its_log(stages, monkeypatch):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    command = stages.ranks(2, 1234)
-    assert command[1:3] == ["-m", "deepspeed.launcher.runner"]
-    for option in ("--num_gpus=2", "--module", "--no_local_rank", "--master_port=1234"):
-        assert option in command
-    assert f"--enable_each_rank_log={stages.logs / 'ranks'}" in command
-
-
-def test_ranks_take_the_visible_gpus_only(stages, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,7")
-    command = stages.ranks(2, 1234)
-    assert "--include=localhost:3,5" in command
-    assert "--num_gpus=2" not in command
+    assert stages.single("register")[0] == sys.executable
 
 
 def test_cpu_ranks_share_the_cores_unless_told_otherwise(stages, monkeypatch):
@@ -176,3 +161,35 @@ def test_another_stage_fails_with_its_own_log(stages):
     stages.prove("prepare", 0)
     with pytest.raises(Failed, match=r"prepare failed: exit status 3\.\n.*\nDataError: reason"):
         stages.prove("prepare", 3)
+
+
+# --- told to end ----------------------------------------------------------------------------------
+
+
+def test_ranks_that_saved_when_told_to_end_did_not_fail(stages):
+    stages.root.mkdir()
+    (stages.root / "interrupted.json").write_text(json.dumps({"step": 7, "signal": "SIGTERM"}))
+    with pytest.raises(Preempted, match="interrupted at step 7; the same command goes") as caught:
+        stages.prove_training(0)
+    assert (caught.value.status, caught.value.state) == (143, "KILLED")
+
+
+@pytest.mark.parametrize("status", [241, -15])  # of a rank, of deepspeed itself
+def test_sigterm_before_the_first_step_is_no_failure_either(stages, status):
+    with pytest.raises(Preempted, match="before a step could be saved"):
+        stages.prove_training(status)
+
+
+def test_training_that_is_complete_says_what_is_left(trained):
+    assert "registration is not" in trained.outcome_of_interruption()
+
+
+def test_why_training_stopped_itself_comes_first(stages):
+    stages.root.mkdir()
+    (stages.root / "fault.json").write_text(json.dumps({"step": 7, "reason": "the loss is nan"}))
+    with pytest.raises(Failed, match=r"^training failed: the loss is nan\."):
+        stages.prove_training(1)
+
+
+def test_stages_know_the_launcher_they_belong_to():
+    assert lives(stage_environment(REPOSITORY)["ACCOUNT_TAX_LAUNCHER"])

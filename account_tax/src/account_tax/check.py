@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from account_tax.classifier import load_tokenizer, resolve_base
+from account_tax.guard import guard_stage
 from account_tax.pipelines.prepare.nodes import check_length, inputs_sha256, plan_data
 from account_tax.pipelines.train.training_core import apply_lora_adapters, instantiate_model
 from account_tax.signing import SignatureError, load_private_key
@@ -105,6 +106,7 @@ def _key_faults(registry: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     """Check the parameters of a file and write the report."""
+    guard_stage()
     parameters, report = map(Path, sys.argv[1:])
     found = check(yaml.safe_load(parameters.read_text(encoding="utf-8")))
     report.write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")

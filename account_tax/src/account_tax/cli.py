@@ -12,6 +12,7 @@ from typing import Any
 import click
 from kedro.framework.cli.project import run as kedro_run
 
+from account_tax.guard import Stopped, guard_stage
 from account_tax.ranks import end_rank
 
 
@@ -72,9 +73,9 @@ def review(more: tuple[str, ...], **options: str) -> None:
 @click.option("--verify_key", default="none", help="PEM file of the key that has to have signed.")
 def reproduce(**options: str) -> None:
     """Check a registered version rung by rung, from its bytes to training it again."""
+    _quieten_libraries()
     from account_tax.reproduce.command import reproduce as climb
 
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
     sys.exit(climb(Path.cwd(), options))
 
 
@@ -85,9 +86,9 @@ def reproduce(**options: str) -> None:
 @click.option("--verify_key", default="none", help="PEM file of the key that has to have signed.")
 def export(**options: str) -> None:
     """Write a registered version as an ordinary Hugging Face folder, merged into its base."""
+    _quieten_libraries()
     from account_tax.export import export as write
 
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
     sys.exit(write(Path.cwd(), options))
 
 
@@ -108,6 +109,42 @@ def predict(**options: str) -> None:
     sys.exit(file_rows(Path.cwd(), options))
 
 
+@cli.command()
+@click.option("--run", required=True, help="The id of an MLflow run that has trained.")
+def register(**options: str) -> None:
+    """Register what a run has trained, where that was not done, and end the run."""
+    from account_tax.launch.finish import register as go_on
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    sys.exit(go_on(Path.cwd(), options))
+
+
+@cli.command()
+def runs() -> None:
+    """Show the newest runs and what became of them; settle those whose Slurm job has ended."""
+    from account_tax.runs import show_runs
+
+    sys.exit(show_runs(Path.cwd()))
+
+
+@cli.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@click.option("--backend", default="local", help="local, slurm, kubernetes or databricks.")
+@click.option("--backend-config", help="The file that `mlflow run --backend-config` is given.")
+@click.argument("parameters", nargs=-1, type=click.UNPROCESSED)
+def preflight(backend: str, backend_config: str | None, parameters: tuple[str, ...]) -> None:
+    """Check all that can be known before a run is submitted; submit nothing.
+
+    Parameters are given as to `kedro train`. The exit status is 0, or 2 with every fault.
+    """
+    from account_tax.preflight.command import BACKENDS
+    from account_tax.preflight.command import preflight as check
+
+    if backend not in BACKENDS:
+        raise click.BadParameter(f"{backend}: there are {', '.join(BACKENDS)}.")
+    _quieten_libraries()
+    sys.exit(check(Path.cwd(), backend, backend_config, parameters))
+
+
 @cli.command(name="run", params=kedro_run.params, help=kedro_run.help)
 @click.pass_context
 def run(context: click.Context, **options: Any) -> None:
@@ -116,7 +153,11 @@ def run(context: click.Context, **options: Any) -> None:
     if "prepare" in alone and (version := _prepared_version(options)):
         click.echo(f"prepare: skipped, same source bytes and parameters as version {version}")
         return
-    context.invoke(kedro_run, **options)
+    guard_stage()
+    try:
+        context.invoke(kedro_run, **options)
+    except Stopped as err:
+        click.echo(err)
     end_rank()
 
 

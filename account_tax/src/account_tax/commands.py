@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from account_tax.config import NOT_GIVEN, resolve
 from account_tax.errors import Failed, Preempted, Refused
-from account_tax.mlflow_run import OwnedRun, TrackingError
+from account_tax.mlflow_run import OwnedRun, TrackingAway, patience_seconds, short_waits
+from account_tax.ownership import close_dead_runs
 from account_tax.processes import Interrupted, raise_on_signals
 
 
@@ -30,36 +36,83 @@ def run_in_mlflow(
             adopted in any case.
     """
     raise_on_signals()
+    # Each try of a server that is away would be a warning in the middle of the progress.
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     run: OwnedRun | None = None
     try:
-        if own_run or "MLFLOW_RUN_ID" in os.environ:
-            run = OwnedRun.open(project)
-        work(run)
-        status, state, reason = 0, "FINISHED", ""
-    except Refused as err:
-        status, state, reason = 2, "FAILED", str(err)
-    except Failed as err:
-        status, state, reason = err.status, "FAILED", str(err)
-    except Preempted as err:
-        status, state, reason = err.status, err.state, str(err)
-    except Interrupted as err:
-        status, state, reason = 128 + err.signum, "KILLED", f"ended by {err}"
-    except Exception as err:  # a bug, or a server or disk that went away: say it, close the run
-        traceback.print_exc()
-        status, state, reason = 1, "FAILED", f"unexpected {type(err).__name__}: {err}"
-    if reason:
-        click.echo(reason, err=True)
-    return _close(run, state, reason, status) if run else status
+        try:
+            if own_run or "MLFLOW_RUN_ID" in os.environ:
+                run = OwnedRun.open(project)
+                close_dead(run.tracking_uri)
+            work(run)
+            end = End(0, "FINISHED", "")
+        except Exception as err:
+            end = judge(err)
+        return _tell(run, end)
+    except Interrupted as err:  # after the work; no second signal comes
+        return _tell(run, judge(err))
 
 
-def _close(run: OwnedRun, state: str, reason: str, status: int) -> int:
+def _tell(run: OwnedRun | None, end: End) -> int:
+    """Say why it was not done, end the run and return the exit status."""
+    if end.reason:
+        click.echo(end.reason, err=True)
+    return close(run, end) if run else end.status
+
+
+@dataclass(frozen=True)
+class End:
+    """How a command ends: exit status, the MLflow run's state and the reason, if not done.
+
+    `insist` says whether its end waits for a tracking server that is away.
+    """
+
+    status: int
+    state: str
+    reason: str
+    insist: bool = True
+
+
+def judge(err: Exception) -> End:
+    """Return how a command ends by an exception; one of a bug is shown with its traceback."""
+    match err:
+        case TrackingAway():
+            return End(err.status, "FAILED", str(err), insist=False)  # it was waited for
+        case Refused():
+            return End(2, "FAILED", str(err))
+        case Failed():
+            return End(err.status, "FAILED", str(err))
+        case Preempted():
+            return End(err.status, err.state, str(err), insist=False)  # there is no time
+        case Interrupted():
+            return End(128 + err.signum, "KILLED", f"ended by {err}", insist=False)
+        case _:  # a bug, or a server or disk that went away: say it, close the run
+            traceback.print_exception(err)
+            return End(1, "FAILED", f"unexpected {type(err).__name__}: {err}")
+
+
+def close(run: OwnedRun, end: End) -> int:
     """End the MLflow run and return the exit status; a run that can't be ended is no success."""
+    if run.ended:
+        return end.status
     try:
-        run.close(state, reason)
-    except TrackingError as err:
-        click.echo(f"the MLflow run {run.run_id} is not marked as {state}. {err}", err=True)
-        return status or 1
-    return status
+        run.close(end.state, end.reason, patience=patience_seconds() if end.insist else 0)
+    except Exception as err:  # whatever the store raises
+        click.echo(
+            f"the MLflow run {run.run_id} is not marked as {end.state}. {err} The next command "
+            "that finds the server marks it as FAILED; of a trained one "
+            f"`kedro register --run {run.run_id}` makes a FINISHED one.",
+            err=True,
+        )
+        return end.status or 1
+    return end.status
+
+
+def close_dead(uri: str) -> None:
+    """Close the runs of a store whose process on this host is gone, and name them."""
+    with suppress(MlflowException), short_waits():  # what a command is for goes before this
+        for run_id in close_dead_runs(MlflowClient(uri)):
+            click.echo(f"run {run_id}: its process is gone; closed as FAILED", err=True)
 
 
 def given(text: str) -> str | None:

@@ -57,6 +57,10 @@ class LaunchOptions:
     register: bool = True
     dry_run: bool = False
     master_port: int | Literal["auto"] = "auto"
+    resume: str = "auto"
+    grace_seconds: float = 8.0
+    hang_timeout_seconds: float | None = 600.0
+    hostfile: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Starting a stage, following it and ending every process of it."""
+"""Starting a stage, following it and ending every process of it; which process is which."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from types import FrameType
 
 import psutil
 
-GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL; Ctrl-C promises an end within ten
+GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL, for a stage that has nothing to save
 POLL_SECONDS = 0.2
+RANK_NAME = "rank"  # a rank that saves when it gets SIGTERM goes by the name rank0, rank1, ...
 
 
 class Interrupted(Exception):
-    """The launcher was asked to stop by a signal."""
+    """The launcher was asked to stop by a signal; `outcome` says what became of the work."""
 
-    def __init__(self, signum: int):
-        super().__init__(signal.Signals(signum).name)
+    def __init__(self, signum: int, outcome: str = ""):
+        super().__init__(": ".join(filter(None, [signal.Signals(signum).name, outcome])))
         self.signum = signum
 
 
@@ -43,11 +44,13 @@ def run_stage(
     environment: Mapping[str, str],
     log: Path,
     watch: Callable[[], None] = lambda: None,
+    grace_seconds: float = GRACE_SECONDS,
 ) -> int:
     """Run a command in a process group of its own and return its exit status.
 
     Whatever happens, nothing of the group is alive afterwards: `deepspeed` exits 0 when its launch
-    process is killed, and leaves the ranks running.
+    process is killed, and leaves the ranks running. Only a signal to this process gives the group
+    time to end in order; what outlives its command, or hangs, is killed.
 
     Args:
         command: The command and its arguments.
@@ -55,6 +58,7 @@ def run_stage(
         environment: All of its environment.
         log: Takes its standard output and error.
         watch: Called a few times a second while it runs.
+        grace_seconds: For the group to end in order after a signal, before it is killed.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
@@ -73,34 +77,49 @@ def run_stage(
                 time.sleep(POLL_SECONDS)
             watch()
             return process.returncode
+        except Interrupted:
+            ask_group_to_end(process.pid, grace_seconds)
+            raise
         finally:
-            end_group(process.pid)
+            kill_group(process.pid)
             process.wait()
 
 
-def end_group(group: int) -> None:
-    """Ask every process of a group to end, and kill those that have not after the grace time."""
-    for signum, seconds in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, GRACE_SECONDS)):
-        deadline = time.monotonic() + seconds
-        while members := _members(group):
-            if time.monotonic() > deadline:
-                break
-            for pid in members:
-                _signal(pid, signum)
-            time.sleep(POLL_SECONDS)
+def ask_group_to_end(group: int, grace_seconds: float) -> None:
+    """Send SIGTERM to a group, and wait until it is gone or the grace time is over.
+
+    Ranks come first and alone: they save, while deepspeed's launch process would kill them half a
+    minute after its own SIGTERM, and its runner would die at once. Each process is asked once: a
+    rank that is told again must not take it for its last word.
+    """
+    deadline = time.monotonic() + grace_seconds
+    asked: set[int] = set()
+    while (members := _members(group)) and time.monotonic() < deadline:
+        ranks = [pid for pid, name in members.items() if name.startswith(RANK_NAME)]
+        for pid in ranks or members:
+            if pid not in asked:
+                asked.add(pid)
+                _signal(pid, signal.SIGTERM)
+        time.sleep(POLL_SECONDS)
 
 
-def _members(group: int) -> list[int]:
-    """Return the live processes of a group; its zombies can't be ended any further."""
-    found = []
-    for process in psutil.process_iter(["pid", "status"]):
+def kill_group(group: int) -> None:
+    """Kill every process of a group, also those that are stopped."""
+    deadline = time.monotonic() + GRACE_SECONDS
+    while (members := _members(group)) and time.monotonic() < deadline:
+        for pid in members:
+            _signal(pid, signal.SIGKILL)
+        time.sleep(POLL_SECONDS / 10)
+
+
+def _members(group: int) -> dict[int, str]:
+    """Return the live processes of a group by name; its zombies can't be ended any further."""
+    found = {}
+    for process in psutil.process_iter():
         try:
-            if (
-                os.getpgid(process.info["pid"]) == group
-                and process.info["status"] != psutil.STATUS_ZOMBIE
-            ):
-                found.append(process.info["pid"])
-        except OSError:
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                found[process.pid] = process.name()
+        except (OSError, psutil.Error):
             continue  # it ended while we looked
     return found
 
@@ -110,3 +129,32 @@ def _signal(pid: int, signum: int) -> None:
         os.kill(pid, signum)
     except ProcessLookupError:
         return  # it ended by itself
+
+
+# --- which process is which -----------------------------------------------------------------------
+
+
+def identify(pid: int) -> str | None:
+    """Return what names a live process of this machine for good, or None if it has ended.
+
+    A pid alone is given out again, and means something else in another container or on another
+    node: machine, pid namespace and start (in ticks since boot, which no clock changes) belong to
+    it. A zombie has ended.
+    """
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    started = fields[18]  # field 22 of proc(5); `fields` begins with the fourth
+    return None if state in "ZX" else f"{_here()}:{pid}:{started}"
+
+
+def lives(identity: str) -> bool:
+    """Return whether a process is there; one of another machine is taken to be."""
+    here, pid, _ = identity.rsplit(":", 2)
+    return here != _here() or identify(int(pid)) == identity
+
+
+def _here() -> str:
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot}:{os.readlink('/proc/self/ns/pid')}"

@@ -74,12 +74,21 @@ class LaunchFields(TypedDict):
 
     recipe: Name
     num_gpus: Literal["auto"] | Count
+    hostfile: Name | None
     register: bool
     dry_run: bool
     master_port: (
         Literal["auto"]
         | Annotated[int, Field(ge=1, le=65535), Words("a port number from 1 to 65535")]
     )
+    resume: (
+        Literal["auto", "never"]
+        | Annotated[
+            str, Field(pattern="^[0-9a-f]{32}$"), Words("the id of a run, 32 hexadecimal digits")
+        ]
+    )
+    grace_seconds: NonNegative
+    hang_timeout_seconds: NonNegative | None
 
 
 class Split(TypedDict):
@@ -324,9 +333,10 @@ REFUSED = {
     "train.training.parallelism_config": "not available here: ranks share data only",
     "train.training.label_smoothing_factor": "not available here: the loss is this project's own, "
     "see train.loss",
+    "train.training.logging_nan_inf_filter": "not yours to set: a loss that is no number stops the "
+    "run",
     "train.training.local_rank": "not yours to set: the launcher numbers the ranks",
-    "train.training.resume_from_checkpoint": "not yours to set: the checkpoint is found in "
-    "train.training.output_dir",
+    "train.training.resume_from_checkpoint": "set resume instead: auto, never, or the id of a run",
     "train.lora.lora_alpha": "set train.lora.alpha instead",
     "train.lora.lora_dropout": "set train.lora.dropout instead",
     "train.deepspeed.bf16": "set train.training.bf16 (or precision) instead",

@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -15,14 +14,22 @@ from account_tax.commands import run_in_mlflow
 from account_tax.config import ConfigError, Resolved, parse_command_line
 from account_tax.environment import RECORD_FILE, environment_tags
 from account_tax.errors import Failed
-from account_tax.layout import PARAMETERS_FILE, PROGRESS_VARIABLE
-from account_tax.mlflow_run import OwnedRun, TrackingError
-from account_tax.prepared import DATASETS, find_prepared, publish_prepared
-from account_tax.processes import run_stage
+from account_tax.layout import (
+    INTERRUPTED_FILE,
+    PARAMETERS_FILE,
+    PROGRESS_FILE,
+    PROGRESS_VARIABLE,
+)
+from account_tax.mlflow_run import OwnedRun
+from account_tax.prepared import find_prepared, publish_prepared
+from account_tax.processes import Interrupted, run_stage
 from account_tax.ranks import free_port
 
+from .finish import finish, salvage
+from .hang import HangWatch
 from .plan import Plan, make_plan
 from .progress import ProgressLine
+from .resume import Start, begin
 from .stages import Stages, stage_environment
 
 
@@ -53,10 +60,15 @@ def _wants_dry_run(args: Sequence[str]) -> bool:
 
 
 def _run_stages(project: Path, args: Sequence[str], run: OwnedRun) -> None:
-    """Check, prepare, train and register, in the run that is owned."""
+    """Check, prepare, train and register, in the run that is owned or one that it goes on with."""
     plan = make_plan(project, args)
+    with begin(project, plan, run, _code_tags(project)) as start:
+        _run_plan(project, plan, run, start)
+
+
+def _run_plan(project: Path, plan: Plan, run: OwnedRun, start: Start) -> None:
     root = Path(plan.resolved.values["artifacts_root"]) / run.run_id
-    resolved = _into_folder(plan.resolved, root)
+    resolved = _into_folder(plan.resolved, root, start.folder)
     environment = stage_environment(project) | run.environment()
     environment["ACCOUNT_TAX_CONFIG_SHA256"] = resolved.sha256
     stages = Stages(project, (project / root).resolve(), environment)
@@ -66,11 +78,11 @@ def _run_stages(project: Path, args: Sequence[str], run: OwnedRun) -> None:
         click.echo(f"{name:<24} {plan.facts()[name]}")
     try:
         _prepare(stages, plan.report["inputs_sha256"])
+        start.say(run.run_id)
         _train(stages, plan)
-        _register(stages, plan.resolved.launch.register)
-    except Exception:
-        with suppress(TrackingError):  # closing the run will say so
-            run.salvage(sorted(stages.logs.rglob("*.log")))
+        finish(stages, run, plan.resolved.launch.register)
+    except Exception as err:
+        salvage(stages, run, err)
         raise
 
 
@@ -88,12 +100,9 @@ def _record(run: OwnedRun, project: Path, plan: Plan, resolved: Resolved) -> Non
     run.set_tags({f"account_tax.{name}": value for name, value in tags.items()})
 
 
-def _into_folder(resolved: Resolved, root: Path) -> Resolved:
-    """Give the run a folder of its own, so that two runs never write to the same files."""
-    old = resolved.values["artifacts_root"]
-    training = resolved.values["train"]["training"]
-    output = str(training.get("output_dir", f"{old}/checkpoints"))
-    training = training | {"output_dir": output.replace(str(old), str(root), 1)}
+def _into_folder(resolved: Resolved, root: Path, checkpoints: Path) -> Resolved:
+    """Give the run folders of its own, so that two runs never write to the same files."""
+    training = resolved.values["train"]["training"] | {"output_dir": str(checkpoints)}
     train_section = resolved.values["train"] | {"training": training}
     values = resolved.values | {"artifacts_root": str(root), "train": train_section}
     return Resolved(resolved.launch, values, resolved.sources)
@@ -126,7 +135,7 @@ def _prepare(stages: Stages, key: str) -> None:
     else:
         click.echo("prepare: reading, splitting and tokenizing the ledger")
         version = _prepare_anew(stages, folder, key)
-    stages.versions = dict.fromkeys(DATASETS, version)
+    stages.use_prepared(version)
 
 
 def _prepare_anew(stages: Stages, folder: Path, key: str) -> str:
@@ -148,42 +157,38 @@ def _prepare_anew(stages: Stages, folder: Path, key: str) -> str:
 
 def _train(stages: Stages, plan: Plan) -> None:
     """Train in the ranks, showing rank 0's progress."""
-    training = plan.resolved.values["train"]["training"]
-    port = plan.resolved.launch.master_port
-    progress = stages.root / "progress.json"
-    environment = stages.rank_environment(plan.world_size, plan.report["gpus"], training)
+    training, launch = plan.resolved.values["train"]["training"], plan.resolved.launch
+    port = launch.master_port
+    stages.clear_outcome()
+    progress = stages.root / PROGRESS_FILE
+    ranks_here = plan.place.ranks_here(plan.world_size)
+    environment = stages.rank_environment(ranks_here, plan.report["gpus"], training)
     environment[PROGRESS_VARIABLE] = str(progress)
-    line = ProgressLine(progress)
+    line, hang = ProgressLine(progress), HangWatch(progress, launch.hang_timeout_seconds)
+
+    def watch() -> None:
+        line.draw()
+        hang.check()
+
     click.echo(f"train: {plan.world_size} {plan.device} rank{'s' * (plan.world_size > 1)}")
     try:
         status = run_stage(
-            stages.ranks(plan.world_size, free_port() if port == "auto" else port),
+            plan.place.start_ranks(
+                stages.kedro("train"),
+                plan.world_size,
+                free_port() if port == "auto" else port,
+                stages.logs / "ranks",
+            ),
             cwd=stages.project,
             environment=environment,
             log=stages.logs / "train.log",
-            watch=line.draw,
+            watch=watch,
+            grace_seconds=launch.grace_seconds,
         )
+    except Interrupted as err:
+        raise Interrupted(err.signum, stages.outcome_of_interruption()) from err
     finally:
         line.close()
+    plan.place.raise_if_preempted(status, stages.root / INTERRUPTED_FILE)
     stages.prove_training(status)
-
-
-def _register(stages: Stages, wanted: bool) -> None:
-    """Evaluate the test split and, where wanted, register the adapter."""
-    click.echo(f"register: test split{', cold load, registry' if wanted else ' only'}")
-    status = run_stage(
-        stages.single("register", *([] if wanted else ["--to-nodes=evaluate_test_split_node"])),
-        cwd=stages.project,
-        environment=stages.environment,
-        log=stages.logs / "register.log",
-    )
-    if not wanted:
-        stages.prove("register", status)
-        return
-    result = stages.prove_registration(status)
-    metrics = ", ".join(
-        f"{name.removeprefix('test/')} {result['metrics'][name]:.4f}"
-        for name in ("test/accuracy", "test/f1", "test/loss")
-        if name in result["metrics"]
-    )
-    click.echo(f"{result['name']} version {result['version']} ({result['alias']}): {metrics}")
+    stages.keep_dataset_metadata()

@@ -14,11 +14,13 @@ from typing import Any
 import click
 import yaml
 
+from account_tax.checkpoints import size_of
 from account_tax.config import ConfigError, Resolved, batch_faults, parse_command_line, resolve
 from account_tax.environment import describe_environment, environment_in_words, unlocked_fault
 from account_tax.errors import Failed
 from account_tax.processes import run_stage
 
+from .places import OneMachine, Place, find_place
 from .refusals import find_machine_faults
 from .stages import stage_environment
 
@@ -30,12 +32,14 @@ class Plan:
     Attributes:
         resolved: The parameters, the base pinned as the check found it.
         report: What `account_tax.check` found out about data, model and machine.
+        place: Where the ranks run.
         world_size: Ranks.
         environment: The lock, the differences from it, and the machine.
     """
 
     resolved: Resolved
     report: dict[str, Any]
+    place: Place
     world_size: int
     environment: dict[str, Any]
 
@@ -104,18 +108,24 @@ def make_plan(project: Path, args: Sequence[str]) -> Plan:
         faults, resolved = err.faults, err.usable
     environment = describe_environment(project)
     report = _check(project, resolved.values)
-    world_size = _world_size(resolved, report)
+    try:
+        place: Place = find_place(resolved.launch)
+    except ConfigError as err:
+        faults, place = faults + err.faults, OneMachine(resolved.launch)
+    world_size = place.world_size(report["gpus"])
     found = list(report["faults"])
     if not any(fault.startswith("num_gpus") for fault in faults):
         found += batch_faults(resolved.values, world_size)
-    found += find_machine_faults(
-        resolved.values, report, world_size, resolved.launch.master_port, project
-    )
+    ranks_here, port = place.ranks_here(world_size), resolved.launch.master_port
+    saved_bytes = _saved_bytes(project, resolved, report)
+    found += find_machine_faults(resolved.values, report, ranks_here, port, project, saved_bytes)
+    folders = [project, project / resolved.values.get("artifacts_root", ".")]
+    found += place.faults(folders, stage_environment(project))
     found += _lock_faults(resolved, environment)
     faults += [_name_source(fault, resolved) for fault in found]
     if faults:
         raise ConfigError(faults)
-    return Plan(_pin_base(resolved, report["base"]), report, world_size, environment)
+    return Plan(_pin_base(resolved, report["base"]), report, place, world_size, environment)
 
 
 def _lock_faults(resolved: Resolved, environment: dict[str, Any]) -> list[str]:
@@ -124,6 +134,20 @@ def _lock_faults(resolved: Resolved, environment: dict[str, Any]) -> list[str]:
     if environment["locked"] or allowed or not resolved.launch.register:
         return []
     return [unlocked_fault(environment)]
+
+
+def store_of(resolved: Resolved) -> Path:
+    """Return the folder of all checkpoints of a configuration."""
+    training = resolved.values["train"]["training"]
+    default = Path(resolved.values["artifacts_root"]) / "checkpoints"
+    return Path(training.get("output_dir", default)) / resolved.sha256
+
+
+def _saved_bytes(project: Path, resolved: Resolved, report: dict[str, Any]) -> int:
+    """Return the size of the configuration's checkpoints; 0 where it has a fault."""
+    if "base" not in report or "training" not in resolved.values["train"]:
+        return 0
+    return size_of(project / store_of(_pin_base(resolved, report["base"])))
 
 
 def _pin_base(resolved: Resolved, base: dict[str, str | None]) -> Resolved:
@@ -160,8 +184,3 @@ def _name_source(fault: str, resolved: Resolved) -> str:
         return fault
     value, colon, text = rest.partition(": ")
     return f"{key} = {value} ({source}): {text}" if colon and "(" not in value else fault
-
-
-def _world_size(resolved: Resolved, report: dict[str, Any]) -> int:
-    wanted = resolved.launch.num_gpus
-    return max(1, report["gpus"]) if wanted == "auto" else wanted

@@ -20,22 +20,28 @@ DEFAULT_CHECKPOINTS = 3
 
 
 def find_machine_faults(
-    values: dict[str, Any], report: dict[str, Any], world_size: int, port: int | str, project: Path
+    values: dict[str, Any],
+    report: dict[str, Any],
+    ranks: int,
+    port: int | str,
+    project: Path,
+    saved_bytes: int = 0,
 ) -> list[str]:
     """Return every reason why this machine can't run the training.
 
     Args:
         values: The resolved parameters.
         report: What `account_tax.check` found.
-        world_size: Ranks to start.
+        ranks: Those that this machine is to run.
         port: Of the ranks' rendezvous; `auto` takes a free one.
         project: The project's root, below which a relative artifacts_root lies.
+        saved_bytes: What this configuration's checkpoints take on the disk already.
     """
     faults = []
     gpus = report.get("gpus", 0)
-    if gpus and world_size > gpus:
+    if gpus and ranks > gpus:
         faults.append(
-            f"num_gpus = {world_size}: this machine shows {gpus} GPU{'s' if gpus > 1 else ''}. "
+            f"num_gpus = {ranks}: this machine shows {gpus} GPU{'s' if gpus > 1 else ''}. "
             "Lower it, or let num_gpus=auto take those there are."
         )
     if not gpus:
@@ -44,7 +50,7 @@ def find_machine_faults(
         faults.append(
             f"master_port = {port}: {why}. Give another port, or master_port=auto for a free one."
         )
-    return faults + _disk_faults(values, report, project)
+    return faults + _disk_faults(values, report, project, saved_bytes)
 
 
 def _compiler_faults() -> list[str]:
@@ -78,25 +84,44 @@ def _why_not_bindable(port: int) -> str:
     return ""
 
 
-def _disk_faults(values: dict[str, Any], report: dict[str, Any], project: Path) -> list[str]:
-    root = values.get("artifacts_root")
+def _disk_faults(
+    values: dict[str, Any], report: dict[str, Any], project: Path, saved_bytes: int
+) -> list[str]:
+    """Return what is wrong with the folders of results and checkpoints, or with their disks."""
+    root, train = values.get("artifacts_root"), values["train"].get("training", {})
     if root is None:  # it has a fault of its own
         return []
-    place = project / root
-    folder = next(parent for parent in [place, *place.parents] if parent.exists())
-    if not (folder.is_dir() and os.access(folder, os.W_OK)):
-        return [
-            f"artifacts_root = {root}: {folder} is no folder that can be written to. "
-            "Give another one."
-        ]
-    kept = values["train"].get("training", {}).get("save_total_limit") or DEFAULT_CHECKPOINTS
-    trained = report.get("trainable_parameters", 0)
-    needed = BASE_BYTES + (kept + 2) * trained * BYTES_PER_PARAMETER
-    free = shutil.disk_usage(folder).free
-    if free >= needed:
-        return []
-    return [
-        f"artifacts_root = {root}: {free // MEBIBYTE:,} MiB are free, and {kept} checkpoints, the "
-        f"best model and the logs need about {needed // MEBIBYTE:,} MiB. Free some space, lower "
-        "train.training.save_total_limit, or point artifacts_root to a larger disk."
+    size = report.get("trainable_parameters", 0) * BYTES_PER_PARAMETER
+    # The best one is kept beside the newest, and a new one is whole before an old one goes.
+    kept = max(2, train.get("save_total_limit") or DEFAULT_CHECKPOINTS)
+    checkpoints = max(size, (kept + 1) * size - saved_bytes)
+    needs = {
+        ("artifacts_root", root): (BASE_BYTES + size, "the best model and the logs need"),
+        ("train.training.output_dir", train.get("output_dir", root)): (
+            checkpoints,
+            f"{kept} checkpoints and a new one need",
+        ),
+    }
+    folders = {place: _existing_folder(project / place[1]) for place in needs}
+    faults = [
+        f"{key} = {place}: {folder} is no folder that can be written to. Give another one."
+        for (key, place), folder in folders.items()
+        if not (folder.is_dir() and os.access(folder, os.W_OK))
     ]
+    if faults:
+        return faults[:1]
+    if len({folder.stat().st_dev for folder in folders.values()}) == 1:
+        needed = BASE_BYTES + size + checkpoints
+        words = f"{kept} checkpoints, a new one, the best model and the logs need"
+        needs = {("artifacts_root", root): (needed, words)}
+    return [
+        f"{key} = {place}: {free // MEBIBYTE:,} MiB are free, and {words} about "
+        f"{needed / MEBIBYTE:,.0f} MiB. Free some space, lower "
+        f"train.training.save_total_limit, or point {key} to a larger disk."
+        for (key, place), (needed, words) in needs.items()
+        if (free := shutil.disk_usage(folders[key, place]).free) < needed
+    ]
+
+
+def _existing_folder(place: Path) -> Path:
+    return next(parent for parent in [place, *place.parents] if parent.exists())

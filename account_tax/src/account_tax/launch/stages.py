@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -15,11 +16,30 @@ from typing import Any
 import yaml
 
 from account_tax.config import Resolved
-from account_tax.errors import Failed
-from account_tax.layout import ADAPTER_FOLDER, MARKER_FILE
+from account_tax.errors import Failed, Preempted
+from account_tax.layout import (
+    ADAPTER_FOLDER,
+    BEST_FOLDER,
+    DATASET_METADATA_FILE,
+    FAULT_FILE,
+    INTERRUPTED_FILE,
+    LAUNCHER_VARIABLE,
+    MARKER_FILE,
+    METRICS_FILE,
+    PREPARED_FILE,
+    PROGRESS_FILE,
+    REGISTRATION_FILE,
+)
 from account_tax.prepared import DATASETS
+from account_tax.processes import identify
 
 TAIL_LINES = 12
+# Of an attempt; the next one of the run may not be judged by it.
+OUTCOME = (
+    *(MARKER_FILE, PROGRESS_FILE, METRICS_FILE, REGISTRATION_FILE),
+    *(INTERRUPTED_FILE, FAULT_FILE),
+)
+RANK_ENDED = re.compile(r"^srun: error: .*|^host \S+ ended with .*", re.MULTILINE)
 NO_RESULT = (
     "exit status 0, but no result was written; deepspeed ends so when its launch process is killed"
 )
@@ -69,6 +89,12 @@ class Stages:
         environment.mkdir(parents=True, exist_ok=True)
         _dump(environment / "catalog.yml", entries)
 
+    def use_prepared(self, version: str) -> None:
+        """Load this version of the data, and note it for whoever goes on with the run."""
+        self.versions = dict.fromkeys(DATASETS, version)
+        text = json.dumps(self.versions, indent=2) + "\n"
+        (self.root / PREPARED_FILE).write_text(text, encoding="utf-8")
+
     def kedro(self, pipeline: str, *options: str) -> list[str]:
         """Return the arguments of `kedro` that run one pipeline with this configuration."""
         versions = ",".join(f"{name}:{version}" for name, version in self.versions.items())
@@ -84,25 +110,18 @@ class Stages:
         """Return the command that runs a pipeline in one process."""
         return [sys.executable, "-m", "kedro", *self.kedro(pipeline, *options)]
 
-    def ranks(self, world_size: int, port: int) -> list[str]:
-        """Return the command that trains in `world_size` ranks, each with its own log."""
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        # --num_gpus ignores CUDA_VISIBLE_DEVICES.
-        devices = ",".join(visible.split(",")[:world_size])
-        where = f"--include=localhost:{devices}" if devices else f"--num_gpus={world_size}"
-        return [
-            *(sys.executable, "-m", "deepspeed.launcher.runner"),
-            *(where, "--module", "--no_local_rank"),
-            *(f"--master_port={port}", f"--enable_each_rank_log={self.logs / 'ranks'}"),
-            *("kedro", *self.kedro("train")),
-        ]
+    def rank_environment(self, ranks_here: int, gpus: int, training: dict[str, Any]) -> dict:
+        """Return what ranks find besides: their share of the cores, and determinism's settings.
 
-    def rank_environment(self, world_size: int, gpus: int, training: dict[str, Any]) -> dict:
-        """Return what ranks find besides: their share of the cores, and determinism's settings."""
+        Args:
+            ranks_here: Ranks that share a machine.
+            gpus: GPUs this one shows.
+            training: The section of the parameters.
+        """
         settings = dict(self.environment)
         if not gpus:
             settings["DS_ACCELERATOR"] = "cpu"
-            threads = max(1, (len(os.sched_getaffinity(0))) // world_size)
+            threads = max(1, (len(os.sched_getaffinity(0))) // ranks_here)
             settings.setdefault("OMP_NUM_THREADS", str(threads))
         if training.get("full_determinism"):
             # Set inside the process they may come after CUDA has started.
@@ -111,16 +130,38 @@ class Stages:
 
     # --- evidence ---------------------------------------------------------------------------------
 
+    def clear_outcome(self) -> None:
+        """Remove what an earlier attempt of the run left as its result; move its logs aside."""
+        for name in OUTCOME:
+            (self.root / name).unlink(missing_ok=True)
+        for log in sorted((self.logs / "ranks").glob("*.log")):
+            (log.parent / "earlier").mkdir(exist_ok=True)
+            log.rename(log.parent / "earlier" / log.name)
+
+    def keep_dataset_metadata(self) -> None:
+        """Put what is known of the data beside the best model, where there is one."""
+        if (self.root / BEST_FOLDER).is_dir():
+            name = DATASET_METADATA_FILE
+            version = self.versions["dataset_metadata"]
+            source = self.project / "data" / "04_feature" / name / version / name
+            shutil.copy(source, self.root / name)
+
     def prove_training(self, status: int) -> dict[str, Any]:
         """Return the marker's content, if the ranks ended well and their files are whole.
 
         Raises:
+            Preempted: If the ranks themselves were told to end, as Slurm does.
             Failed: With the last lines of the logs. The exit status alone proves nothing:
                 `deepspeed` returns 0 when its launch process was killed.
         """
         marker = self.root / MARKER_FILE
         if status != 0 or not marker.is_file():
-            why = _in_words(status) if status else NO_RESULT
+            if _told_to_end(status) or (self.root / INTERRUPTED_FILE).is_file():
+                raise Preempted(
+                    f"ended by SIGTERM: {self.outcome_of_interruption()}", goes_on=False
+                )
+            why = self._said("reason", FAULT_FILE)
+            why = why or (_in_words(status) if status else NO_RESULT)
             raise Failed(f"training failed: {why}.\n{self.last_lines()}")
         content = json.loads(marker.read_text(encoding="utf-8"))
         for name, sha256 in content["weights"].items():
@@ -129,13 +170,28 @@ class Stages:
                 raise Failed(f"training failed: {file} is not the file the marker lists.")
         return content
 
+    def outcome_of_interruption(self) -> str:
+        """Return what became of a training that was told to end."""
+        step = self._said("step", INTERRUPTED_FILE)
+        if step is not None:
+            return f"interrupted at step {step}; the same command goes on from there"
+        if (self.root / MARKER_FILE).is_file():
+            return "training is complete, registration is not; run the same command again"
+        return "interrupted before a step could be saved; run the same command again"
+
+    def _said(self, key: str, name: str) -> Any:
+        """Return what rank 0 left in a file below the root, None where there is none."""
+        file = self.root / name
+        return json.loads(file.read_text(encoding="utf-8"))[key] if file.is_file() else None
+
     def prove_registration(self, status: int) -> dict[str, Any]:
         """Return what was registered, if the stage ended well and its result is there."""
-        result = self.root / "registration.json"
+        result = self.root / REGISTRATION_FILE
         if status != 0 or not result.is_file():
             raise Failed(
                 f"registration failed: {_in_words(status)}. The trained adapter is kept in "
-                f"{self.root / 'adapter'}.\n{_tail(self.logs / 'register.log')}"
+                f"{self.root / ADAPTER_FOLDER}. What was wrong is mended? Then: kedro register "
+                f"--run {self.root.name}\n{_tail(self.logs / 'register.log')}"
             )
         return json.loads(result.read_text(encoding="utf-8"))
 
@@ -146,18 +202,33 @@ class Stages:
             raise Failed(f"{stage} failed: {_in_words(status)}.\n{_tail(log)}")
 
     def last_lines(self) -> str:
-        """Return the end of each rank's log, or of deepspeed's where no rank has said anything."""
+        """Return how each rank ended and the end of its log; deepspeed's where none said anything.
+
+        How it ended is said by what started it: srun, or over_ssh.py for a host.
+        """
         ranks = sorted((self.logs / "ranks").glob("*.log"))
         said = [log for log in ranks if log.stat().st_size]
-        return "\n".join(map(_tail, said or [self.logs / "train.log"]))
+        launched = self.logs / "train.log"
+        text = launched.read_text(encoding="utf-8", errors="replace") if launched.exists() else ""
+        return "\n".join([*RANK_ENDED.findall(text), *map(_tail, said or [launched])])
+
+
+def _signal_in(status: int) -> int:
+    """Return the signal of a status.
+
+    A stage killed by signal n has -n; of a rank so killed `deepspeed` makes 256 - n, srun 128 + n.
+    """
+    return -status if status < 0 else 256 - status if status > 192 else status - 128
+
+
+def _told_to_end(status: int) -> bool:
+    """Return whether a rank that could not save yet, or no more, ended by SIGTERM."""
+    return _signal_in(status) == signal.SIGTERM
 
 
 def _in_words(status: int) -> str:
-    """Return an exit status as a person reads it.
-
-    A stage killed by signal n has -n; of a rank so killed `deepspeed` makes 256 - n.
-    """
-    signum = -status if status < 0 else 256 - status
+    """Return an exit status as a person reads it."""
+    signum = _signal_in(status)
     if signum not in map(int, signal.Signals):
         return f"exit status {status}"
     name = signal.Signals(signum).name
@@ -181,4 +252,5 @@ def stage_environment(project: Path) -> dict[str, str]:
     source = str(project / "account_tax" / "src")
     path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
     quiet = {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUTF8": "1"}
-    return os.environ | quiet | {"PYTHONPATH": path}
+    launcher = {LAUNCHER_VARIABLE: identify(os.getpid()) or ""}
+    return os.environ | quiet | launcher | {"PYTHONPATH": path}

@@ -35,6 +35,7 @@ from .record import (
 
 RECIPE = "reproduce"  # written into the clone; git is told to ignore it
 TAIL_LINES = 12
+LAUNCHER_GRACE_SECONDS = 9.0  # the launcher ends its own ranks, and its run, within that
 # With any of these another model is what has to come out, so nothing is trained.
 DECISIVE = ("data", "base", "code", "configuration")
 
@@ -240,6 +241,7 @@ def train_again(workshop: Workshop, seed: int) -> Trained:
         cwd=workshop.project,
         environment=_environment(workshop),
         log=log,
+        grace_seconds=LAUNCHER_GRACE_SECONDS,
     )
     if status != 0:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()

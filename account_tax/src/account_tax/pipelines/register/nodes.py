@@ -23,6 +23,7 @@ from account_tax.classifier import (
 )
 from account_tax.environment import describe_environment, environment_tags, unlocked_fault
 from account_tax.layout import ADAPTER_FOLDER
+from account_tax.metric_journal import journal_file, newest_timestamp, send_batch
 from account_tax.metrics import (
     compute_classification_metrics,
     compute_confusion_matrix,
@@ -75,7 +76,8 @@ def evaluate_model(
     log_history = json.loads((root / "log_history.json").read_text(encoding="utf-8"))
     plots = save_plots(root / "plots", evaluation, log_history)
     client, run_id = mlflow_run()
-    log_metrics(client, run_id, evaluation["metrics"])
+    newest_ms = send_kept_metrics(client, run_id, root)
+    log_metrics(client, run_id, evaluation["metrics"], newest_ms)
     client.log_dict(run_id, training_metrics | evaluation["metrics"], "training_metrics.json")
     for plot in plots:
         client.log_artifact(run_id, str(plot), "plots")
@@ -266,8 +268,21 @@ def mlflow_run() -> tuple[MlflowClient, str]:
     return MlflowClient(run["tracking_uri"]), run["run_id"]
 
 
-def log_metrics(client: MlflowClient, run_id: str, metrics: dict[str, float]) -> None:
-    """Log metrics to the run and wait for the store to have them."""
-    now_ms = int(time.time() * 1000)
-    points = [Metric(key, value, now_ms, 0) for key, value in metrics.items()]
+def send_kept_metrics(client: MlflowClient, run_id: str, artifacts_root: Path) -> int:
+    """Store the metric points that training kept, and return the time of the newest, ms."""
+    journal = journal_file(artifacts_root, run_id)
+    while send_batch(client, run_id, journal):
+        pass
+    return newest_timestamp(journal)
+
+
+def log_metrics(
+    client: MlflowClient, run_id: str, metrics: dict[str, float], not_before_ms: int
+) -> None:
+    """Log metrics to the run, those it has not, and wait for the store to have them."""
+    logged = client.get_run(run_id).data.metrics
+    now_ms = max(int(time.time() * 1000), not_before_ms)
+    points = [
+        Metric(key, value, now_ms, 0) for key, value in metrics.items() if logged.get(key) != value
+    ]
     client.log_batch(run_id, points, synchronous=True)

@@ -16,9 +16,11 @@ import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from account_tax.layout import PROGRESS_VARIABLE
-from account_tax.ranks import is_rank0, log_metrics
+from account_tax.metric_journal import log_metrics
+from account_tax.ranks import is_rank0
 
 MEBIBYTE = 2**20
+FINISHING = "finishing"
 
 
 class MLflowMetricsCallback(TrainerCallback):
@@ -27,6 +29,9 @@ class MLflowMetricsCallback(TrainerCallback):
     transformers' own callback starts and ends runs and logs bare names (`loss`, `eval_loss`); the
     run is the launcher's here.
     """
+
+    def __init__(self) -> None:
+        self._trained = False
 
     NAMES: ClassVar[dict[str, str]] = {
         "loss": "train/loss",
@@ -53,7 +58,11 @@ class MLflowMetricsCallback(TrainerCallback):
         }
         if metrics:
             position = {"train/epoch": state.epoch or 0.0, "train/global_step": state.global_step}
-            log_metrics(metrics | position, state.global_step)
+            log_metrics(metrics | position, state.global_step, final=self._trained)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Know that what is evaluated from here on is the best model."""
+        self._trained = True
 
 
 class SpeedCallback(TrainerCallback):
@@ -161,18 +170,23 @@ class EngineTimeCallback(TrainerCallback):
 
 
 class ProgressCallback(TrainerCallback):
-    """Rank 0 only: keeps the file the launcher draws its progress line from, once a second."""
+    """Rank 0 only: keeps the file the launcher draws its progress line from, once a second.
+
+    It is the sign of life too: `beats` counts what was computed, `doing` says where silence is no
+    wonder. See `launch.hang`.
+    """
 
     def __init__(self, speed: SpeedCallback) -> None:
         self.speed = speed
         self._file = os.environ.get(PROGRESS_VARIABLE) if is_rank0() else None
         self._loss = math.nan
         self._started = self._written = 0.0
+        self._beats, self._doing = 0, "starting"
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Start the clock of the remaining time."""
         self._started = time.monotonic()
-        self._write(state)
+        self._beat(state, "training")
 
     def on_log(
         self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any
@@ -180,14 +194,45 @@ class ProgressCallback(TrainerCallback):
         """Remember the newest loss."""
         self._loss = (logs or {}).get("loss", self._loss)
 
+    def on_substep_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Give a sign of life after each micro-batch."""
+        self._beat(state, "training")
+
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Write, at most once a second; the last step always."""
-        if time.monotonic() - self._written >= 1 or state.global_step == state.max_steps:
+        last = state.global_step == state.max_steps
+        self._beat(state, "saving" if control.should_save or last else "training")
+
+    def on_prediction_step(
+        self, args: Any, state: TrainerState, control: Any, **kwargs: Any
+    ) -> None:
+        """Give a sign of life after each batch of an evaluation."""
+        self._beat(state, "evaluating")
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Expect a checkpoint, or what comes after training."""
+        self._beat(state, "saving")
+
+    on_epoch_end = on_evaluate
+
+    def on_save(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Go on, or finish."""
+        self._beat(state, "saving" if state.global_step >= state.max_steps else "training")
+
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Expect what comes after training: evaluation, adapter, the rest of the metrics."""
+        self._beat(state, FINISHING)
+
+    def _beat(self, state: TrainerState, doing: str) -> None:
+        """Write the file, at once where something else begins, else at most once a second."""
+        doing = FINISHING if self._doing == FINISHING else doing
+        changed, self._doing = doing != self._doing, doing
+        self._beats += 1
+        if self._file and (changed or time.monotonic() - self._written >= 1):
             self._write(state)
 
     def _write(self, state: TrainerState) -> None:
-        if not self._file:
-            return
+        assert self._file is not None
         self._written = time.monotonic()
         done = state.global_step
         each = (self._written - self._started) / done if done else math.nan
@@ -197,6 +242,8 @@ class ProgressCallback(TrainerCallback):
             "loss": self._loss,
             "tokens_per_sec": self.speed.tokens_per_sec,
             "eta_seconds": each * (state.max_steps - done),
+            "beats": self._beats,
+            "doing": self._doing,
         }
         scratch = Path(self._file + ".new")
         scratch.write_text(json.dumps(progress), encoding="utf-8")

@@ -14,6 +14,8 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from .batches import IGNORED_LABEL, GlobalBatchSampler, Rows
 from .callbacks import SpeedCallback
+from .checkpointing import CheckpointedTrainer
+from .stopping import NotFiniteCallback
 
 
 def global_batch_cross_entropy(
@@ -65,29 +67,38 @@ class _KeepGradNorm(TrainerCallback):
         engine.clip_fp32_gradients = clip_fp32_gradients
 
 
-class LedgerTrainer(Trainer):
+class LedgerTrainer(CheckpointedTrainer):
     """Trainer whose loss and order of rows do not depend on the split into ranks and micro-batches.
 
     Args:
         speed: Told the attention mask of every micro-batch.
+        finite: Told the gradient norm of every step.
         class_weights: See `global_batch_cross_entropy`.
-        kwargs: Trainer's own; both datasets are `Rows`.
+        kwargs: CheckpointedTrainer's own; both datasets are `Rows`.
     """
 
-    def __init__(self, *, speed: SpeedCallback, class_weights: Tensor | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        *,
+        speed: SpeedCallback,
+        finite: NotFiniteCallback,
+        class_weights: Tensor | None = None,
+        **kwargs: Any,
+    ):
         loss = partial(global_batch_cross_entropy, class_weights=class_weights)
         super().__init__(compute_loss_func=loss, **kwargs)
-        self.speed = speed
+        self.speed, self.finite = speed, finite
         self.add_callback(_KeepGradNorm(self))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         args = self.args
-        return GlobalBatchSampler(
+        self.row_sampler = GlobalBatchSampler(
             cast(Rows, train_dataset or self.train_dataset),
             args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
             seed=args.data_seed if args.data_seed is not None else args.seed,
             group_by_length=args.train_sampling_strategy == "group_by_length",
         )
+        return self.row_sampler
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int]:
         # Trainer's own would shuffle under group_by_length, and answers belong to their rows.
@@ -102,6 +113,16 @@ class LedgerTrainer(Trainer):
         """Return the loss of a micro-batch after its backward pass."""
         self.speed.count(inputs["attention_mask"])
         return super().training_step(model, inputs, num_items_in_batch)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Return the norm that Trainer has fetched, after a check; with fp16 too large is no fault.
+
+        DeepSpeed then leaves the step out and lowers its loss scale.
+        """
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None and not self.args.fp16:
+            self.finite.check("gradient norm", float(norm), self.state.global_step + 1, self.args)
+        return norm
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Return Trainer's evaluation, its loss computed from the gathered logits.

@@ -12,6 +12,8 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,14 @@ from transformers import (
     set_seed,
 )
 
+from account_tax.checkpoints import (
+    ATTEMPT_FILE,
+    RANKS_LOCK,
+    hold,
+    read_json,
+    require_whole,
+    step_of,
+)
 from account_tax.classifier import (
     SETTINGS_FILE,
     BaseReference,
@@ -38,10 +48,17 @@ from account_tax.classifier import (
     file_sha256,
     resolve_base,
 )
-from account_tax.layout import ADAPTER_FOLDER, MARKER_FILE, PROGRESS_VARIABLE
+from account_tax.layout import (
+    ADAPTER_FOLDER,
+    BEST_FOLDER,
+    MARKER_FILE,
+    MODEL_METADATA_FILE,
+    PROGRESS_VARIABLE,
+)
+from account_tax.metric_journal import close_metrics, open_metrics
 from account_tax.metrics import compute_classification_metrics
 from account_tax.probe import PROBE_TEXTS
-from account_tax.ranks import flush_metrics, get_mlflow_env, is_rank0, join_as_one_rank
+from account_tax.ranks import get_mlflow_env, is_rank0, join_as_one_rank
 
 from .batches import Rows, balanced_class_weights
 from .callbacks import (
@@ -52,6 +69,7 @@ from .callbacks import (
     TorchMemoryCallback,
     memory_mb,
 )
+from .stopping import NotFiniteCallback, StopCallback
 from .trainer import LedgerTrainer
 
 __all__ = [
@@ -94,6 +112,7 @@ def run_training_pipeline(
         Metrics under the specification's names (`train/loss`, `eval/f1`, ...).
     """
     join_as_one_rank()
+    open_metrics(Path(artifacts_root))
     training = train_params["training"]
     (enable_full_determinism if training.get("full_determinism") else set_seed)(training["seed"])
     labels = tokenized_datasets["train"].features["labels"].names
@@ -102,9 +121,12 @@ def run_training_pipeline(
     if train_params["lora"].get("enable", True):
         model = apply_lora_adapters(model, train_params["lora"])
     arguments = build_training_arguments(train_params, artifacts_root)
-    trainer = _build_trainer(model, tokenizer, arguments, tokenized_datasets, train_params)
+    trainer = _build_trainer(
+        model, tokenizer, arguments, tokenized_datasets, train_params, Path(artifacts_root)
+    )
 
-    training_result = trainer.train()
+    with _sole_writer(trainer.folder):
+        training_result = trainer.train(_checkpoint_to_resume(trainer.folder))
     evaluation = trainer.evaluate()
     metrics = _summarize(trainer, training_result.metrics, evaluation)
     probe = _probe(trainer, tokenizer)
@@ -115,7 +137,7 @@ def run_training_pipeline(
         "labels": labels,
     }
     _save(trainer, base, Path(artifacts_root), settings, probe, metrics)
-    flush_metrics()
+    close_metrics()
     return metrics
 
 
@@ -216,6 +238,8 @@ def build_training_arguments(
         # MLflowMetricsCallback logs to MLflow; transformers' own would end the launcher's run.
         "report_to": [name for name in report_to if name != "mlflow"],
         "label_names": ["labels"],
+        # It would show a mean of earlier losses for one that is no number, which stops the run.
+        "logging_nan_inf_filter": False,
         "use_cpu": not torch.cuda.is_available(),
         "disable_tqdm": PROGRESS_VARIABLE in os.environ or given.pop("disable_tqdm", False),
     }
@@ -262,9 +286,10 @@ def _build_trainer(
     arguments: TrainingArguments,
     splits: DatasetDict,
     train_params: dict[str, Any],
+    root: Path,
 ) -> LedgerTrainer:
-    speed = SpeedCallback()
-    callbacks: list[Any] = [speed, TorchMemoryCallback(), ProgressCallback(speed)]
+    speed, finite = SpeedCallback(), NotFiniteCallback(root)
+    callbacks: list[Any] = [finite, speed, TorchMemoryCallback()]
     if "mlflow" in (train_params["training"].get("report_to") or []):
         callbacks.append(MLflowMetricsCallback())
     train_rows = Rows.from_dataset(splits["train"])
@@ -284,10 +309,31 @@ def _build_trainer(
         compute_metrics=partial(compute_metrics, average=average),
         callbacks=callbacks,
         speed=speed,
+        finite=finite,
         class_weights=weights,
+        facts=read_json(Path(arguments.output_dir or "") / ATTEMPT_FILE).get("facts"),
     )
     trainer.add_callback(EngineTimeCallback(lambda: trainer.deepspeed))
+    trainer.add_callback(StopCallback(root))
+    trainer.add_callback(ProgressCallback(speed))  # after what asks for a checkpoint
     return trainer
+
+
+@contextmanager
+def _sole_writer(folder: Path) -> Iterator[None]:
+    """Keep other trainings from writing checkpoints here: the ranks may outlive their launcher."""
+    if not is_rank0():
+        yield
+        return
+    with hold(folder / RANKS_LOCK) as sign:
+        sign({})
+        yield
+
+
+def _checkpoint_to_resume(folder: Path) -> str | None:
+    """Return the checkpoint that the launcher found to be whole, if there is one."""
+    name = read_json(folder / ATTEMPT_FILE).get("resume_from")
+    return str(folder / name) if name else None
 
 
 def _summarize(
@@ -351,17 +397,48 @@ def _save(
     _write_json(folder / SETTINGS_FILE, settings)
     _write_json(folder / "probe.json", probe)
     _write_json(root / "log_history.json", trainer.state.log_history)
-    weights = sorted(folder.glob("*.safetensors"))
+    _keep_best(trainer, root, settings)
     _write_json(
         root / MARKER_FILE,
         {
             "global_step": trainer.state.global_step,
             "best_checkpoint_metric": trainer.state.best_metric,
-            "weights": {file.name: file_sha256(file) for file in weights},
+            "weights": _weights_of(folder),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "metrics": metrics,
         },
     )
+
+
+def _keep_best(trainer: LedgerTrainer, root: Path, settings: dict[str, Any]) -> None:
+    """Rank 0 only: copy the best model, which is the result unless load_best_model_at_end is off.
+
+    Beside it goes model_metadata.json. Where no checkpoint is the best, nothing is written.
+    """
+    best, source = root / BEST_FOLDER, trainer.state.best_model_checkpoint
+    shutil.rmtree(best, ignore_errors=True)
+    if source is None:
+        return
+    shutil.copytree(root / ADAPTER_FOLDER, best)
+    if not trainer.args.load_best_model_at_end:
+        require_whole(Path(source))
+        (best / "probe.json").unlink()  # answers of the last weights
+        for file in Path(source).glob("*.safetensors"):
+            shutil.copy(file, best)
+    metadata = {
+        **trainer.facts,
+        **settings,
+        "global_step": step_of(Path(source)),
+        "metric": trainer.args.metric_for_best_model,
+        "best_metric": trainer.state.best_metric,
+        "world_size": trainer.args.world_size,
+        "weights": _weights_of(best),
+    }
+    _write_json(root / MODEL_METADATA_FILE, metadata)
+
+
+def _weights_of(folder: Path) -> dict[str, str]:
+    return {file.name: file_sha256(file) for file in sorted(folder.glob("*.safetensors"))}
 
 
 def _portable_adapter_config(config: dict[str, Any], base: BaseReference) -> dict[str, Any]:

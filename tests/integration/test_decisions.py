@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 
 from account_tax.errors import Failed, Refused
 from account_tax.review.decision import decide, read_history, settle, state_of, verify_history
@@ -24,7 +25,7 @@ from .servers import LOOPBACK, STARTED_IN, Server
 
 pytestmark = pytest.mark.integration
 
-ROUNDS = 20  # of each kind of store
+ROUNDS = 4  # of each kind of store
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,8 @@ def approve(client: MlflowClient, model: str, version: int, reviewer="kim", seen
 def picture(client: MlflowClient, model: str):
     """Return which version is champion, which was, and the states."""
     versions = client.search_model_versions(f"name = '{model}'", order_by=["version_number ASC"])
-    return client.get_registered_model(model).aliases, [state_of(each) for each in versions]
+    aliases = client.get_registered_model(model).aliases  # text over REST, numbers from SQLite
+    return {each: str(number) for each, number in aliases.items()}, list(map(state_of, versions))
 
 
 # --- at once --------------------------------------------------------------------------------------
@@ -229,6 +231,8 @@ def test_without_permission_nothing_moves(server, models, what):
     register(client, model, 2)
     approve(client, model, 1)
     before = picture(client, model)
+    # MLflow (3.17) keeps where a run's files go by the run's id alone, so past the gateway.
+    _artifact_repos_cache.clear()
     with (
         gateway(server.address, DENIED[what]) as address,
         pytest.raises(Refused, match=r"no permission to decide about .* Nothing was changed"),

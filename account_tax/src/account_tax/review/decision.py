@@ -25,13 +25,14 @@ from .history import (
     BEFORE_FIRST,
     Entry,
     EntryTakenError,
-    append_entry,
     format_history,
     one_line,
     open_run,
     read_digests,
     read_history,
+    record_entry,
     seal_entry,
+    write_entry,
 )
 from .standing import (
     CONTENT_TAG,
@@ -358,8 +359,9 @@ def _record(client: MlflowClient, registry: Registry, entry: Entry) -> Entry:
         if entry.aliases_before.keys() - entry.aliases_after.keys():
             # Some servers let a user set an alias and not delete one: learn it before, not after.
             client.delete_registered_model_alias(name, PROBE_ALIAS)
+        write_entry(client, run_id, entry)
     with _while_recording(client, name, run_id, entry):
-        append_entry(client, run_id, entry)
+        record_entry(client, run_id, entry)
     try:
         settle(client, name)
     except (MlflowException, OSError) as err:

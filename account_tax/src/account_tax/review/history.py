@@ -329,16 +329,31 @@ def open_run(client: MlflowClient, model: RegisteredModel) -> str:
 
 
 def append_entry(client: MlflowClient, run_id: str, entry: Entry) -> None:
-    """Record a sealed entry; once this returns the decision stands.
+    """Record a sealed entry; see `write_entry` and `record_entry`."""
+    write_entry(client, run_id, entry)
+    record_entry(client, run_id, entry)
+
+
+def write_entry(client: MlflowClient, run_id: str, entry: Entry) -> None:
+    """Write the file of a sealed entry; nothing refers to it yet, so nothing is decided.
+
+    Raises:
+        HistoryError: If the store does not give back what was written.
+    """
+    name = file_of(entry.n, entry.sha256)
+    client.log_text(run_id, render_entry(entry), f"{ENTRY_FOLDER}/{name}")
+    if read_file(client, run_id, name) != render_entry(entry):
+        raise HistoryError(f"the artifact store does not give back what was written to {name}.")
+
+
+def record_entry(client: MlflowClient, run_id: str, entry: Entry) -> None:
+    """Record an entry whose file is written; once this returns the decision stands.
 
     Raises:
         EntryTakenError: If entry n is another one; nothing was recorded.
         MlflowException: If the store failed; `read_digests` tells whether it was recorded.
     """
     name = file_of(entry.n, entry.sha256)
-    client.log_text(run_id, render_entry(entry), f"{ENTRY_FOLDER}/{name}")
-    if read_file(client, run_id, name) != render_entry(entry):
-        raise HistoryError(f"the artifact store does not give back what was written to {name}.")
     try:
         client.log_param(run_id, f"{entry.n:05d}", entry.sha256)
     except MlflowException:

@@ -219,7 +219,7 @@ def test_the_run_keeps_plots_card_manifest_and_metrics(registered):
     names = {artifact.path for artifact in registered.client.list_artifacts(run_id)}
     assert names == {
         *("plots", "training_metrics.json", "manifest.json"),
-        *("dataset_metadata.json", "model_card.md"),
+        *("dataset_metadata.json", "model_card.md", "provenance.json"),
     }
     assert len(registered.client.list_artifacts(run_id, "plots")) == 3
     path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="training_metrics.json")

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import mlflow
 import pytest
+
+from account_tax.process_identity import identify, state_of
 
 WORDS = (
     *("coffee", "lunch", "taxi", "hotel", "rent", "office", "paper", "stamp"),
@@ -117,6 +121,15 @@ def train_params(base: Path | str, **changes) -> dict:
             node = node.setdefault(name, {})
         node[key] = value
     return params
+
+
+@pytest.fixture(scope="session")
+def dead() -> str:
+    """The identity of a process of this host that has ended."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        identity = identify(process.pid)
+    assert state_of(identity) == "gone"
+    return identity
 
 
 @pytest.fixture(scope="session")

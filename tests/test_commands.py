@@ -12,7 +12,8 @@ from account_tax import commands
 from account_tax.commands import run_in_mlflow
 from account_tax.errors import Failed, Preempted, Refused
 from account_tax.mlflow_run import TrackingAway
-from account_tax.ownership import OWNER_TAG, REASON_TAG, describe_owner
+from account_tax.ownership import OWNER_TAG, REASON_TAG
+from account_tax.process_identity import identify
 
 
 @pytest.fixture
@@ -105,9 +106,9 @@ def test_a_signal_after_the_end_changes_no_status(client, tmp_path, monkeypatch)
 
 def test_a_command_closes_the_run_of_a_process_that_is_gone(client, tmp_path, capsys):
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        owner = describe_owner(process.pid)
+        owner = identify(process.pid)
     dead = client.create_run("0", tags={OWNER_TAG: owner}).info.run_id
-    living = client.create_run("0", tags={OWNER_TAG: describe_owner()}).info.run_id
+    living = client.create_run("0", tags={OWNER_TAG: identify()}).info.run_id
     assert run_in_mlflow(tmp_path, lambda run: None) == 0
     assert f"run {dead}: its process is gone; closed as FAILED" in capsys.readouterr().err
     assert client.get_run(dead).info.status == "FAILED"

@@ -48,8 +48,8 @@ time.sleep(600)
 LAUNCHER = """
 import os, subprocess, sys, time
 from account_tax.layout import LAUNCHER_VARIABLE
-from account_tax.processes import identify
-env = os.environ | {LAUNCHER_VARIABLE: identify(os.getpid())}
+from account_tax.process_identity import identify
+env = os.environ | {LAUNCHER_VARIABLE: identify()}
 stage = subprocess.Popen([sys.executable, "-c", sys.argv[1]], env=env, start_new_session=True)
 print(stage.pid, flush=True)
 time.sleep(600)

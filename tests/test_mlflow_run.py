@@ -13,7 +13,8 @@ from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
 from account_tax import mlflow_run
 from account_tax.metric_journal import Journal, count_unsent, journal_file
 from account_tax.mlflow_run import OwnedRun, TrackingAway, TrackingError
-from account_tax.ownership import OWNER_TAG, REASON_TAG, describe_owner, state_of
+from account_tax.ownership import OWNER_TAG, REASON_TAG
+from account_tax.process_identity import identify, state_of
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,7 @@ def test_a_run_that_goes_on_has_a_new_owner_before_it_is_running(client, run, mo
 
     monkeypatch.setattr(MlflowClient, "update_run", update)
     OwnedRun.reopen(client, run.run_id, run.tracking_uri)
-    assert seen == [describe_owner()]
+    assert seen == [identify()]
     assert stored(client, run).info.status == "RUNNING"
     assert REASON_TAG not in stored(client, run).data.tags
 

@@ -1,33 +1,9 @@
-import os
-import subprocess
-import sys
-
 import pytest
 from mlflow import MlflowClient
 
-from account_tax.ownership import (
-    OWNER_TAG,
-    REASON_TAG,
-    SLURM_TAG,
-    close_dead_runs,
-    describe_owner,
-    state_of,
-)
-
-
-def changed(owner, **changes):
-    words = dict(word.split("=") for word in owner.split(" "))
-    assert changes.keys() <= words.keys()
-    return " ".join(f"{key}={value}" for key, value in (words | changes).items())
-
-
-@pytest.fixture(scope="module")
-def dead():
-    """The description of a process of this host that has ended."""
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        owner = describe_owner(process.pid)
-    assert state_of(owner) == "gone"
-    return owner
+from account_tax.ownership import OWNER_TAG, REASON_TAG, SLURM_TAG, close_dead_runs
+from account_tax.process_identity import identify
+from tests.test_process_identity import changed
 
 
 @pytest.fixture
@@ -51,56 +27,6 @@ def status(client, run_id):
     return client.get_run(run_id).info.status
 
 
-# --- one process ----------------------------------------------------------------------------------
-
-
-def test_this_process_is_alive():
-    assert state_of(describe_owner()) == "alive"
-
-
-def test_a_child_is_alive_until_it_ends_and_gone_before_its_parent_asks():
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        owner = describe_owner(process.pid)
-        assert state_of(owner) == "alive"
-        process.kill()
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # a zombie from here on
-        assert state_of(owner) == "gone"
-    assert state_of(owner) == "gone"
-
-
-def test_another_process_of_the_same_pid_is_not_the_owner():
-    words = dict(word.split("=") for word in describe_owner().split(" "))
-    assert state_of(changed(describe_owner(), started=int(words["started"]) - 1)) == "gone"
-
-
-def test_what_ran_before_the_machine_started_again_is_gone():
-    assert state_of(changed(describe_owner(), boot="0" * 36)) == "gone"
-
-
-@pytest.mark.parametrize("key", ["host", "machine", "pid_namespace"])
-def test_of_another_host_or_container_nothing_is_known(dead, key):
-    assert state_of(changed(dead, **{key: "another"})) == "unknown"
-
-
-def test_another_boot_of_a_host_of_the_same_name_tells_nothing(dead):
-    assert state_of(changed(dead, machine="another", boot="0" * 36)) == "unknown"
-
-
-@pytest.mark.parametrize("owner", ["", "host=x", "host pid", "a=b c=d"])
-def test_what_is_no_description_tells_nothing(owner):
-    assert state_of(owner) == "unknown"
-
-
-def test_a_process_of_another_user_is_alive():
-    assert state_of(describe_owner(1)) == "alive"
-
-
-def test_a_clock_that_is_set_changes_no_start(monkeypatch):
-    owner = describe_owner()
-    monkeypatch.setattr("time.time", lambda: 0.0)
-    assert describe_owner() == owner
-
-
 # --- the runs of a store --------------------------------------------------------------------------
 
 
@@ -116,7 +42,7 @@ def test_the_run_of_a_process_that_is_gone_is_closed_with_the_reason(client, add
 
 def test_every_other_run_is_left_alone(client, add_run, dead):
     others = [
-        add_run(describe_owner()),
+        add_run(identify()),
         add_run(None),
         add_run(changed(dead, host="elsewhere")),
         add_run(changed(dead, pid_namespace="4026500000")),
@@ -131,7 +57,7 @@ def test_every_other_run_is_left_alone(client, add_run, dead):
 
 def test_two_requests_find_that_there_is_nothing_to_close(client, add_run, monkeypatch):
     for _ in range(3):
-        add_run(describe_owner())
+        add_run(identify())
     asked = []
     for name in ("search_experiments", "search_runs", "get_run"):
         real = getattr(client, name)

@@ -12,9 +12,7 @@ import pytest
 from account_tax.processes import (
     Interrupted,
     ask_group_to_end,
-    identify,
     kill_group,
-    lives,
     raise_on_signals,
     run_stage,
 )
@@ -175,24 +173,6 @@ def test_a_group_that_is_gone_is_no_error():
 
 
 # --- which process is which -----------------------------------------------------------------------
-
-
-def test_a_process_is_known_until_it_ends_and_a_zombie_has_ended():
-    process = started("import time; time.sleep(600)")
-    identity = identify(process.pid)
-    assert identity is not None
-    assert lives(identity)
-    process.kill()
-    wait_for(lambda: not lives(identity))  # a zombie: nobody has waited for it yet
-    process.wait()
-    assert identify(process.pid) is None
-
-
-def test_another_process_with_the_same_pid_is_not_taken_for_it():
-    place, pid, began = identify(os.getpid()).rsplit(":", 2)
-    assert lives(f"{place}:{pid}:{began}")
-    assert not lives(f"{place}:{pid}:{int(began) - 1}")
-    assert lives(f"another machine:{pid}:{began}")  # can't be known from here
 
 
 def test_an_error_of_the_watcher_ends_the_stage_too(stage, tmp_path):

@@ -8,7 +8,8 @@ from mlflow import MlflowClient
 from account_tax.errors import Failed, Refused
 from account_tax.launch.finish import _folder_of, _restore_stages
 from account_tax.layout import ADAPTER_FOLDER, MARKER_FILE, PREPARED_FILE, REGISTRATION_FILE
-from account_tax.ownership import OWNER_TAG, describe_owner
+from account_tax.ownership import OWNER_TAG
+from account_tax.process_identity import identify
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -65,10 +66,10 @@ def test_what_has_not_trained_to_its_end_is_refused(client, trained, name):
 def test_what_is_under_way_is_refused_and_what_was_left_running_is_not(client, trained):
     run_id, _ = trained
     client.update_run(run_id, status="RUNNING")
-    client.set_tag(run_id, OWNER_TAG, describe_owner())
+    client.set_tag(run_id, OWNER_TAG, identify())
     with pytest.raises(Refused, match="still under way: host="):
         restore(client, run_id)
-    client.set_tag(run_id, OWNER_TAG, describe_owner().replace("boot=", "boot=0"))
+    client.set_tag(run_id, OWNER_TAG, identify().replace("boot=", "boot=0"))
     restore(client, run_id)
 
 

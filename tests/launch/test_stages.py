@@ -9,7 +9,7 @@ import yaml
 from account_tax.config import resolve
 from account_tax.errors import Failed, Preempted
 from account_tax.launch.stages import TAIL_LINES, Stages, stage_environment
-from account_tax.processes import lives
+from account_tax.process_identity import state_of
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -192,4 +192,4 @@ def test_why_training_stopped_itself_comes_first(stages):
 
 
 def test_stages_know_the_launcher_they_belong_to():
-    assert lives(stage_environment(REPOSITORY)["ACCOUNT_TAX_LAUNCHER"])
+    assert state_of(stage_environment(REPOSITORY)["ACCOUNT_TAX_LAUNCHER"]) == "alive"

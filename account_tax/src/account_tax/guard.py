@@ -15,7 +15,8 @@ from types import FrameType
 import psutil
 
 from account_tax.layout import LAUNCHER_VARIABLE
-from account_tax.processes import RANK_NAME, lives
+from account_tax.process_identity import state_of
+from account_tax.processes import RANK_NAME
 
 POLL_SECONDS = 0.5
 
@@ -84,7 +85,7 @@ def _end_with(launcher: str) -> None:
 
     Nobody would end it, judge it or close its run any more.
     """
-    while lives(launcher):
+    while state_of(launcher) != "gone":
         time.sleep(POLL_SECONDS)
     print("the launcher is gone; this stage ends with it", file=sys.stderr, flush=True)  # noqa: T201
     os.killpg(os.getpgrp(), signal.SIGKILL)

@@ -11,7 +11,8 @@ from kedro.framework.hooks import hook_impl
 from kedro.io import MemoryDataset
 
 from account_tax.environment import RECORD_FILE, describe_environment, environment_tags
-from account_tax.ownership import OWNER_TAG, describe_owner
+from account_tax.ownership import OWNER_TAG
+from account_tax.process_identity import identify
 from account_tax.ranks import is_rank0
 
 
@@ -33,5 +34,5 @@ class RankHooks:
             record = describe_environment(Path.cwd())
             tags = environment_tags(record)
             mlflow.set_tags({f"account_tax.{name}": text for name, text in tags.items()})
-            mlflow.set_tag(OWNER_TAG, describe_owner())
+            mlflow.set_tag(OWNER_TAG, identify())
             mlflow.log_dict(record, RECORD_FILE)

@@ -23,7 +23,8 @@ from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 
 from account_tax.errors import Failed, Refused
 from account_tax.metric_journal import send_batch
-from account_tax.ownership import OWNER_TAG, REASON_TAG, describe_owner
+from account_tax.ownership import OWNER_TAG, REASON_TAG
+from account_tax.process_identity import identify
 
 DEFAULT_EXPERIMENT = "account-tax"
 CONTINUES_TAG = "account_tax.continues"  # of an attempt: the run that it let go on
@@ -68,7 +69,7 @@ class OwnedRun:
             client = MlflowClient(uri)
             if run_id:
                 return cls.reopen(client, run_id, uri)
-            tags = {OWNER_TAG: describe_owner()}  # from its first moment, so that it can be closed
+            tags = {OWNER_TAG: identify()}  # from its first moment, so that it can be closed
             run = client.create_run(_experiment_id(client), tags=tags)
             experiment = client.get_experiment(run.info.experiment_id)
         return cls(client, run.info.run_id, experiment.name, uri)
@@ -262,7 +263,7 @@ def claim(client: MlflowClient, run_id: str) -> Run:
     """Make a run this process's own, RUNNING and without a former end's reason; return it."""
     run = client.get_run(run_id)
     # The owner first: who finds it RUNNING must not find a former owner, who is gone.
-    client.set_tag(run_id, OWNER_TAG, describe_owner())
+    client.set_tag(run_id, OWNER_TAG, identify())
     client.update_run(run_id, status="RUNNING")
     if REASON_TAG in run.data.tags:
         client.delete_tag(run_id, REASON_TAG)

@@ -1,4 +1,4 @@
-"""Starting a stage, following it and ending every process of it; which process is which."""
+"""Starting a stage, following it and ending every process of it."""
 
 from __future__ import annotations
 
@@ -129,32 +129,3 @@ def _signal(pid: int, signum: int) -> None:
         os.kill(pid, signum)
     except ProcessLookupError:
         return  # it ended by itself
-
-
-# --- which process is which -----------------------------------------------------------------------
-
-
-def identify(pid: int) -> str | None:
-    """Return what names a live process of this machine for good, or None if it has ended.
-
-    A pid alone is given out again, and means something else in another container or on another
-    node: machine, pid namespace and start (in ticks since boot, which no clock changes) belong to
-    it. A zombie has ended.
-    """
-    try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    started = fields[18]  # field 22 of proc(5); `fields` begins with the fourth
-    return None if state in "ZX" else f"{_here()}:{pid}:{started}"
-
-
-def lives(identity: str) -> bool:
-    """Return whether a process is there; one of another machine is taken to be."""
-    here, pid, _ = identity.rsplit(":", 2)
-    return here != _here() or identify(int(pid)) == identity
-
-
-def _here() -> str:
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{boot}:{os.readlink('/proc/self/ns/pid')}"

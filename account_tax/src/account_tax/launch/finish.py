@@ -27,7 +27,8 @@ from account_tax.mlflow_run import (
     patience_seconds,
     tracking_uri,
 )
-from account_tax.ownership import OWNER_TAG, state_of
+from account_tax.ownership import OWNER_TAG
+from account_tax.process_identity import state_of
 from account_tax.processes import run_stage
 
 from .stages import Stages, stage_environment

@@ -31,7 +31,7 @@ from account_tax.layout import (
     REGISTRATION_FILE,
 )
 from account_tax.prepared import DATASETS
-from account_tax.processes import identify
+from account_tax.process_identity import identify
 
 TAIL_LINES = 12
 # Of an attempt; the next one of the run may not be judged by it.
@@ -252,5 +252,5 @@ def stage_environment(project: Path) -> dict[str, str]:
     source = str(project / "account_tax" / "src")
     path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
     quiet = {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUTF8": "1"}
-    launcher = {LAUNCHER_VARIABLE: identify(os.getpid()) or ""}
+    launcher = {LAUNCHER_VARIABLE: identify()}
     return os.environ | quiet | launcher | {"PYTHONPATH": path}

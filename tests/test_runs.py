@@ -2,7 +2,8 @@ import pytest
 from mlflow import MlflowClient
 
 from account_tax.backends.slurm_job import JobState, SlurmJob
-from account_tax.backends.slurm_runs import FOLDER_TAG, JOB_TAG, job_of, settle
+from account_tax.backends.slurm_runs import FOLDER_TAG, job_of, settle
+from account_tax.ownership import SLURM_TAG
 from account_tax.runs import show_runs
 
 
@@ -23,7 +24,7 @@ def new_run(client, tmp_path):
 
     def make(job, status=None):
         run_id = client.create_run("0").info.run_id
-        client.set_tag(run_id, JOB_TAG, job)
+        client.set_tag(run_id, SLURM_TAG, job)
         client.set_tag(run_id, FOLDER_TAG, str(tmp_path))
         if status is not None:
             (tmp_path / "exit_status").write_text(f"{status}\n")

@@ -12,7 +12,8 @@ from mlflow.entities import Run, RunStatus
 from mlflow.exceptions import MlflowException
 
 from account_tax.backends.slurm_runs import job_of, settle
-from account_tax.mlflow_run import REASON_TAG, short_waits, tracking_uri
+from account_tax.mlflow_run import short_waits, tracking_uri
+from account_tax.ownership import REASON_TAG
 
 SHOWN = 20
 LONGEST_REASON = 100

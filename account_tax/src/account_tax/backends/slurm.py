@@ -9,39 +9,32 @@ ranks from there with srun (launch/places.py).
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shlex
-import shutil
-import signal
-import sys
 import tempfile
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
-from typing import Any, Literal, NoReturn, TextIO
+from typing import Any
 
 import click
 from mlflow import MlflowClient, tracking
-from mlflow.exceptions import ExecutionException, MlflowException
+from mlflow.exceptions import ExecutionException
 from mlflow.projects import utils
 from mlflow.projects.backend.abstract_backend import AbstractBackend
-from mlflow.projects.submitted_run import SubmittedRun
 from mlflow.utils.mlflow_tags import MLFLOW_PROJECT_BACKEND
 
 from account_tax.errors import Refused
+from account_tax.ownership import SLURM_TAG
 
-from .secrets import hide_secrets, passed_names, secrets_in
+from .secrets import passed_names, secrets_in
 from .slurm_config import SlurmConfig, read_config
-from .slurm_job import JobState, SlurmError, SlurmJob, describe_demand, require_slurm, submit
-from .slurm_runs import FOLDER_TAG, JOB_TAG, settle
+from .slurm_environment import make_environment
+from .slurm_job import JobState, SlurmError, SlurmJob, require_slurm, submit
+from .slurm_runs import FOLDER_TAG, settle
 from .slurm_script import SCRIPT_FILE, write_script
+from .slurm_submitted import SlurmRun
 
 JOBS = Path("data", "jobs")  # below the project: shared between nodes, and ignored by git
-ENDS_SECONDS = 120  # what a cancelled job may take: KillWait of slurm.conf and a little
-OUTPUT_SECONDS = 5  # what a shared file system may take to show the last lines
 MLFLOWS_KEYS = (
     *(utils.PROJECT_ENV_MANAGER, utils.PROJECT_SYNCHRONOUS, utils.PROJECT_DOCKER_ARGS),
     *(utils.PROJECT_STORAGE_DIR, utils.PROJECT_BUILD_IMAGE, utils.PROJECT_DOCKER_AUTH),
@@ -75,7 +68,7 @@ class SlurmBackend(AbstractBackend):
             raise ExecutionException(str(err)) from err
         command = _command(work_dir, entry_point, params, backend_config)
         _check_parameters(work_dir, command)
-        activate = _environment(config, backend_config[utils.PROJECT_ENV_MANAGER], work_dir)
+        activate = make_environment(config, backend_config[utils.PROJECT_ENV_MANAGER], work_dir)
         run_id = utils.get_or_create_run(
             None, project_uri, experiment_id, work_dir, version, entry_point, params
         ).info.run_id
@@ -86,154 +79,6 @@ class SlurmBackend(AbstractBackend):
         elif not backend_config[utils.PROJECT_SYNCHRONOUS]:
             run.follow_to_the_end()
         return run
-
-
-class SlurmRun(SubmittedRun):
-    """A submitted job and its MLflow run."""
-
-    def __init__(self, run_id: str, job: SlurmJob, config: SlurmConfig):
-        super().__init__()
-        self._run_id, self.job, self._config = run_id, job, config
-        self._state = JobState("PENDING")
-        self._shown = 0  # bytes of the output
-        self._announced = ""
-
-    @property
-    def run_id(self) -> str:
-        """Id of the MLflow run."""
-        return self._run_id
-
-    def get_status(self) -> str:
-        """Return the MLflow status that goes with the job's state now."""
-        self._state = self.job.state() or self._state
-        return self._state.mlflow_status
-
-    def wait(self) -> bool:
-        """Show the job's output until its end, settle the MLflow run, return whether it did well.
-
-        Raises:
-            ExecutionException: If the job can't ever start; it is cancelled then.
-        """
-        client = MlflowClient()
-        while not self._state.ended:
-            before = self._state
-            self.get_status()
-            self._announce(before, client)
-            self._show_output(sys.stdout)
-            if why := self._state.never_starts:
-                self._give_up(why)
-            time.sleep(0 if self._state.ended else self._config.poll_seconds)
-        self._show_rest()
-        status = settle(client, self._run_id, self.job, self._state)
-        if status != "FINISHED":
-            self._attach_output(client)
-        return status == "FINISHED"
-
-    def cancel(self) -> None:
-        """End the job, and the MLflow run as KILLED."""
-        self.job.cancel()
-        deadline = time.monotonic() + ENDS_SECONDS
-        while not self._state.ended and time.monotonic() < deadline:
-            time.sleep(min(0.5, self._config.poll_seconds))
-            self.get_status()
-            self._show_output(sys.stdout)
-        ended = self._state if self._state.ended else JobState("CANCELLED", status=143)
-        settle(MlflowClient(), self._run_id, self.job, ended)
-
-    def follow_to_the_end(self) -> None:
-        """Wait; end the job on Ctrl-C or SIGTERM; leave with the job's status if it is not 0."""
-        try:
-            with _signals_interrupt():
-                good = self.wait()
-        except _Asked as asked:
-            click.echo(f"{asked}: cancelling Slurm job {self.job.job_id}", err=True)
-            self.cancel()
-            _leave(f"Slurm job {self.job.job_id} was cancelled", 128 + asked.signum)
-        if not good:
-            said = f"Slurm job {self.job.job_id} did not succeed: {self._state.in_words()}"
-            _leave(f"{said} (run {self._run_id}, output {self.job.output})", self._state.status)
-
-    def _announce(self, before: JobState, client: MlflowClient) -> None:
-        """Say what is new about the job, and tell the MLflow run while nobody else does."""
-        now = self._state
-        text = f"Slurm job {self.job.job_id}: {now.name.lower()}"
-        text += f", {now.reason}" if now.name == "PENDING" and now.reason else ""
-        if now.restarts > before.restarts:
-            most = self._config.max_requeues
-            click.echo(f"Slurm job {self.job.job_id}: queued again ({now.restarts} of {most})")
-        if text != self._announced and not now.ended:
-            click.echo(text)
-            settle(client, self._run_id, self.job, now)
-        self._announced = text
-
-    def _show_output(self, out: TextIO) -> None:
-        with suppress(FileNotFoundError), self.job.output.open("rb") as file:
-            file.seek(self._shown)
-            # A line that is half written is shown when it is whole.
-            whole = file.read()
-            if not self._state.ended:
-                whole = whole[: max(whole.rfind(b"\n"), whole.rfind(b"\r")) + 1]
-            self._shown += len(whole)
-            out.write(whole.decode("utf-8", errors="replace"))
-            out.flush()
-
-    def _show_rest(self) -> None:
-        deadline = time.monotonic() + OUTPUT_SECONDS
-        while not self.job.output.exists() and time.monotonic() < deadline:
-            time.sleep(0.2)
-        self._show_output(sys.stdout)
-        if not self.job.output.exists():
-            click.echo(
-                f"{self.job.output}: the job left no output. Does its first node see this folder? "
-                "The project has to lie on storage that all nodes share.",
-                err=True,
-            )
-
-    def _give_up(self, why: str) -> NoReturn:
-        self.job.cancel()
-        reason = (
-            f"Slurm job {self.job.job_id} can't start: {self._state.reason}, {why}.\n"
-            f"{describe_demand(self._config)}"
-        )
-        settle(MlflowClient(), self._run_id, self.job, JobState("FAILED", status=1), reason)
-        raise ExecutionException(reason)
-
-    def _attach_output(self, client: MlflowClient) -> None:
-        """Keep the output of a job that did not succeed with its run, less the secrets."""
-        with suppress(FileNotFoundError, MlflowException):
-            text = self.job.output.read_text(encoding="utf-8", errors="replace")
-            client.log_text(self._run_id, hide_secrets(text, os.environ), "logs/job.log")
-
-
-class _Asked(Exception):
-    """The submitter was asked to stop by a signal."""
-
-    def __init__(self, signum: int):
-        super().__init__(signal.Signals(signum).name)
-        self.signum = signum
-
-
-@contextmanager
-def _signals_interrupt() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into `_Asked`; a hangup leaves the job running."""
-
-    def ask(signum: int, frame: FrameType | None) -> None:
-        raise _Asked(signum)
-
-    before = {each: signal.signal(each, ask) for each in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-
-def _leave(reason: str, status: int) -> NoReturn:
-    """End the `mlflow` command with the job's own status; an exception for any other caller."""
-    if click.get_current_context(silent=True) is None:
-        raise ExecutionException(reason)
-    click.echo(reason, err=True)
-    sys.exit(status or 1)
 
 
 # --- before the job -------------------------------------------------------------------------------
@@ -288,48 +133,6 @@ def _check_parameters(work_dir: Path, command: str) -> None:
         raise ExecutionException(str(err)) from err
 
 
-def _environment(config: SlurmConfig, given: str | None, work_dir: Path) -> str | None:
-    """Make the locked environment, once for all jobs, and return the line that activates it.
-
-    As MLflow makes it for `--env-manager`, which outranks the configuration's `environment`.
-    """
-    manager = config.environment if given is None else given
-    if manager not in ("uv", "conda"):
-        return None
-    if config.shared_folder:
-        os.environ["MLFLOW_ENV_ROOT"] = str(Path(config.shared_folder, "environments"))
-    conda_yaml = utils.load_project(str(work_dir)).env_config_path
-    if conda_yaml is None:
-        raise ExecutionException(f"MLproject names no conda_env, so {manager} can't make it.")
-    root = Path(os.environ.get("MLFLOW_ENV_ROOT", Path.home() / ".mlflow" / "envs"))
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / ".making").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two submissions at once make it once
-        return _make_environment(manager, conda_yaml, work_dir, root)
-
-
-def _make_environment(
-    manager: Literal["uv", "conda"], conda_yaml: str, work_dir: Path, root: Path
-) -> str:
-    from mlflow.utils import virtualenv
-    from mlflow.utils.conda import get_or_create_conda_env
-    from mlflow.utils.environment import _PythonEnv
-
-    if manager == "conda":
-        made = get_or_create_conda_env(conda_yaml, env_root_dir=str(root))
-        assert made is not None
-        finds_it = [f"export {name}={shlex.quote(path)}" for name, path in made._extra_env.items()]
-        return " && ".join([*finds_it, *map(str, made.get_activate_command())])
-    wanted = _PythonEnv.from_conda_yaml(conda_yaml)
-    folder = root / virtualenv._get_virtualenv_name(wanted, work_dir)
-    whole = folder / ".whole"
-    if not whole.exists():  # MLflow takes what an interrupted attempt has left
-        shutil.rmtree(folder, ignore_errors=True)
-    line = virtualenv._create_virtualenv(work_dir, wanted, folder, env_manager=manager)
-    whole.touch()
-    return line
-
-
 # --- the job --------------------------------------------------------------------------------------
 
 
@@ -354,7 +157,7 @@ def _submit(
         failed = SlurmJob("none", folder)
         settle(client, run_id, failed, JobState("FAILED", status=1), str(err))
         raise ExecutionException(str(err)) from err
-    tags = {JOB_TAG: job.job_id, FOLDER_TAG: str(folder), MLFLOW_PROJECT_BACKEND: "slurm"}
+    tags = {SLURM_TAG: job.job_id, FOLDER_TAG: str(folder), MLFLOW_PROJECT_BACKEND: "slurm"}
     for key, value in tags.items():
         client.set_tag(run_id, key, value)
     return job

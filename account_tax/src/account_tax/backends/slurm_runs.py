@@ -8,11 +8,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Run, RunStatus
 from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
 
-from account_tax.mlflow_run import REASON_TAG
+from account_tax.ownership import REASON_TAG, SLURM_TAG
 
 from .slurm_job import JobState, SlurmJob
 
-JOB_TAG = "account_tax.slurm_job"
 FOLDER_TAG = "account_tax.slurm_folder"
 
 
@@ -40,4 +39,4 @@ def settle(
 def job_of(run: Run) -> SlurmJob | None:
     """Return the job of a run, or None where it has none."""
     tags = run.data.tags
-    return SlurmJob(tags[JOB_TAG], Path(tags[FOLDER_TAG])) if JOB_TAG in tags else None
+    return SlurmJob(tags[SLURM_TAG], Path(tags[FOLDER_TAG])) if SLURM_TAG in tags else None

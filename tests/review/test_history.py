@@ -16,15 +16,16 @@ from account_tax.review.decision import decide, read_history, rollback, verify_h
 from account_tax.review.history import (
     BEFORE_FIRST,
     EntryTakenError,
-    append_entry,
     file_of,
     format_history,
     one_line,
     open_run,
     parse_entry,
     read_digests,
+    record_entry,
     render_entry,
     seal_entry,
+    write_entry,
 )
 from account_tax.review.standing import HEAD_TAG
 from tests.registered import FAILED, NOW, PASSED
@@ -161,9 +162,11 @@ def test_a_model_made_again_starts_anew(client, decided):
 def test_no_entry_takes_the_number_of_another(client, decided):
     run_id = run_of(client, decided)
     last = read_history(client, decided)[-1]
-    append_entry(client, run_id, last)  # the same one again is no fault: an answer may be lost
+    record_entry(client, run_id, last)  # the same one again is no fault: an answer may be lost
+    another = seal_entry(replace(last, reason="another"))
+    write_entry(client, run_id, another)
     with pytest.raises(EntryTakenError):
-        append_entry(client, run_id, seal_entry(replace(last, reason="another")))
+        record_entry(client, run_id, another)
     assert len(client.list_artifacts(run_id, "entries")) == 3
     assert read_history(client, decided)[-1] == last
 

@@ -328,12 +328,6 @@ def open_run(client: MlflowClient, model: RegisteredModel) -> str:
     return run_id
 
 
-def append_entry(client: MlflowClient, run_id: str, entry: Entry) -> None:
-    """Record a sealed entry; see `write_entry` and `record_entry`."""
-    write_entry(client, run_id, entry)
-    record_entry(client, run_id, entry)
-
-
 def write_entry(client: MlflowClient, run_id: str, entry: Entry) -> None:
     """Write the file of a sealed entry; nothing refers to it yet, so nothing is decided.
 

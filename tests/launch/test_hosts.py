@@ -1,4 +1,7 @@
+import os
 from pathlib import Path
+
+import pytest
 
 from account_tax.launch.hosts import Hosts, read_hosts
 from account_tax.launch.over_ssh import read_deepspeed_environment
@@ -34,3 +37,20 @@ def test_the_deepspeed_environment_is_read_where_deepspeed_reads_it(tmp_path):
     (tmp_path / ".deepspeed_env").write_text("NCCL_DEBUG=INFO\n\n# A=1\nB=x=y\n")
     found = read_deepspeed_environment([tmp_path, tmp_path / "none"])
     assert found == {"NCCL_DEBUG": "INFO", "B": "x=y"}
+
+
+@pytest.fixture
+def ssh(tmp_path):
+    """A command in ssh's place that runs what it is given here, on a host of two GPUs."""
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\nfor n in 0 1; do echo GPU $n: NVIDIA; done\n")
+    smi.chmod(0o755)
+    return ["env", f"PATH={tmp_path}:{os.environ['PATH']}", "sh", "-c", 'shift; eval "$2"', "ssh"]
+
+
+@pytest.mark.parametrize(("slots", "said"), [(2, []), (3, ["b slots=3, but it has 2 GPUs"])])
+def test_more_slots_than_gpus_are_refused_before_a_rank_starts(ssh, tmp_path, slots, said):
+    hosts = Hosts("auto", tmp_path / "hosts", {"a": 1, "b": slots}, ssh)
+    found = [fault for fault in hosts.faults([tmp_path], {}) if "slots" in fault]
+    assert len(found) == len(said)
+    assert all(part in fault for part, fault in zip(said, found, strict=True))

@@ -22,6 +22,7 @@ from .same_everywhere import probe_ranks
 CONNECT_SECONDS = 10
 CHECK_SECONDS = 300  # Python's first start on a cold shared file system
 UNREACHABLE = 255  # ssh's own exit status
+COUNT_GPUS = "nvidia-smi -L 2>/dev/null; true"  # a line each; ssh's own status stays
 SSH_ARGS = "PDSH_SSH_ARGS_APPEND"  # deepspeed's variable for more options of ssh
 LINE = re.compile(r"(?P<host>[\w.@:-]+)\s+slots=(?P<slots>[1-9]\d*)\s*(#.*)?")
 
@@ -58,8 +59,8 @@ class Hosts:
                 f"num_gpus = {self.wanted}: {self.hostfile} has {self.world_size(0)} slots, a rank "
                 "each. Leave num_gpus at auto."
             )
-        if silent := self._unreachable():
-            return found + silent
+        if unfit := self._unfit():
+            return found + unfit
         counts = list(self.slots.values())
         first_ranks = [sum(counts[:number]) for number in range(len(counts))]
 
@@ -78,16 +79,27 @@ class Hosts:
 
         return found + probe_ranks(folders, ask, first_ranks)
 
-    def _unreachable(self) -> list[str]:
-        """Return a fault for each host that does not answer."""
-        reached = self._ssh_each(dict.fromkeys(self.slots, "true"), 2 * CONNECT_SECONDS)
-        silent = {host: done.stderr for host, done in reached.items() if done.returncode}
-        return [
-            f"hostfile = {self.hostfile}: {host} can't be reached by ssh "
-            f"({' '.join(said.split()) or 'no answer'}). It has to answer without a password; "
-            "start it, or take it out of the file."
-            for host, said in silent.items()
-        ]
+    def _unfit(self) -> list[str]:
+        """Return a fault for each host that does not answer, or has fewer GPUs than slots.
+
+        A host without any trains on its CPU, with as many ranks as one likes.
+        """
+        found = []
+        answers = self._ssh_each(dict.fromkeys(self.slots, COUNT_GPUS), 2 * CONNECT_SECONDS)
+        for host, done in answers.items():
+            gpus = len(re.findall(r"^GPU \d", done.stdout, re.MULTILINE))
+            if done.returncode:
+                found.append(
+                    f"hostfile = {self.hostfile}: {host} can't be reached by ssh "
+                    f"({' '.join(done.stderr.split()) or 'no answer'}). It has to answer without a "
+                    "password; start it, or take it out of the file."
+                )
+            elif 0 < gpus < self.slots[host]:
+                found.append(
+                    f"hostfile = {self.hostfile}: {host} slots={self.slots[host]}, but it has "
+                    f"{gpus} GPU{'s' * (gpus > 1)}, one for a rank. Lower its slots."
+                )
+        return found
 
     def start_ranks(
         self, kedro: Sequence[str], world_size: int, port: int, logs: Path

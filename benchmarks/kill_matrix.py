@@ -113,7 +113,7 @@ FAULTS = (
     Fault("SIGTERM", "launcher", (143,), "KILLED", each=8),
     Fault("SIGTERM", "launcher", (143,), "KILLED", ranks=1),
     Fault("SIGTERM", "launcher", (143, 0), "KILLED", saving=True),
-    Fault("SIGTERM", "rank", (143,), "KILLED", rank=1),
+    Fault("SIGTERM", "rank", (143, 0), "KILLED", rank=1),  # 0: the notice came in the last step
     Fault("SIGINT", "launcher", (130,), "KILLED"),
     Fault("SIGSTOP", "rank", (1,), "FAILED", rank=1),
     Fault("nan", "rank", (1,), "FAILED"),

@@ -148,9 +148,15 @@ class Killing(MlflowClient):
     ("call", "after", "said", "stands"),
     [
         ("log_text", False, "Nothing was changed. Decide again when it answers.", False),
-        ("log_param", False, "it is not known whether the decision stands", False),
+        pytest.param(
+            *("log_param", False, "it is not known whether the decision stands", False),
+            marks=pytest.mark.slow,
+        ),
         ("log_param", True, "it is not known whether the decision stands", True),
-        ("set_registered_model_alias", False, "stands: it is entry 2 of the history", True),
+        pytest.param(
+            *("set_registered_model_alias", False, "stands: it is entry 2 of the history", True),
+            marks=pytest.mark.slow,
+        ),
         ("set_registered_model_alias", True, "stands: it is entry 2 of the history", True),
     ],
 )

@@ -10,15 +10,13 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-import psutil
 import pytest
-from mlflow.entities import Run
 
 from .conftest import (
     Finished,
@@ -28,11 +26,10 @@ from .conftest import (
     mlflow_command,
     write_ledger,
 )
+from .launched import LONG, STARTED_IN, Launched, override
 
 pytestmark = pytest.mark.integration
 
-STARTED_IN = 120.0  # seconds a stage may take to begin on a busy machine
-LONG = ["max_steps=100000", "epochs=100000"]  # still training when the fault comes
 COMPILERS = ("c++", "g++", "clang++")
 
 
@@ -256,11 +253,6 @@ def path_without_compiler(folder: Path) -> str:
     return path
 
 
-def override(options: list[str], changes: Iterable[str]) -> list[str]:
-    """Return `name=value` options with the changes in place of those of the same name."""
-    return list({option.partition("=")[0]: option for option in [*options, *changes]}.values())
-
-
 def test_an_environment_off_the_lock_registers_nothing_unless_allowed(new_project, tiny):
     copy = new_project()
     shutil.rmtree(copy.folder / "conf" / "local" / "parameters", ignore_errors=True)
@@ -287,90 +279,6 @@ def test_an_environment_off_the_lock_registers_nothing_unless_allowed(new_projec
 # --- while it runs --------------------------------------------------------------------------------
 
 
-class Launched:
-    """A command that runs in the copy, with a process group of its own, as a terminal gives it."""
-
-    def __init__(
-        self, project: Project, output: Path, *command: str, env: Mapping[str, str] | None = None
-    ):
-        self.project, self._output = project, output
-        has_store = (project.folder / "mlflow.db").exists()
-        self._runs_before = {run.info.run_id for run in project.runs()} if has_store else set()
-        with output.open("wb") as out:
-            self.process = subprocess.Popen(
-                command,
-                cwd=project.folder,
-                env=environment(env),
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    @property
-    def output(self) -> str:
-        return self._output.read_text(encoding="utf-8", errors="replace")
-
-    def wait_for(self, condition: Callable[[], object], seconds: float = STARTED_IN) -> None:
-        """Wait until something is so, while the command runs."""
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert self.process.poll() is None, f"it ended before:\n{self.output}"
-            assert time.monotonic() < deadline, f"not within {seconds} s:\n{self.output}"
-            time.sleep(0.02)
-
-    def wait_until_said(self, words: str) -> None:
-        self.wait_for(lambda: words in self.output)
-
-    def wait_until_training(self, ranks: int) -> None:
-        """Wait for the first step."""
-        self.wait_until_said("tokens/s")
-        assert len(self.ranks()) == ranks
-
-    def others(self) -> list[psutil.Process]:
-        """Return every live process that works in the copy but the command itself."""
-        return [
-            process
-            for process in psutil.process_iter()
-            if process.pid != self.process.pid and works_in(process, self.project.folder)
-        ]
-
-    def ranks(self) -> list[psutil.Process]:
-        """Return the ranks' processes in their order; loaders' workers are not theirs here."""
-        return sorted((p for p in self.others() if rank_of(p)), key=lambda p: rank_of(p) or "")
-
-    def end(self, seconds: float) -> int:
-        """Return the exit status; no process it started may live on after these seconds."""
-        self.wait_for_end_of(self.others, seconds)
-        return self.process.wait(timeout=20)
-
-    def wait_for_end_of(self, processes: Callable[[], list], seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while left := processes():
-            assert time.monotonic() < deadline, left
-            time.sleep(0.05)
-
-    def run(self) -> Run:
-        """Return the one MLflow run that the command has left."""
-        (run,) = [r for r in self.project.runs() if r.info.run_id not in self._runs_before]
-        return run
-
-
-def works_in(process: psutil.Process, folder: Path) -> bool:
-    try:
-        alive = process.status() != psutil.STATUS_ZOMBIE
-        return alive and Path(process.cwd()).is_relative_to(folder)
-    except (psutil.NoSuchProcess, psutil.AccessDenied, OSError):
-        return False
-
-
-def rank_of(process: psutil.Process) -> str | None:
-    try:
-        return process.environ().get("RANK")
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
-        return None
-
-
 @pytest.fixture
 def launch(project, tiny, tmp_path) -> Iterator[Callable[..., Launched]]:
     """Return what starts `kedro train` with changed options; what a test leaves is killed."""
@@ -393,9 +301,7 @@ def launch(project, tiny, tmp_path) -> Iterator[Callable[..., Launched]]:
 
     yield start
     for each in launched:
-        for process in each.others():
-            process.kill()
-        each.process.kill()
+        each.kill()
 
 
 def checkpoints(train: Launched) -> set[str]:
@@ -469,6 +375,7 @@ def assert_training_failed(train: Launched, why: str) -> None:
     assert any(name.endswith("_rank0.log") for name in logs)
 
 
+@pytest.mark.slow  # the kill matrix has it too
 def test_sigterm_to_a_rank_saves_in_all_and_a_clock_that_jumps_changes_nothing(
     launch, tmp_path, project
 ):
@@ -506,6 +413,7 @@ def assert_interrupted(train: Launched, begins: str) -> int:
     return int(reason.split("at step ")[1].split(";")[0])
 
 
+@pytest.mark.slow  # the kill matrix has it too
 def test_a_stopped_rank_is_found_and_named(launch):
     train = launch(*LONG, "hang_timeout_seconds=5")
     train.wait_until_training(ranks=2)
@@ -517,6 +425,7 @@ def test_a_stopped_rank_is_found_and_named(launch):
     assert "rank 1 is stopped" in reason
 
 
+@pytest.mark.slow  # the kill matrix has it too
 def test_no_process_outlives_a_killed_launcher(launch):
     train = launch(*LONG)
     train.wait_until_training(ranks=2)

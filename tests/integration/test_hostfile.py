@@ -16,7 +16,7 @@ import pytest
 from account_tax.ranks import free_port
 
 from .conftest import Project, kedro_words
-from .test_faults import LONG, Launched, override
+from .launched import LONG, Launched, override
 
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
 MISSING = not Path(SSHD).exists() or os.geteuid() != 0
@@ -68,7 +68,9 @@ def train(ssh_args, project, tiny, tmp_path) -> Iterator[Callable[..., Launched]
         hostfile = tmp_path / "hosts"
         hostfile.write_text(hosts)
         options = [option for option in tiny if not option.startswith("num_gpus")]
-        words = kedro_words(override(options, [f"hostfile={hostfile}", *changes]))
+        # One copy for all: each test's run is its own, not the one that another interrupted.
+        given = [f"hostfile={hostfile}", "resume=never", *changes]
+        words = kedro_words(override(options, given))
         settings = [f"PDSH_SSH_ARGS_APPEND={ssh_args}", f"DS_ENV_FILE={secrets}"]
         command = ["env", *settings, "kedro", "train", *words]
         launched.append(Launched(project, tmp_path / "output", *command))
@@ -76,9 +78,7 @@ def train(ssh_args, project, tiny, tmp_path) -> Iterator[Callable[..., Launched]
 
     yield start
     for each in launched:
-        for process in each.others():
-            process.kill()
-        each.process.kill()
+        each.kill()
 
 
 @pytest.mark.integration

@@ -94,7 +94,7 @@ def test_a_row_that_can_not_be_filed_is_status_3(trained, ledger, tmp_path):
     words = ("--model", MODEL, "--input", str(ledger), "--output", str(output))
     finished = trained.run("kedro", "predict", *words)
     assert finished.returncode == 3, finished.output
-    assert "1 rows can't be filed" in finished.output
+    assert "1 row can't be filed" in finished.output
     assert len(output.read_text("utf-8").splitlines()) == ROWS
     assert trained.runs()[0].info.status == "FAILED"
 

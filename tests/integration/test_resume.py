@@ -17,7 +17,7 @@ from account_tax.checkpoints import DAMAGED, find_fault, list_checkpoints, step_
 from tests.ranks import train_cases
 
 from .conftest import Project, kedro_words
-from .test_faults import LONG, Launched, override
+from .launched import LONG, Launched, override
 
 pytestmark = pytest.mark.integration
 
@@ -119,14 +119,6 @@ STEPWISE = [
 PATIENCE = 600.0  # seconds, on a machine that does much else
 
 
-def kill_all(train: Launched) -> None:
-    """Kill the launcher, then all that it started: what a power cut does."""
-    train.process.kill()
-    for process in train.others():
-        process.kill()
-    train.end(seconds=60)
-
-
 def checkpoints_of(project: Project, run_id: str) -> list[Path]:
     (folder,) = project.folder.glob(f"data/06_models/checkpoints/*/{run_id}")
     return list_checkpoints(folder)
@@ -148,7 +140,8 @@ def kill_after(project: Project, options: list[str], step: int, output: Path) ->
         run_id = train.run().info.run_id
         train.wait_for(lambda: max(saved_steps(project, run_id), default=0) >= step, PATIENCE)
     finally:
-        kill_all(train)
+        train.kill()
+        train.end(seconds=60)
     return run_id
 
 
@@ -229,7 +222,8 @@ def test_of_two_commands_at_once_the_second_is_refused_with_the_first(new_projec
         first.wait_for(lambda: "train: 1 CPU rank" in first.output, PATIENCE)
         second = project.kedro_train(*kedro_words(options))
     finally:
-        kill_all(first)
+        first.kill()
+        first.end(seconds=60)
     assert second.returncode == 2, second.output
     run_id = project.runs()[1].info.run_id
     said = f"being trained already: run {run_id}, process {first.process.pid} on "
@@ -248,6 +242,7 @@ def small_disk(tmp_path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
+@pytest.mark.slow  # the kill matrix has it too
 def test_a_disk_that_gets_full_fails_the_run_and_keeps_the_previous_checkpoint(
     new_project, tiny, tmp_path, small_disk
 ):
@@ -262,7 +257,8 @@ def test_a_disk_that_gets_full_fails_the_run_and_keeps_the_previous_checkpoint(
         train.wait_for_end_of(train.others, PATIENCE)
         assert train.process.wait(timeout=60) == 1
     finally:
-        kill_all(train)
+        train.kill()
+        train.end(seconds=60)
     run = train.run()
     assert run.info.status == "FAILED"
     reason = run.data.tags["account_tax.reason"]

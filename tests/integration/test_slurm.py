@@ -20,7 +20,7 @@ from mlflow.entities import Run
 from tests.slurm_cluster import Cluster, cluster, install_metadata, why_none
 
 from .conftest import Project
-from .test_faults import LONG, Launched, override
+from .launched import LONG, Launched, override
 
 pytestmark = pytest.mark.skipif(bool(why_none()), reason=why_none())
 
@@ -158,8 +158,10 @@ def test_a_killed_rank_ends_the_job_and_says_which_signal(slurm, project, submit
 
 
 @pytest.mark.slow
-def test_a_preempted_job_is_queued_again_and_finishes_the_same_run(slurm, submit):
-    run = submit("preempted, queued again", "max_steps=400", "epochs=400", NO_REGISTER)
+def test_a_preempted_job_is_queued_again_and_ends_as_if_nothing_had_been(slurm, submit):
+    steps = 400
+    given = (f"max_steps={steps}", f"epochs={steps}", NO_REGISTER)
+    run = submit("preempted, queued again", *given)
     run.wait_until_said(PROGRESS)
     first = run.run().info.run_id
     slurm.ask("sbatch", "-p", "urgent", "-N2", "-o", "/dev/null", "--wrap", "sleep 3")
@@ -168,6 +170,16 @@ def test_a_preempted_job_is_queued_again_and_finishes_the_same_run(slurm, submit
     assert "was preempted and is queued again (1 of 3)" in run.output
     assert run.run().info.run_id == first
     assert run.run().info.status == "FINISHED"
+    losses = run.project.client().get_metric_history(first, "train/loss")
+    assert [point.step for point in losses] == list(range(1, steps + 1))
+
+    undisturbed = submit("the same training, undisturbed", *given)
+    assert undisturbed.end(600) == 0, undisturbed.output
+    second = undisturbed.run().info.run_id
+    models = run.project.folder / "data" / "06_models"
+    adapters = [models / each / "adapter/adapter_model.safetensors" for each in (first, second)]
+    assert adapters[0] != adapters[1]
+    assert adapters[0].read_bytes() == adapters[1].read_bytes()
 
 
 @pytest.mark.slow
@@ -305,7 +317,25 @@ def test_the_environment_is_made_once_on_shared_storage(submit, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_time_limit_is_the_reason(submit):
-    run = submit("the time limit", *LONG, NO_REGISTER, time="2", notice_seconds=5)
+def test_at_a_time_limit_the_ranks_save_and_the_job_goes_on(submit):
+    run = submit(
+        "the time limit, queued again, Ctrl-C", *LONG, NO_REGISTER, time="1", notice_seconds=10
+    )
+    run.wait_until_said("reached its time limit and is queued again (1 of 3)")
+    run.wait_until_said("train: going on from step ")
+    run.process.send_signal(signal.SIGINT)
+    assert run.end() == 130
+
+
+@pytest.mark.slow
+def test_a_time_limit_before_anything_is_saved_is_the_reason(submit):
+    run = submit(
+        "the time limit before training",
+        NO_REGISTER,
+        time="1",
+        notice_seconds=10,
+        setup=["sleep 600"],
+    )
     assert run.end() == 1
-    assert "reached its time limit. Give it a longer time" in run.reason
+    assert run.run().info.status == "FAILED"
+    assert "reached its time limit" in run.reason

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -31,6 +27,7 @@ from account_tax.environment import (
 from account_tax.ranks import free_port
 
 from .conftest import MARKER, Finished, Project, all_runs, environment, kedro_words
+from .servers import Server
 
 pytestmark = pytest.mark.integration
 
@@ -256,38 +253,10 @@ def test_second_run_repeats_adapter_and_version(main_job, main_project, tiny):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[str]:
-    """A real tracking server with its own files, on a free loopback port."""
-    folder, uri = tmp_path_factory.mktemp("server"), f"http://127.0.0.1:{free_port()}"
-    command = [
-        *("mlflow", "server", "--host", "127.0.0.1", "--port", uri.rpartition(":")[2]),
-        *("--backend-store-uri", f"sqlite:///{folder / 'server.db'}", "--workers", "1"),
-        *("--serve-artifacts", "--artifacts-destination", str(folder / "artifacts")),
-    ]
-    with (folder / "server.log").open("w") as log:
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment(), stdout=log, stderr=log, start_new_session=True
-        )
-    try:
-        wait_until(lambda: answers(f"{uri}/health"), seconds=60)
-        yield uri
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)  # asked politely, it takes a quarter of a minute
-        process.wait()
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2) as response:
-            return response.status == 200
-    except OSError:
-        return False
-
-
-def wait_until(holds: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"did not come true in {seconds} s"
-        time.sleep(0.2)
+    """The address of a real tracking server with its own files."""
+    started = Server(tmp_path_factory.mktemp("server"), workers=1)
+    yield started.address
+    started.kill()
 
 
 def test_tracking_server_gets_the_same_result(main_job, main_project, tiny, server, tmp_path):

@@ -2,11 +2,6 @@
 
 import json
 import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +21,7 @@ from account_tax.pipelines.register.registry import (
     pinned_requirements,
     register_version,
 )
+from tests.integration.servers import Server
 
 REGISTRY = {
     "name": "account-tax",
@@ -38,35 +34,9 @@ REGISTRY = {
 @pytest.fixture
 def http_store(tmp_path):
     """Start a real server that proxies artifacts; give its address."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    command = [
-        *(sys.executable, "-m", "mlflow", "server", "--serve-artifacts", "--workers", "1"),
-        *("--backend-store-uri", f"sqlite:///{tmp_path}/server.db"),
-        *("--artifacts-destination", str(tmp_path / "artifacts")),
-        *("--host", "127.0.0.1", "--port", str(port)),
-    ]
-    with (tmp_path / "server.log").open("w") as output:
-        server = subprocess.Popen(command, stdout=output, stderr=output, cwd=tmp_path)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        _wait_until_healthy(address)
-        yield address
-    finally:
-        server.terminate()
-        server.wait(timeout=30)
-
-
-def _wait_until_healthy(address):
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
-        try:
-            urllib.request.urlopen(f"{address}/health", timeout=2)
-            return
-        except OSError:
-            time.sleep(0.3)
-    raise TimeoutError(f"the server at {address} did not start")
+    server = Server(tmp_path, workers=1)
+    yield server.address
+    server.kill()
 
 
 def open_run(patch, store):

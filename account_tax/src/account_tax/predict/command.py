@@ -147,8 +147,8 @@ def _tags(plan: Plan) -> dict[str, str]:
 def _refuse_rejects(plan: Plan, rejected: int) -> None:
     if rejected and plan.options.on_error == "fail":
         raise Failed(
-            f"{rejected:,} rows can't be filed; {plan.options.rejects.name} has their "
-            f"{plan.source.unit} numbers and reasons. All others are in "
+            f"{rejected:,} row{'s' * (rejected > 1)} can't be filed; {plan.options.rejects.name} "
+            f"has their {plan.source.unit} numbers and reasons. All others are in "
             f"{plan.options.output.name}. With -P on_error=skip this is no failure.",
             REJECTS_STATUS,
         )

@@ -36,6 +36,14 @@ def test_the_cause_first_in_order_is_named_whichever_rung_found_it():
     assert judge([GOOD[0], first, second]) == Verdict("different", "data", "data: d")
 
 
+def test_a_package_that_was_seen_to_differ_is_named_before_what_a_result_suggests():
+    guess = Rung("R2", "fail", "", (Difference("environment", "test/loss differs", inferred=True),))
+    seen = Difference("environment", "peft 0.22 instead of 0.21")
+    verdict = judge([*GOOD[:2], guess, Rung("R3", "fail", "", (seen,), verdict="different")])
+    assert verdict.reason == "environment: peft 0.22 instead of 0.21"
+    assert judge([*GOOD[:2], guess]).reason == "environment: test/loss differs"
+
+
 def test_a_failed_rung_outweighs_the_same_weights():
     failed = Rung("R2", "fail", "", (Difference("data", "d"),))
     bitwise = Rung("R3", "pass", "", verdict="bitwise")

@@ -67,7 +67,7 @@ class Verdict:
 
 
 def judge(rungs: Sequence[Rung]) -> Verdict:
-    """Return the verdict; the first cause in the order of `CAUSES` is named, wherever it stood."""
+    """Return the verdict; the first cause in the order of `CAUSES` is named, whoever found it."""
     first = first_cause([each for rung in rungs for each in rung.differences])
     cause, reason = (first.cause, f"{first.cause}: {first.text}") if first else (None, "")
     failed = [rung for rung in rungs if rung.status == FAIL]
@@ -106,8 +106,9 @@ def check_logits(version: ModelVersion, classifier: Path) -> Rung:
     """Return rung R1: the version loaded by a fresh process, away from the project."""
     outcome = load_cold(version, classifier / "probe.json", version.tags["content_sha256"])
     if not outcome["verified"]:
-        cause = "base" if "BaseModelError" in outcome["reason"] else "environment"
-        return _failed("R1", cause, outcome["reason"])
+        seen = "BaseModelError" in outcome["reason"]
+        cause = "base" if seen else "environment"
+        return _failed("R1", cause, outcome["reason"], inferred=not seen)
     largest, tolerance = outcome["max_abs_diff"], outcome["tolerance"]
     texts = outcome["texts"]
     evidence = f"largest difference {largest:.3g} on {texts} lines, allowed {tolerance:.3g}"
@@ -169,7 +170,8 @@ def _compare_metrics(version: ModelVersion, found: Mapping[str, float], rows: in
     worst = max(deltas, key=lambda name: abs(np.nan_to_num(deltas[name], nan=np.inf)))
     evidence = f"{rows:,} rows; largest difference {abs(deltas[worst]):.3g}, of {worst}"
     if not abs(deltas[worst]) <= METRIC_TOLERANCE:  # also true of NaN
-        return _failed("R2", "environment", f"{evidence}, allowed {METRIC_TOLERANCE:g}")
+        text = f"{evidence}, allowed {METRIC_TOLERANCE:g}"
+        return _failed("R2", "environment", text, inferred=True)
     return Rung("R2", PASS, f"sha256 and metrics equal: {evidence}", numbers={"deltas": deltas})
 
 
@@ -178,8 +180,8 @@ def recorded_metrics(version: ModelVersion) -> dict[str, float]:
     return {name: float(text) for name, text in version.tags.items() if name.startswith("test/")}
 
 
-def _failed(name: str, cause: str, text: str) -> Rung:
-    return Rung(name, FAIL, text, (Difference(cause, text),))
+def _failed(name: str, cause: str, text: str, inferred: bool = False) -> Rung:
+    return Rung(name, FAIL, text, (Difference(cause, text, inferred),))
 
 
 def skip(name: str, why: str) -> Rung:

@@ -34,10 +34,17 @@ SYSTEM = ("python", "libc", "torch_cuda")
 
 @dataclass(frozen=True)
 class Difference:
-    """An input that is not what it was: which of `CAUSES`, and in words."""
+    """An input that is not what it was.
+
+    Attributes:
+        cause: Which of `CAUSES`.
+        text: What it was and is.
+        inferred: Whether it was only concluded from a result that differs, seen in no input.
+    """
 
     cause: str
     text: str
+    inferred: bool = False
 
 
 @dataclass(frozen=True)
@@ -202,5 +209,7 @@ def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def first_cause(differences: list[Difference]) -> Difference | None:
-    """Return the difference that is named first, or None."""
-    return min(differences, key=lambda each: CAUSES.index(each.cause), default=None)
+    """Return the difference that is named first, or None; what was seen goes before inferences."""
+    return min(
+        differences, key=lambda each: (each.inferred, CAUSES.index(each.cause)), default=None
+    )

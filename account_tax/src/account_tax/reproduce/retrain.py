@@ -112,7 +112,8 @@ def retrain(
     try:
         again = train_again(workshop, _seed(record))
     except TrainingError as err:
-        return _not_the_same(str(err), [*before, Difference("environment", "it does not train")])
+        unknown = Difference("environment", "it does not train", inferred=True)
+        return _not_the_same(str(err), [*before, unknown])
     found = [*before, *_other_configuration(record, again)]
     weights = compare_weights(classifier, again.weights)
     if not weights["other_files"]:

@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import sys
+from importlib import metadata
 from pathlib import Path
 
 # One process on its own: what a launcher would have set.
@@ -32,6 +33,18 @@ def join_as_one_rank() -> None:
         return
     os.environ.update(_ONE_RANK)
     os.environ.setdefault("MASTER_PORT", str(free_port()))
+
+
+def keep_operators_apart() -> None:
+    """Have DeepSpeed's operators built in a folder of this torch's own, unless one is set.
+
+    torch (2.13) tells what it has built apart by Python and CUDA alone: after another torch is
+    installed it loads the old file, which fails with "undefined symbol", and never builds it anew.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    python = f"py{sys.version_info.major}{sys.version_info.minor}"
+    folder = cache / "torch_extensions" / f"{python}_torch{metadata.version('torch')}"
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(folder))
 
 
 def free_shared_memory() -> None:

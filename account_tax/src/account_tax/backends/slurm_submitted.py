@@ -1,5 +1,8 @@
 """A submitted job followed to its end: its output shown, its MLflow run settled, Ctrl-C heard."""
 
+# MLflow's base class has no types: its abstract methods read as returning None.
+# pyright: reportIncompatibleMethodOverride=false
+
 from __future__ import annotations
 
 import os

@@ -58,7 +58,12 @@ from account_tax.layout import (
 from account_tax.metric_journal import close_metrics, open_metrics
 from account_tax.metrics import compute_classification_metrics
 from account_tax.probe import PROBE_TEXTS
-from account_tax.ranks import get_mlflow_env, is_rank0, join_as_one_rank
+from account_tax.ranks import (
+    get_mlflow_env,
+    is_rank0,
+    join_as_one_rank,
+    keep_operators_apart,
+)
 
 from .batches import Rows, balanced_class_weights
 from .callbacks import (
@@ -112,6 +117,7 @@ def run_training_pipeline(
         Metrics under the specification's names (`train/loss`, `eval/f1`, ...).
     """
     join_as_one_rank()
+    keep_operators_apart()
     open_metrics(Path(artifacts_root))
     training = train_params["training"]
     (enable_full_determinism if training.get("full_determinism") else set_seed)(training["seed"])

@@ -103,10 +103,10 @@ def test_main_is_train():
 
 def test_the_test_entry_point_runs_pytest_with_markers_that_exist(entry_point, pytestconfig):
     words = shlex.split(entry_point("test").compute_command({}, storage_dir=None))
-    assert words[:4] == ["python", "-m", "pytest", "-m"]
+    *first, markers = words
+    assert first == ["python", "-m", "pytest", "-n", "2", "--dist", "loadfile", "-m"]
     known = {line.split(":")[0] for line in pytestconfig.getini("markers")}
-    assert set(re.findall(r"\w+", words[4])) - {"and", "not", "or"} <= known
-    assert len(words) == 5
+    assert set(re.findall(r"\w+", markers)) - {"and", "not", "or"} <= known
 
 
 def test_the_environment_file_is_named():

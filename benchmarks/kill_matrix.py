@@ -66,6 +66,7 @@ class Fault:
         rank: The rank that brings it about and, as `rank`, is struck.
         ranks: World size.
         saving: Whether it strikes while a checkpoint is written, not at a step.
+        latest: The last step it strikes at, where not while saving.
         each: How often it is injected.
     """
 
@@ -76,6 +77,7 @@ class Fault:
     rank: int = 0
     ranks: int = 2
     saving: bool = False
+    latest: int = STEPS - 2
     each: int = 5
 
     @property
@@ -113,7 +115,7 @@ FAULTS = (
     Fault("SIGTERM", "launcher", (143,), "KILLED", each=8),
     Fault("SIGTERM", "launcher", (143,), "KILLED", ranks=1),
     Fault("SIGTERM", "launcher", (143, 0), "KILLED", saving=True),
-    Fault("SIGTERM", "rank", (143, 0), "KILLED", rank=1),  # 0: the notice came in the last step
+    Fault("SIGTERM", "rank", (143,), "KILLED", rank=1, latest=STEPS - 4),  # the last finishes
     Fault("SIGINT", "launcher", (130,), "KILLED"),
     Fault("SIGSTOP", "rank", (1,), "FAILED", rank=1),
     Fault("nan", "rank", (1,), "FAILED"),
@@ -228,7 +230,7 @@ def inject(place: Place, number: int, kind: Fault | None, ranks: int, seed: int)
     draw = random.Random(seed * 1000 + number)
     given = kind and {
         **{"what": kind.what, "to": kind.to, "rank": kind.rank, "saving": kind.saving},
-        "step": SAVE_EVERY * draw.randrange(1, 4) if kind.saving else draw.randrange(2, STEPS - 1),
+        "step": SAVE_EVERY * draw.randrange(1, 4) if kind.saving else draw.randint(2, kind.latest),
         "delay": draw.uniform(0, 0.12 if kind.saving else 0.05),
     }
     disk = place.work / "runs" / name

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 from mlflow import MlflowClient
@@ -104,14 +102,12 @@ def test_a_signal_after_the_end_changes_no_status(client, tmp_path, monkeypatch)
     assert newest_run(client).info.status == "FINISHED"
 
 
-def test_a_command_closes_the_run_of_a_process_that_is_gone(client, tmp_path, capsys):
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        owner = identify(process.pid)
-    dead = client.create_run("0", tags={OWNER_TAG: owner}).info.run_id
+def test_a_command_closes_the_run_of_a_process_that_is_gone(client, tmp_path, capsys, dead):
+    left = client.create_run("0", tags={OWNER_TAG: dead}).info.run_id
     living = client.create_run("0", tags={OWNER_TAG: identify()}).info.run_id
     assert run_in_mlflow(tmp_path, lambda run: None) == 0
-    assert f"run {dead}: its process is gone; closed as FAILED" in capsys.readouterr().err
-    assert client.get_run(dead).info.status == "FAILED"
+    assert f"run {left}: its process is gone; closed as FAILED" in capsys.readouterr().err
+    assert client.get_run(left).info.status == "FAILED"
     assert client.get_run(living).info.status == "RUNNING"
 
 

@@ -33,7 +33,15 @@ def test_another_process_of_the_same_pid_is_not_the_owner():
     assert state_of(changed(identify(), started=int(words["started"]) - 1)) == "gone"
 
 
-def test_what_ran_before_the_machine_started_again_is_gone():
+def give_machine_id(monkeypatch, text):
+    real = process_identity._read
+    monkeypatch.setattr(
+        process_identity, "_read", lambda path: text if path == "/etc/machine-id" else real(path)
+    )
+
+
+def test_what_ran_before_the_machine_started_again_is_gone(monkeypatch):
+    give_machine_id(monkeypatch, "a" * 32)  # a container may have none
     assert state_of(changed(identify(), boot="0" * 36)) == "gone"
 
 
@@ -62,10 +70,7 @@ def test_a_clock_that_is_set_changes_no_start(monkeypatch):
 
 
 def test_a_machine_without_an_id_is_not_told_from_another_of_its_name(monkeypatch):
-    real = process_identity._read
-    monkeypatch.setattr(
-        process_identity, "_read", lambda path: "" if path == "/etc/machine-id" else real(path)
-    )
+    give_machine_id(monkeypatch, "")
     assert state_of(identify()) == "alive"
     assert state_of(changed(identify(), boot="0" * 36)) == "unknown"
 

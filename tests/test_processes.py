@@ -172,9 +172,6 @@ def test_a_group_that_is_gone_is_no_error():
     kill_group(gone.pid)
 
 
-# --- which process is which -----------------------------------------------------------------------
-
-
 def test_an_error_of_the_watcher_ends_the_stage_too(stage, tmp_path):
     log = tmp_path / "logs/log"
 

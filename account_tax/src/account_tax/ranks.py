@@ -41,9 +41,10 @@ def keep_operators_apart() -> None:
     torch (2.13) tells what it has built apart by Python and CUDA alone: after another torch is
     installed it loads the old file, which fails with "undefined symbol", and never builds it anew.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    from torch.utils.cpp_extension import get_default_build_root
+
     python = f"py{sys.version_info.major}{sys.version_info.minor}"
-    folder = cache / "torch_extensions" / f"{python}_torch{metadata.version('torch')}"
+    folder = Path(get_default_build_root(), f"{python}_torch{metadata.version('torch')}")
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(folder))
 
 

@@ -58,12 +58,7 @@ from account_tax.layout import (
 from account_tax.metric_journal import close_metrics, open_metrics
 from account_tax.metrics import compute_classification_metrics
 from account_tax.probe import PROBE_TEXTS
-from account_tax.ranks import (
-    get_mlflow_env,
-    is_rank0,
-    join_as_one_rank,
-    keep_operators_apart,
-)
+from account_tax.ranks import get_mlflow_env, is_rank0, join_as_one_rank, keep_operators_apart
 
 from .batches import Rows, balanced_class_weights
 from .callbacks import (

@@ -4,12 +4,8 @@ from html.parser import HTMLParser
 import pytest
 
 from account_tax.review.report import (
-    BEGIN,
-    CUT,
-    END,
     describe_review,
     percent,
-    put_above_card,
     render_html,
     render_markdown,
 )
@@ -139,38 +135,6 @@ def test_what_did_not_pass_comes_first(findings):
         assert f"All {len(findings['gates'])} gates passed" in page[:600]
 
 
-# --- the description ------------------------------------------------------------------------------
-
-CARD = "# account-tax\n\nFiles a ledger line.\n\n## Limits\n\n- A person reviews every proposal."
-
-
-def test_the_digest_stands_above_the_card(findings):
+def test_the_description_links_to_the_report(findings):
     digest = describe_review(findings, "1")
-    described = put_above_card(CARD, digest)
-    assert described.startswith(BEGIN)
-    assert described.endswith(CARD)
-    assert f"runs/{findings['run_id']}/artifacts/review/report.html" in described
-
-
-def test_a_second_digest_replaces_the_first(findings):
-    first = put_above_card(CARD, describe_review(findings, "1"))
-    second = put_above_card(first, "# Review: another")
-    assert second == f"{BEGIN}\n# Review: another\n{END}\n\n{CARD}"
-
-
-def test_a_long_card_is_cut_at_a_line_and_says_where_the_rest_is():
-    card = "\n".join(f"line {number}" for number in range(1000))
-    described = put_above_card(card, "# Review", 2000)
-    assert len(described) <= 2000
-    assert described.endswith(CUT)
-    body = described.split(END)[1].removesuffix(CUT).strip()
-    assert card.startswith(body + "\n")
-    again = put_above_card(described, "# Review", 2000)
-    assert again == described
-
-
-def test_a_digest_that_is_too_long_itself_still_ends(findings):
-    described = put_above_card(CARD, "\n".join(f"gate {n}" for n in range(5000)), 5000)
-    assert len(described) <= 5000
-    assert put_above_card(described, "# new").count(BEGIN) == 1
-    assert "gate" not in put_above_card(described, "# new")
+    assert f"runs/{findings['run_id']}/artifacts/review/report.html" in digest

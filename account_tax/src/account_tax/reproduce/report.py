@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
-from account_tax.pipelines.register.registry import LONGEST_DESCRIPTION
+from account_tax.reporting.description import write_section
 
 from .ladder import CLAIMS, Rung, Verdict
 
 VERDICT_TAG, RUN_TAG, TIME_TAG = "reproduced", "reproduced_run_id", "reproduced_at"
-LINE = re.compile(r"\n*^Reproduced: .*$\n?", re.MULTILINE)
 
 
 def print_rung(rung: Rung) -> str:
@@ -99,24 +97,5 @@ def mark_version(
     assert verdict.word is not None
     for key, text in ((RUN_TAG, run_id), (TIME_TAG, at), (VERDICT_TAG, verdict.word)):
         client.set_model_version_tag(version.name, version.version, key, text)
-    # Read again: a review may have written it in the meantime.
-    newest = client.get_model_version(version.name, version.version)
     line = f"Reproduced: {in_words(verdict)}, {at}, run {run_id}"
-    text = describe(newest.description or "", line, LONGEST_DESCRIPTION)
-    client.update_model_version(version.name, version.version, text)
-
-
-def describe(description: str, line: str, longest: int) -> str:
-    """Return the description with the line at its end, an older one replaced, no longer allowed.
-
-    Args:
-        description: The version's.
-        line: Starts with `Reproduced: `; cut to 300 characters.
-        longest: Characters in all.
-    """
-    line = " ".join(line.split())[:300]
-    rest = LINE.sub("\n", description).rstrip()
-    room = longest - len(line) - 2
-    if len(rest) > room:
-        rest = rest[: room - 1] + "…"
-    return f"{rest}\n\n{line}".lstrip()
+    write_section(client, version, "reproduced", line)

@@ -24,13 +24,14 @@ from account_tax.commands import run_in_mlflow
 from account_tax.config import NOT_GIVEN, parse_command_line, resolve
 from account_tax.errors import Failed, Refused
 from account_tax.mlflow_run import OwnedRun, tracking_uri
+from account_tax.reporting.description import write_section
 from account_tax.versions import find_version
 
 from .decision import DENIED, decide, format_history, read_history, rollback, verify_history
 from .evidence import gather_evidence, load_contender
 from .findings import Findings, find, gate_results
 from .gates import gate_names
-from .report import describe_review, put_above_card, render_html, render_markdown
+from .report import describe_review, render_html, render_markdown
 from .standing import CHAMPION
 
 NONE = "none"  # MLproject's default: the option is not given
@@ -286,10 +287,7 @@ def publish(client: MlflowClient, run: OwnedRun, version: ModelVersion, findings
     _log_metrics(client, run.run_id, findings)
     run.set_tags({"account_tax.reviewed": f"models:/{version.name}/{version.version}"})
     experiment = client.get_run(run.run_id).info.experiment_id
-    # Read again: a version's description may have been edited while the rows were scored.
-    card = client.get_model_version(version.name, version.version).description or ""
-    description = put_above_card(card, describe_review(findings, experiment))
-    client.update_model_version(version.name, version.version, description)
+    write_section(client, version, "review", describe_review(findings, experiment))
     tags = {
         "review/run_id": run.run_id,
         "review/gates": "passed" if findings["gates_passed"] else "failed",

@@ -9,15 +9,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from account_tax.pipelines.register.registry import LONGEST_DESCRIPTION
-
 from .figures import MOST_CONFUSED, draw_figures
 from .statistics import RESAMPLES, SEED
 
 TEMPLATES = Path(__file__).with_name("templates")
-# Around the digest in a description, so that the next review finds and replaces it.
-BEGIN, END = "<!-- review -->", "<!-- end of review -->"
-CUT = "\n\n… the whole card is model_card.md of the run."
 
 
 def percent(value: float) -> str:
@@ -62,24 +57,6 @@ def render_markdown(findings: Mapping[str, Any]) -> str:
 def describe_review(findings: Mapping[str, Any], experiment_id: str) -> str:
     """Return the digest for the version's description: summary, gates, link to the report."""
     return _render("description.md.j2", findings, experiment_id=experiment_id)
-
-
-def put_above_card(description: str, digest: str, longest: int = LONGEST_DESCRIPTION) -> str:
-    """Return a description with the digest above its card, an older digest replaced.
-
-    What does not fit is cut from the card's end, whose whole text is an artifact of the run.
-    """
-    before, begin, rest = description.partition(BEGIN)
-    card = before + rest.partition(END)[2] if begin else description
-    card, cut, _ = card.strip().partition(CUT.strip())
-    card = card.rstrip()
-    head = f"{BEGIN}\n{digest.strip()}\n{END}\n\n"
-    if len(head) > longest - len(CUT):
-        head = f"{head[: longest - len(CUT) - len(END) - 4].rpartition(chr(10))[0]}\n{END}\n\n"
-    room = longest - len(head) - len(CUT)
-    if len(card) > room + len(CUT) or (cut and len(card) > room):
-        card, cut = card[:room].rpartition("\n")[0], CUT
-    return head + card + (CUT if cut else "")
 
 
 def _render(template: str, findings: Mapping[str, Any], **more: Any) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from account_tax.classifier import PACKAGE_SCHEME
 from account_tax.environment import environment_tags
+from account_tax.reporting.description import LONGEST_DESCRIPTION, compose
 
 Facts = Mapping[str, Any]
 UNLOCKED_MARK = (
@@ -40,14 +41,14 @@ def write_card(facts: Facts, most_classes: int | None = None) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def describe_version(facts: Facts, longest: int) -> str:
-    """Return the card in at most `longest` characters, listing as many classes as fit."""
+def describe_version(facts: Facts) -> str:
+    """Return the card as a version's description, listing as many classes as fit."""
     card = ""
     for most_classes in range(len(facts["evaluation"]["labels"]), -1, -1):
         card = write_card(facts, most_classes)
-        if len(card) <= longest:
-            return card
-    return card[: longest - 1] + "…"
+        if len(card) <= LONGEST_DESCRIPTION:
+            break
+    return compose({"card": card})
 
 
 def base_licence(name: str) -> str:

@@ -38,7 +38,6 @@ from .card import describe_version, write_card
 from .plots import save_plots
 from .registry import (
     CODE_FILE,
-    LONGEST_DESCRIPTION,
     Candidate,
     RegistrationError,
     check_alias,
@@ -124,7 +123,7 @@ def register_model(
         folder,
         manifest["content_sha256"],
         version_tags(facts) | {STATEMENT_TAG: log_statement(client, run_id, facts, manifest)},
-        describe_version(facts, LONGEST_DESCRIPTION),
+        describe_version(facts),
     )
     registration = register_version(
         client, run_id, registry_params["name"], registry_params["alias"], candidate

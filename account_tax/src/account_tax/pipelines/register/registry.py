@@ -35,8 +35,8 @@ from . import verify
 LOGGED_MODEL_NAME = "classifier"
 CODE_FILE = Path(inspect.getfile(AccountClassifier))  # logged with the model
 CONTENT_TAG, VERIFIED_TAG = "content_sha256", "verified"
-# What the registry's columns hold in every database MLflow supports; only SQLite takes more.
-LONGEST_TAG = LONGEST_DESCRIPTION = 5000
+# What the registry's column holds in every database MLflow supports; only SQLite takes more.
+LONGEST_TAG = 5000
 COLD_CHECK_TIMEOUT_SECONDS = 900
 REQUIREMENTS = (
     "mlflow", "torch", "transformers", "peft", "safetensors", "huggingface_hub", "pandas", "numpy",
@@ -54,7 +54,7 @@ class Candidate:
     folder: Path  # as training left it, with manifest.json
     content_sha256: str
     tags: dict[str, str]
-    description: str
+    description: str  # no longer than the registry takes
 
 
 def check_alias(alias: str) -> None:
@@ -134,7 +134,7 @@ def create_version(
         run_id=run_id,
         model_id=model_id,
         tags={**candidate.tags, CONTENT_TAG: candidate.content_sha256},
-        description=candidate.description[:LONGEST_DESCRIPTION],
+        description=candidate.description,
     )
 
 

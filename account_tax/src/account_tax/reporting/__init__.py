@@ -1,0 +1,1 @@
+"""What is said of a version and shown beside it, whichever command says it."""

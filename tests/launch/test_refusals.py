@@ -15,8 +15,8 @@ Usage = namedtuple("Usage", ["total", "used", "free"])
 
 @pytest.fixture
 def refuse(tmp_path):
-    def find(values=VALUES, report=CPU, world_size=1, port="auto", saved_bytes=0):
-        return find_machine_faults(values, report, world_size, port, tmp_path, saved_bytes)
+    def find(values=VALUES, report=CPU, ranks=1, port="auto", **checkpoints):
+        return find_machine_faults(values, report, ranks, port, tmp_path, **checkpoints)
 
     return find
 
@@ -50,12 +50,12 @@ def test_a_machine_that_has_everything_is_not_refused(refuse):
 
 
 def test_more_ranks_than_gpus_are_refused(refuse):
-    (fault,) = refuse(report=CPU | {"gpus": 1}, world_size=2)
+    (fault,) = refuse(report=CPU | {"gpus": 1}, ranks=2)
     assert fault.startswith("num_gpus = 2: this machine shows 1 GPU. Lower it")
 
 
 def test_cpu_ranks_may_be_any_number(refuse):
-    assert refuse(world_size=8) == []
+    assert refuse(ranks=8) == []
 
 
 def test_cpu_ranks_need_a_compiler_gpu_ranks_do_not(refuse, no_tools):
@@ -112,6 +112,18 @@ def test_checkpoints_that_are_there_already_need_no_more_room(refuse, free_bytes
     assert refuse(saved_bytes=2 * size) == []
     free_bytes(BASE_BYTES + 2 * size - 1)
     assert refuse(saved_bytes=99 * size), "a new one is saved before an old one goes"
+
+
+def test_without_a_limit_room_for_every_checkpoint_is_needed(refuse, free_bytes):
+    values = {"artifacts_root": "models", "train": {"training": {"save_total_limit": None}}}
+    needed = BASE_BYTES + (1 + 20) * 1000 * BYTES_PER_PARAMETER
+    free_bytes(needed)
+    assert refuse(values=values, written=20) == []
+    free_bytes(needed - 1)
+    (fault,) = refuse(values=values, written=20)
+    assert "all 20 checkpoints, the best model and the logs need" in fault
+    assert "set a lower train.training.save_total_limit" in fault
+    assert refuse(values=values, written=20, saved_bytes=1) == [], "one byte of them is there"
 
 
 def test_checkpoints_on_a_disk_of_their_own_are_counted_there(refuse, tmp_path):

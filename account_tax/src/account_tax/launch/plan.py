@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from account_tax.processes import run_stage
 
 from .places import OneMachine, Place, find_place
 from .refusals import find_machine_faults
+from .schedule import Schedule
 from .stages import stage_environment
 
 
@@ -34,6 +34,7 @@ class Plan:
         report: What `account_tax.check` found out about data, model and machine.
         place: Where the ranks run.
         world_size: Ranks.
+        schedule: Its length.
         environment: The lock, the differences from it, and the machine.
     """
 
@@ -41,27 +42,13 @@ class Plan:
     report: dict[str, Any]
     place: Place
     world_size: int
+    schedule: Schedule
     environment: dict[str, Any]
 
     @property
     def device(self) -> str:
         """What the ranks run on."""
         return "GPU" if self.report["gpus"] else "CPU"
-
-    @property
-    def global_batch_size(self) -> int:
-        """Rows a step."""
-        block = self.resolved.values["train"]["deepspeed"]
-        micro, steps = block["train_micro_batch_size_per_gpu"], block["gradient_accumulation_steps"]
-        return micro * steps * self.world_size
-
-    @property
-    def optimizer_steps(self) -> int:
-        """Updates of the whole training."""
-        training = self.resolved.values["train"]["training"]
-        an_epoch = math.ceil(self.report["rows"]["train"] / self.global_batch_size)
-        epochs = training.get("num_train_epochs", 3)
-        return training.get("max_steps") or math.ceil(an_epoch * epochs)
 
     def facts(self) -> dict[str, Any]:
         """Return what a person wants to know before the start, by name."""
@@ -74,8 +61,8 @@ class Plan:
             "rows": ", ".join(f"{name} {count:,}" for name, count in rows.items()),
             "classes": len(report["labels"]),
             "world size": f"{self.world_size} ({self.device})",
-            "global batch": self.global_batch_size,
-            "optimizer steps": self.optimizer_steps,
+            "global batch": self.schedule.global_batch_size,
+            "optimizer steps": self.schedule.steps,
             "trainable parameters": f"{trainable:,} of {everything:,} ({share:.2%})",
             "environment": environment_in_words(self.environment),
         }
@@ -117,15 +104,21 @@ def make_plan(project: Path, args: Sequence[str]) -> Plan:
     if not any(fault.startswith("num_gpus") for fault in faults):
         found += batch_faults(resolved.values, world_size)
     ranks_here, port = place.ranks_here(world_size), resolved.launch.master_port
-    saved_bytes = _saved_bytes(project, resolved, report)
-    found += find_machine_faults(resolved.values, report, ranks_here, port, project, saved_bytes)
+    schedule = Schedule.read(resolved.values, report, world_size)
+    found += find_machine_faults(
+        *(resolved.values, report, ranks_here, port, project),
+        saved_bytes=_saved_bytes(project, resolved, report),
+        written=schedule.checkpoints if schedule else 0,
+    )
     folders = [project, project / resolved.values.get("artifacts_root", ".")]
     found += place.faults(folders, stage_environment(project))
     found += _lock_faults(resolved, environment)
     faults += [_name_source(fault, resolved) for fault in found]
     if faults:
         raise ConfigError(faults)
-    return Plan(_pin_base(resolved, report["base"]), report, place, world_size, environment)
+    assert schedule is not None  # whatever it is read from has no fault
+    pinned = _pin_base(resolved, report["base"])
+    return Plan(pinned, report, place, world_size, schedule, environment)
 
 
 def _lock_faults(resolved: Resolved, environment: dict[str, Any]) -> list[str]:

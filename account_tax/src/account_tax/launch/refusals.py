@@ -16,7 +16,6 @@ MEBIBYTE = 2**20
 BASE_BYTES = 256 * MEBIBYTE
 # Of a trained parameter in a checkpoint: fp32 master weight, two Adam moments, the weight itself.
 BYTES_PER_PARAMETER = 16
-DEFAULT_CHECKPOINTS = 3
 
 
 def find_machine_faults(
@@ -26,6 +25,7 @@ def find_machine_faults(
     port: int | str,
     project: Path,
     saved_bytes: int = 0,
+    written: int = 0,
 ) -> list[str]:
     """Return every reason why this machine can't run the training.
 
@@ -36,6 +36,7 @@ def find_machine_faults(
         port: Of the ranks' rendezvous; `auto` takes a free one.
         project: The project's root, below which a relative artifacts_root lies.
         saved_bytes: What this configuration's checkpoints take on the disk already.
+        written: Checkpoints that the whole training writes; all are kept without a limit.
     """
     faults = []
     gpus = report.get("gpus", 0)
@@ -50,7 +51,8 @@ def find_machine_faults(
         faults.append(
             f"master_port = {port}: {why}. Give another port, or master_port=auto for a free one."
         )
-    return faults + _disk_faults(values, report, project, saved_bytes)
+    size = report.get("trainable_parameters", 0) * BYTES_PER_PARAMETER
+    return faults + _disk_faults(values, project, size, saved_bytes, written)
 
 
 def _compiler_faults() -> list[str]:
@@ -85,21 +87,22 @@ def _why_not_bindable(port: int) -> str:
 
 
 def _disk_faults(
-    values: dict[str, Any], report: dict[str, Any], project: Path, saved_bytes: int
+    values: dict[str, Any], project: Path, size: int, saved_bytes: int, written: int
 ) -> list[str]:
     """Return what is wrong with the folders of results and checkpoints, or with their disks."""
     root, train = values.get("artifacts_root"), values["train"].get("training", {})
     if root is None:  # it has a fault of its own
         return []
-    size = report.get("trainable_parameters", 0) * BYTES_PER_PARAMETER
-    # The best one is kept beside the newest, and a new one is whole before an old one goes.
-    kept = max(2, train.get("save_total_limit") or DEFAULT_CHECKPOINTS)
-    checkpoints = max(size, (kept + 1) * size - saved_bytes)
+    count, which = written, f"all {written} checkpoints"
+    if limit := train.get("save_total_limit"):
+        # The best one is kept beside the newest, and a new one is whole before an old one goes.
+        count, which = max(2, limit) + 1, f"{max(2, limit)} checkpoints and a new one"
+    checkpoints = max(size, count * size - saved_bytes)
     needs = {
         ("artifacts_root", root): (BASE_BYTES + size, "the best model and the logs need"),
         ("train.training.output_dir", train.get("output_dir", root)): (
             checkpoints,
-            f"{kept} checkpoints and a new one need",
+            f"{which} need",
         ),
     }
     folders = {place: _existing_folder(project / place[1]) for place in needs}
@@ -112,11 +115,11 @@ def _disk_faults(
         return faults[:1]
     if len({folder.stat().st_dev for folder in folders.values()}) == 1:
         needed = BASE_BYTES + size + checkpoints
-        words = f"{kept} checkpoints, a new one, the best model and the logs need"
+        words = f"{which}, the best model and the logs need"
         needs = {("artifacts_root", root): (needed, words)}
     return [
         f"{key} = {place}: {free // MEBIBYTE:,} MiB are free, and {words} about "
-        f"{needed / MEBIBYTE:,.0f} MiB. Free some space, lower "
+        f"{needed / MEBIBYTE:,.0f} MiB. Free some space, set a lower "
         f"train.training.save_total_limit, or point {key} to a larger disk."
         for (key, place), (needed, words) in needs.items()
         if (free := shutil.disk_usage(folders[key, place]).free) < needed

@@ -37,6 +37,7 @@ def test_the_run_of_a_process_that_is_gone_is_closed_with_the_reason(client, add
     reason = client.get_run(run_id).data.tags[REASON_TAG]
     assert "is gone" in reason
     assert "The same command goes on from the last checkpoint" in reason
+    assert f"kedro register --run {run_id}" in reason
     assert close_dead_runs(client) == []
 
 

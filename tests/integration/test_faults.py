@@ -468,6 +468,8 @@ def test_an_interruption_leaves_no_half_version_of_data_or_model(launch, new_pro
     second.process.send_signal(signal.SIGINT)
     assert second.end(seconds=10) == 130
     assert second.run().info.status == "KILLED"
+    reason = second.run().data.tags["account_tax.reason"]
+    assert f"kedro register --run {second.run().info.run_id}" in reason
     assert not client.search_model_versions()
     assert not client.search_registered_models()
     assert not client.search_logged_models([second.run().info.experiment_id])

@@ -1,4 +1,5 @@
 import json
+import signal
 from hashlib import sha256
 from pathlib import Path
 
@@ -6,10 +7,18 @@ import pytest
 from mlflow import MlflowClient
 
 from account_tax.errors import Failed, Refused
-from account_tax.launch.finish import _folder_of, _restore_stages
-from account_tax.layout import ADAPTER_FOLDER, MARKER_FILE, PREPARED_FILE, REGISTRATION_FILE
+from account_tax.launch.finish import _folder_of, _restore_stages, salvaged
+from account_tax.layout import (
+    ADAPTER_FOLDER,
+    MARKER_FILE,
+    METRICS_FILE,
+    PREPARED_FILE,
+    REGISTRATION_FILE,
+)
+from account_tax.mlflow_run import OwnedRun
 from account_tax.ownership import OWNER_TAG
 from account_tax.process_identity import identify
+from account_tax.processes import Interrupted
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -29,6 +38,7 @@ def trained(client, tmp_path):
     (folder / ADAPTER_FOLDER / "adapter_model.safetensors").write_bytes(b"weights")
     weights = {"adapter_model.safetensors": sha256(b"weights").hexdigest()}
     (folder / MARKER_FILE).write_text(json.dumps({"weights": weights}))
+    (folder / METRICS_FILE).write_text("{}")
     (folder / PREPARED_FILE).write_text(json.dumps({"tokenizer": "2026-11-24T00.00.00.000Z"}))
     client.log_param(run_id, "artifacts_root", str(folder))
     client.set_terminated(run_id, "FAILED")
@@ -55,7 +65,17 @@ def test_the_folder_is_found_without_and_with_a_parameter(client):
     assert _folder_of(PROJECT, client.get_run(run_id)) == Path("/elsewhere") / run_id
 
 
-@pytest.mark.parametrize("name", [MARKER_FILE, PREPARED_FILE])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_an_interruption_after_training_says_how_to_go_on(client, trained, signum):
+    run_id, _ = trained
+    stages = restore(client, run_id)
+    run = OwnedRun.reopen(client, run_id, client.tracking_uri)
+    said = f"^{signum.name}: training is complete; kedro register --run {run_id} evaluates"
+    with pytest.raises(Interrupted, match=said), salvaged(stages, run):
+        raise Interrupted(signum)
+
+
+@pytest.mark.parametrize("name", [MARKER_FILE, METRICS_FILE, PREPARED_FILE])
 def test_what_has_not_trained_to_its_end_is_refused(client, trained, name):
     run_id, folder = trained
     (folder / name).unlink()

@@ -27,6 +27,7 @@ def trained(stages):
     weights.write_bytes(b"weights")
     marker = {"weights": {weights.name: hashlib.sha256(b"weights").hexdigest()}, "global_step": 4}
     (stages.root / "train_complete.json").write_text(json.dumps(marker))
+    (stages.root / "training_metrics.json").write_text("{}")
     return stages
 
 
@@ -176,12 +177,17 @@ def test_ranks_that_saved_when_told_to_end_did_not_fail(stages):
 
 @pytest.mark.parametrize("status", [241, -15])  # of a rank, of deepspeed itself
 def test_sigterm_before_the_first_step_is_no_failure_either(stages, status):
-    with pytest.raises(Preempted, match="before a step could be saved"):
+    with pytest.raises(Preempted, match="without a save; run the same command again"):
         stages.prove_training(status)
 
 
 def test_training_that_is_complete_says_what_is_left(trained):
-    assert "registration is not" in trained.outcome_of_interruption()
+    left = "training is complete; kedro register --run run evaluates and registers it"
+    assert trained.outcome_of_interruption() == left
+    with pytest.raises(Preempted, match=left):
+        trained.prove_training(143)
+    (trained.root / "training_metrics.json").unlink()  # register would miss it
+    assert trained.outcome_of_interruption().endswith("run the same command again")
 
 
 def test_why_training_stopped_itself_comes_first(stages):

@@ -14,7 +14,8 @@ REASON_TAG = "account_tax.reason"
 SLURM_TAG = "account_tax.slurm_job"  # the scheduler knows what became of those
 GONE = (
     "the process that owned this run, {pid} on {host}, is gone and did not say how it ended. "
-    "The same command goes on from the last checkpoint, if there is one."
+    "The same command goes on from the last checkpoint, if there is one; what has trained to its "
+    "end is finished by kedro register --run {run_id}."
 )
 MAX_FOUND = 1000  # runs one search returns at most
 
@@ -42,9 +43,9 @@ def close_dead_runs(client: MlflowClient) -> list[str]:
 
 
 def _close(client: MlflowClient, run: Run) -> bool:
-    owner = parse_identity(run.data.tags[OWNER_TAG])
-    client.set_tag(run.info.run_id, REASON_TAG, GONE.format_map(owner))
-    client.set_terminated(run.info.run_id, "FAILED")
+    run_id, owner = run.info.run_id, parse_identity(run.data.tags[OWNER_TAG])
+    client.set_tag(run_id, REASON_TAG, GONE.format_map(owner | {"run_id": run_id}))
+    client.set_terminated(run_id, "FAILED")
     return True
 
 

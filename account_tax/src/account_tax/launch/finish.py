@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import click
@@ -17,7 +17,7 @@ from mlflow.entities import Run
 from account_tax.commands import close, close_dead, judge, run_in_mlflow
 from account_tax.config import resolve
 from account_tax.errors import Refused
-from account_tax.layout import MARKER_FILE, PREPARED_FILE, REGISTRATION_FILE
+from account_tax.layout import PREPARED_FILE, REGISTRATION_FILE
 from account_tax.metric_journal import count_unsent, journal_file
 from account_tax.mlflow_run import (
     OwnedRun,
@@ -29,9 +29,9 @@ from account_tax.mlflow_run import (
 )
 from account_tax.ownership import OWNER_TAG
 from account_tax.process_identity import state_of
-from account_tax.processes import run_stage
+from account_tax.processes import Interrupted, run_stage
 
-from .stages import Stages, stage_environment
+from .stages import TRAINED, Stages, stage_environment
 
 SALVAGE_SECONDS = 5.0  # a person who has pressed Ctrl-C waits; the file keeps the rest
 
@@ -42,6 +42,7 @@ def finish(stages: Stages, run: OwnedRun, register: bool) -> None:
     Raises:
         TrackingAway: If the server stays away; with where the results are and how to go on.
     """
+    stages.keep_dataset_metadata()
     journal = journal_file(stages.root, run.run_id)
     try:
         run.send_metrics(journal, patience=patience_seconds())
@@ -70,13 +71,24 @@ def finish(stages: Stages, run: OwnedRun, register: bool) -> None:
     click.echo(f"{result['name']} version {result['version']} ({result['alias']}): {metrics}")
 
 
-def salvage(stages: Stages, run: OwnedRun, err: Exception) -> None:
-    """Keep what a run that did not finish has left: metric points, logs, no half version."""
-    if isinstance(err, TrackingAway):
-        return  # and closing the run says so once more
-    with suppress(TrackingError, TrackingAway):
-        run.send_metrics(journal_file(stages.root, run.run_id), within=SALVAGE_SECONDS)
-        run.salvage(sorted(stages.logs.rglob("*.log")))
+@contextmanager
+def salvaged(stages: Stages, run: OwnedRun) -> Iterator[None]:
+    """Keep what a run that does not finish leaves: metric points, logs, no half version.
+
+    Raises:
+        Interrupted: If a signal came; with what became of the work and how to go on.
+    """
+    try:
+        yield
+    except TrackingAway:
+        raise  # and closing the run says so once more
+    except Exception as err:
+        with suppress(TrackingError, TrackingAway):
+            run.send_metrics(journal_file(stages.root, run.run_id), within=SALVAGE_SECONDS)
+            run.salvage(sorted(stages.logs.rglob("*.log")))
+        if isinstance(err, Interrupted):
+            raise Interrupted(err.signum, stages.outcome_of_interruption()) from err
+        raise
 
 
 # --- kedro register --run -------------------------------------------------------------------------
@@ -100,11 +112,11 @@ def register(project: Path, options: Mapping[str, str]) -> int:
         with answers_soon(uri):
             run = OwnedRun.reopen(client, run_id, uri)
         try:
-            stages.environment |= run.environment()
-            finish(stages, run, register=True)
-            run.close("FINISHED", patience=patience_seconds())
+            with salvaged(stages, run):
+                stages.environment |= run.environment()
+                finish(stages, run, register=True)
+                run.close("FINISHED", patience=patience_seconds())
         except Exception as err:
-            salvage(stages, run, err)
             close(run, judge(err))
             raise
 
@@ -123,9 +135,9 @@ def _restore_stages(project: Path, run: Run) -> Stages:
     if run.info.status == "RUNNING" and state_of(tags.get(OWNER_TAG, "")) == "alive":
         raise Refused(f"run {run_id} is still under way: {tags[OWNER_TAG]}. Wait for its end.")
     root = _folder_of(project, run)
-    if not (root / MARKER_FILE).is_file() or not (root / PREPARED_FILE).is_file():
+    if missing := [name for name in (*TRAINED, PREPARED_FILE) if not (root / name).is_file()]:
         raise Refused(
-            f"run {run_id} has not trained to its end: there is no {MARKER_FILE} in {root}. "
+            f"run {run_id} has not trained to its end: there is no {missing[0]} in {root}. "
             "Start it again with the command it was started with."
         )
     if run.info.status == "FINISHED" and (root / REGISTRATION_FILE).is_file():

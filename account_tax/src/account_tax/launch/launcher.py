@@ -22,10 +22,10 @@ from account_tax.layout import (
 )
 from account_tax.mlflow_run import OwnedRun
 from account_tax.prepared import find_prepared, publish_prepared
-from account_tax.processes import Interrupted, run_stage
+from account_tax.processes import run_stage
 from account_tax.ranks import free_port
 
-from .finish import finish, salvage
+from .finish import finish, salvaged
 from .hang import HangWatch
 from .plan import Plan, make_plan
 from .progress import ProgressLine
@@ -76,14 +76,11 @@ def _run_plan(project: Path, plan: Plan, run: OwnedRun, start: Start) -> None:
     _record(run, project, plan, resolved)
     for name in ("rows", "global batch", "optimizer steps", "trainable parameters"):
         click.echo(f"{name:<24} {plan.facts()[name]}")
-    try:
+    with salvaged(stages, run):
         _prepare(stages, plan.report["inputs_sha256"])
         start.say(run.run_id)
         _train(stages, plan)
         finish(stages, run, plan.resolved.launch.register)
-    except Exception as err:
-        salvage(stages, run, err)
-        raise
 
 
 def _record(run: OwnedRun, project: Path, plan: Plan, resolved: Resolved) -> None:
@@ -185,10 +182,7 @@ def _train(stages: Stages, plan: Plan) -> None:
             watch=watch,
             grace_seconds=launch.grace_seconds,
         )
-    except Interrupted as err:
-        raise Interrupted(err.signum, stages.outcome_of_interruption()) from err
     finally:
         line.close()
     plan.place.raise_if_preempted(status, stages.root / INTERRUPTED_FILE)
     stages.prove_training(status)
-    stages.keep_dataset_metadata()

@@ -39,6 +39,7 @@ OUTCOME = (
     *(MARKER_FILE, PROGRESS_FILE, METRICS_FILE, REGISTRATION_FILE),
     *(INTERRUPTED_FILE, FAULT_FILE),
 )
+TRAINED = (MARKER_FILE, METRICS_FILE)  # written in this order, by the ranks and by Kedro
 RANK_ENDED = re.compile(r"^srun: error: .*|^host \S+ ended with .*", re.MULTILINE)
 NO_RESULT = (
     "exit status 0, but no result was written; deepspeed ends so when its launch process is killed"
@@ -171,13 +172,14 @@ class Stages:
         return content
 
     def outcome_of_interruption(self) -> str:
-        """Return what became of a training that was told to end."""
+        """Return what became of a run that was told to end, and how to go on."""
         step = self._said("step", INTERRUPTED_FILE)
         if step is not None:
             return f"interrupted at step {step}; the same command goes on from there"
-        if (self.root / MARKER_FILE).is_file():
-            return "training is complete, registration is not; run the same command again"
-        return "interrupted before a step could be saved; run the same command again"
+        if all((self.root / name).is_file() for name in TRAINED):
+            run_id = self.root.name
+            return f"training is complete; kedro register --run {run_id} evaluates and registers it"
+        return "interrupted without a save; run the same command again"
 
     def _said(self, key: str, name: str) -> Any:
         """Return what rank 0 left in a file below the root, None where there is none."""

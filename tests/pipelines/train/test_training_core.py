@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import time
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer, EvalPrediction
+from mlflow import MlflowClient
+from transformers import AutoTokenizer, EvalPrediction, TrainingArguments
 
+from account_tax.layout import METRICS_FOLDER
+from account_tax.metric_journal import close_metrics, journal_file, open_metrics, read_points
 from account_tax.pipelines.train import training_core
-from account_tax.pipelines.train.trainer import global_batch_cross_entropy
+from account_tax.pipelines.train.callbacks import EngineTimeCallback
+from account_tax.pipelines.train.trainer import _KeepGradNorm, global_batch_cross_entropy
 from account_tax.pipelines.train.training_core import (
+    _build_trainer,
+    _summarize,
     apply_lora_adapters,
     build_deepspeed_config,
     build_training_arguments,
@@ -21,7 +28,7 @@ from account_tax.pipelines.train.training_core import (
     instantiate_model,
     is_rank0,
 )
-from tests.conftest import train_params
+from tests.conftest import make_splits, train_params
 
 LORA = {"r": 4, "alpha": 8, "target_modules": ["query", "value"], "dropout": 0.0, "bias": "none"}
 
@@ -180,3 +187,76 @@ def test_mlflow_env_reads_the_three_variables(monkeypatch):
         "tracking_uri": "http://127.0.0.1:5000",
         "experiment_name": None,
     }
+
+
+# --- the metrics of a short training --------------------------------------------------------------
+
+
+@pytest.fixture
+def points(tiny_base, tmp_path, monkeypatch):
+    """Return what trains and returns the metric points, (step, value), by key, and the summary."""
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_RUN_ID", MlflowClient(uri).create_run("0").info.run_id)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    params = train_params(tiny_base)
+
+    def train(resume=None, **training):
+        model = instantiate_model({"name": str(tiny_base), "num_labels": 3}, tokenizer)
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path / "checkpoints"),
+            per_device_train_batch_size=8,
+            label_names=["labels"],
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+            **training,
+        )
+        splits = make_splits({"train": 64, "validation": 8})
+        trainer = _build_trainer(model, tokenizer, arguments, splits, params, tmp_path)
+        for of_engine in (EngineTimeCallback, _KeepGradNorm):  # there is no DeepSpeed here
+            trainer.remove_callback(of_engine)
+        open_metrics(tmp_path)
+        result = trainer.train(resume and str(tmp_path / "checkpoints" / resume))
+        close_metrics()
+        found = list(read_points(journal_file(tmp_path, os.environ["MLFLOW_RUN_ID"])))
+        summary = _summarize(trainer, result.metrics, dict.fromkeys(EVALUATED, 0.0))
+        (tmp_path / METRICS_FOLDER).rename(tmp_path / f"metrics of {time.time()}")
+        return {
+            key: [(each.step, each.value) for each in found if each.key == key] for key in LOGGED
+        }, summary
+
+    return train
+
+
+LOGGED = ("train/loss", "train/learning_rate", "speed/tokens_per_sec")
+EVALUATED = [f"eval_{name}" for name in ("loss", "accuracy", "f1", "precision", "recall")]
+
+
+@pytest.mark.parametrize(
+    ("training", "steps"),
+    [
+        ({"max_steps": 5, "logging_steps": 10}, [5]),
+        ({"max_steps": 5, "logging_steps": 2}, [2, 4, 5]),
+        ({"max_steps": 6, "logging_steps": 3}, [3, 6]),
+        ({"num_train_epochs": 1, "logging_steps": 100}, [8]),
+        ({"max_steps": 5, "logging_strategy": "epoch"}, [5]),
+    ],
+)
+def test_the_last_step_is_logged_and_once(points, training, steps):
+    logged, summary = points(**training)
+    for key in LOGGED:
+        assert [step for step, _ in logged[key]] == steps, key
+    assert min(speed for _, speed in logged["speed/tokens_per_sec"]) > 0
+    assert summary["speed/tokens_per_sec"] > 0
+
+
+def test_a_resumed_training_logs_its_last_step_as_an_uninterrupted_one(points):
+    save = {"logging_steps": 10, "save_strategy": "steps", "save_steps": 3}
+    whole, _ = points(max_steps=5, **save)
+    resumed, summary = points(resume="checkpoint-3", max_steps=5, **save)
+    assert resumed["train/loss"] == [(5, pytest.approx(whole["train/loss"][0][1], rel=1e-6))]
+    assert resumed["train/learning_rate"] == whole["train/learning_rate"]
+    assert summary["speed/tokens_per_sec"] == resumed["speed/tokens_per_sec"][0][1] > 0
+    _, nothing_left = points(resume="checkpoint-5", max_steps=5, **save)
+    assert "speed/tokens_per_sec" not in nothing_left

@@ -14,6 +14,7 @@ import psutil
 import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
 
 from account_tax.layout import PROGRESS_VARIABLE
 from account_tax.metric_journal import log_metrics
@@ -63,6 +64,17 @@ class MLflowMetricsCallback(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Know that what is evaluated from here on is the best model."""
         self._trained = True
+
+
+class LastStepCallback(TrainerCallback):
+    """Makes Trainer log the last step too: it does so at multiples of `logging_steps` alone."""
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ask for a log; Trainer logs a step once, whoever asks."""
+        if args.logging_strategy == IntervalStrategy.STEPS:
+            control.should_log |= state.global_step >= state.max_steps
 
 
 class SpeedCallback(TrainerCallback):

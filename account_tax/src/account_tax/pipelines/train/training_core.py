@@ -63,6 +63,7 @@ from account_tax.ranks import get_mlflow_env, is_rank0, join_as_one_rank, keep_o
 from .batches import Rows, balanced_class_weights
 from .callbacks import (
     EngineTimeCallback,
+    LastStepCallback,
     MLflowMetricsCallback,
     ProgressCallback,
     SpeedCallback,
@@ -290,7 +291,7 @@ def _build_trainer(
     root: Path,
 ) -> LedgerTrainer:
     speed, finite = SpeedCallback(), NotFiniteCallback(root)
-    callbacks: list[Any] = [finite, speed, TorchMemoryCallback()]
+    callbacks: list[Any] = [finite, LastStepCallback(), speed, TorchMemoryCallback()]
     if "mlflow" in (train_params["training"].get("report_to") or []):
         callbacks.append(MLflowMetricsCallback())
     train_rows = Rows.from_dataset(splits["train"])
@@ -344,6 +345,9 @@ def _summarize(
     model: Any = trainer.model
     names = ("loss", "accuracy", "f1", "precision", "recall")
     speed = trainer.speed
+    measured = {}
+    if speed.total_seconds:  # a resumed training may have had no step left
+        measured = {"speed/tokens_per_sec": speed.total_tokens / speed.total_seconds}
     return {
         "train/loss": training["train_loss"],
         "train/runtime_seconds": training["train_runtime"],
@@ -353,7 +357,7 @@ def _summarize(
             getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad
         ),
         **{f"eval/{name}": evaluation[f"eval_{name}"] for name in names},
-        "speed/tokens_per_sec": speed.total_tokens / max(speed.total_seconds, 1e-9),
+        **measured,
         **memory_mb(),
     }
 

@@ -19,6 +19,7 @@ from account_tax.config import ConfigError, Resolved, batch_faults, parse_comman
 from account_tax.environment import describe_environment, environment_in_words, unlocked_fault
 from account_tax.errors import Failed
 from account_tax.processes import run_stage
+from account_tax.provenance import Code, code_in_words, describe_code
 
 from .places import OneMachine, Place, find_place
 from .refusals import find_machine_faults
@@ -35,6 +36,7 @@ class Plan:
         place: Where the ranks run.
         world_size: Ranks.
         environment: The lock, the differences from it, and the machine.
+        code: The working tree as it is now.
     """
 
     resolved: Resolved
@@ -42,6 +44,7 @@ class Plan:
     place: Place
     world_size: int
     environment: dict[str, Any]
+    code: Code
 
     @property
     def device(self) -> str:
@@ -78,6 +81,7 @@ class Plan:
             "optimizer steps": self.optimizer_steps,
             "trainable parameters": f"{trainable:,} of {everything:,} ({share:.2%})",
             "environment": environment_in_words(self.environment),
+            "code": code_in_words(self.code.tags()),
         }
 
     def show(self) -> None:
@@ -125,7 +129,8 @@ def make_plan(project: Path, args: Sequence[str]) -> Plan:
     faults += [_name_source(fault, resolved) for fault in found]
     if faults:
         raise ConfigError(faults)
-    return Plan(_pin_base(resolved, report["base"]), report, place, world_size, environment)
+    pinned, code = _pin_base(resolved, report["base"]), describe_code(project)
+    return Plan(pinned, report, place, world_size, environment, code)
 
 
 def _lock_faults(resolved: Resolved, environment: dict[str, Any]) -> list[str]:

@@ -55,6 +55,18 @@ def add_version(client, run, name, tags):
     return model.model_id
 
 
+def test_a_tag_that_is_none_goes(client, run):
+    run.set_tags({"a": "1", "b": "2"})
+    run.set_tags({"a": None, "b": "", "c": None})
+    tags = stored(client, run).data.tags
+    assert ("a" in tags, tags["b"], "c" in tags) == (False, "", False)
+
+
+def test_bytes_are_stored_as_they_are(client, run, tmp_path):
+    run.log_bytes(b"\xe9\r\n", "code.patch")
+    assert Path(client.download_artifacts(run.run_id, "code.patch")).read_bytes() == b"\xe9\r\n"
+
+
 # --- whose run it is ------------------------------------------------------------------------------
 
 

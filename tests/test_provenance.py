@@ -2,15 +2,20 @@
 
 import hashlib
 import json
+import shlex
 import subprocess
 
 import pytest
 
+from account_tax.errors import Failed
 from account_tax.provenance import (
     NOT_RECORDED,
+    Code,
     RunRecord,
     build_statement,
+    code_in_words,
     describe_code,
+    public_words,
     recorded_digest,
     statement_bytes,
 )
@@ -59,6 +64,18 @@ def test_a_clean_tree_has_no_patch(tree):
 
 def test_outside_a_repository_there_is_nothing_to_say(tmp_path):
     assert describe_code(tmp_path).tags() == {}
+
+
+def test_without_git_there_is_nothing_to_say(tree, monkeypatch):
+    monkeypatch.setenv("PATH", str(tree))
+    assert describe_code(tree) == Code()
+    assert code_in_words(Code().tags()).startswith("no commit")
+
+
+def test_the_folder_says_which_repository_not_the_environment(tree, monkeypatch):
+    before = describe_code(tree)
+    monkeypatch.setenv("GIT_DIR", "/nowhere")  # as in a hook of git's
+    assert describe_code(tree) == before
 
 
 def test_the_patch_makes_a_clone_the_same(tree, tmp_path):
@@ -118,6 +135,43 @@ def test_a_ledger_that_git_knows_stays_out_too(tree):
     code = describe_code(tree)
     assert (code.dirty, code.patch, code.left_out) == (True, b"", ("conf/ledger.csv",))
     assert "patch_sha256" not in code.tags()
+
+
+def test_what_was_left_out_is_said_but_is_not_what_the_code_is_compared_by(tree):
+    clean = describe_code(tree)
+    assert code_in_words(clean.tags()) == f"commit {clean.commit[:12]}"
+    write(tree, {f"books/{number}.csv": b"" for number in range(7)})
+    code = describe_code(tree)
+    assert code_in_words(code.tags()) == (
+        f"commit {code.commit[:12]}, without 7 changed files that may be data: "
+        "books/0.csv, books/1.csv, books/2.csv, ..."
+    )
+    assert code.dirty
+    assert code.identity() == clean.identity()
+    write(tree, {"account_tax/src/a.py": b"a = 2\n"})
+    changed = describe_code(tree)
+    assert changed.identity() != clean.identity()
+    said = f"commit {code.commit[:12]} and code.patch {changed.patch_sha256[:12]}, without 7 "
+    assert code_in_words(changed.tags()).startswith(said)
+
+
+def test_a_repository_that_can_not_be_written_to_is_described(tree):
+    write(tree, {"account_tax/src/new.py": b"new = 1\n"})
+    before = sorted((tree / ".git/objects").rglob("*"))
+    assert b"new = 1" in describe_code(tree).patch
+    assert sorted((tree / ".git/objects").rglob("*")) == before
+
+
+def test_a_repository_inside_without_a_commit_hinders_nothing(tree):
+    git(tree, "init", "-q", "books")
+    write(tree, {"books/l.py": b"", "account_tax/src/new.py": b"new = 1\n"})
+    assert b"new = 1" in describe_code(tree).patch
+
+
+def test_what_git_refuses_is_said(tree):
+    (tree / ".git/index").write_bytes(b"no index")
+    with pytest.raises(Failed, match=r"git add .*index file"):
+        describe_code(tree)
 
 
 def test_what_git_ignores_is_no_change(tree):
@@ -209,7 +263,21 @@ def test_every_input_has_its_digest():
 
 def test_a_sources_password_stands_nowhere():
     parameters = {"data": {"source": DATASET["source"]}, "train": {}}
-    command = f"kedro train --data.source '{DATASET['source']}'"
+    command = public_words(f"kedro train --data.source '{DATASET['source']}'")
     raw = statement_bytes(make_statement(parameters, command=command)).decode()
     assert "hush" not in raw
     assert raw.count("s3://bucket/ledger.csv") == 3
+
+
+@pytest.mark.parametrize("password", ["hush", "hu'sh", 'hu"sh', "hu sh"])
+def test_a_command_is_recorded_without_passwords(password):
+    words = ["kedro", "train", f"--data.source=s3://user:{password}@bucket/l.csv?token={password}"]
+    public = public_words(shlex.join([*words, "--recipe", "a b"]))
+    assert public == "kedro train --data.source=s3://bucket/l.csv --recipe 'a b'"
+    assert public_words(public) == public
+
+
+def test_a_run_that_went_on_with_other_code_says_so():
+    statement = make_statement(commit="9" * 40, dirty="false", code_before="commit 1")
+    entries = statement["predicate"]["buildDefinition"]["resolvedDependencies"]
+    assert entries[0]["annotations"] == {"dirty": False, "before": "commit 1"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -121,6 +122,40 @@ def test_a_version_is_reproduced_bit_for_bit(trained):
     assert trained.project.run("git", "status", "--porcelain").output == before
     assert run.info.status == "FINISHED"
     assert MARKER.lower() not in json.dumps(trained.report()).lower()
+
+
+def other_seed(text: str) -> str:
+    """Let the code seed itself otherwise than the parameters say: other weights come out."""
+    return text.replace('(training["seed"])', '(training["seed"] + 1)')
+
+
+def test_a_version_of_a_changed_tree_is_reproduced_with_its_patch_or_not_at_all(trained):
+    code = "account_tax/src/account_tax/pipelines/train/training_core.py"
+    project, ledger = trained.project, "ledger-of-mine.csv"
+    run = trained.client.get_run(str(trained.version.run_id))
+    words = shlex.split(run.data.tags["account_tax.command"])
+    shutil.copy(trained.ledger, project.folder / ledger)
+    with changed(project.folder / code, other_seed):
+        finished = project.run(*words)
+    (project.folder / ledger).unlink()
+    assert finished.returncode == 0, finished.output
+    assert f"without 1 changed file that may be data: {ledger}" in finished.output
+    run, second = project.runs()[0], trained.client.get_model_version("account-tax", "2")
+    assert second.tags["content_sha256"] != trained.version.tags["content_sha256"]
+    assert run.data.tags["account_tax.dirty"] == "true"
+    patch = Path(unquote(urlsplit(run.info.artifact_uri).path)) / "code.patch"
+    assert patch.read_text().count("\n+++ b/") == 1
+    assert "+++ b/" + code in patch.read_text()
+
+    finished = trained.reproduce("--version", "2", "--rungs", "R3")
+    assert finished.returncode == 0, finished.output
+    assert "account-tax version 2: BITWISE" in finished.output
+    assert f" and code.patch {run.data.tags['account_tax.patch_sha256'][:12]}" in finished.output
+
+    patch.rename(patch.with_name("gone"))
+    finished = trained.reproduce("--version", "2", "--rungs", "R3")
+    assert finished.returncode == 1
+    assert "DIFFERENT (code: code.patch: missing instead of sha256 " in finished.output
 
 
 def other_row(text: str) -> str:

@@ -29,10 +29,11 @@ from account_tax.config import LaunchOptions, Resolved
 from account_tax.errors import Refused
 from account_tax.launch import resume
 from account_tax.launch.plan import store_of
-from account_tax.launch.resume import DAMAGED_TAG, RESUMED_TAG, Start, begin
+from account_tax.launch.resume import CODE_BEFORE_TAG, DAMAGED_TAG, RESUMED_TAG, Start, begin
 from account_tax.mlflow_run import OwnedRun
+from account_tax.provenance import Code
 
-DATA, CODE = "d" * 64, {"commit": "c" * 40, "dirty": "false"}
+DATA, CODE = "d" * 64, {"commit": "c" * 40, "patch": b""}
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +54,16 @@ class Checkout:
         values = {"artifacts_root": "models", "train": {"training": {}, "lora": {"r": lora_r}}}
         resolved = Resolved(LaunchOptions(resume=wanted), values, {})
         return SimpleNamespace(
-            resolved=resolved, report={"inputs_sha256": inputs}, world_size=ranks
+            resolved=resolved,
+            report={"inputs_sha256": inputs},
+            world_size=ranks,
+            code=Code(CODE["commit"], patch=CODE["patch"]),
         )
 
     def train(self, end: str, steps: tuple[int, ...] = (), **plan: Any) -> tuple[str, Start]:
         """Train as far as these checkpoints; the run ends as told, or is RUNNING: killed."""
         run, made = OwnedRun.open(self.folder), self.plan(**plan)
-        with begin(self.folder, made, run, CODE) as start:
+        with begin(self.folder, made, run) as start:
             folder = self.folder / start.folder
             facts = read_json(folder / ATTEMPT_FILE)["facts"]
             for step in steps:
@@ -278,14 +282,34 @@ def test_the_commands_own_run_comes_first(checkout, monkeypatch):
     assert checkout.train("FAILED")[0] == second
 
 
-def test_other_code_goes_on_and_is_said(checkout, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "now", "said"),
+    [
+        ("commit", "f" * 40, "(commit cccccccccccc, now commit ffffffffffff)"),
+        ("patch", b"x", "(commit cccccccccccc, now commit cccccccccccc and code.patch "),
+    ],
+)
+def test_other_code_goes_on_and_is_said(checkout, capsys, monkeypatch, name, now, said):
     first, _ = checkout.train("FAILED", (20,))
-    monkeypatch.setitem(CODE, "commit", "f" * 40)
-    assert checkout.train("FAILED")[0] == first
-    said = capsys.readouterr().err
-    assert (
-        "the code is another than the checkpoint's (commit cccccccccccc, now ffffffffffff" in said
-    )
+    checkout.train("FAILED")
+    assert CODE_BEFORE_TAG not in checkout.client.get_run(first).data.tags
+    monkeypatch.setitem(CODE, name, now)
+    assert checkout.train("FAILED", (40,))[0] == first
+    assert f"the code is another than the checkpoint's {said}" in capsys.readouterr().err
+    tag = checkout.client.get_run(first).data.tags[CODE_BEFORE_TAG]
+    assert tag == "until checkpoint-20: commit cccccccccccc"
+    checkout.train("FAILED")  # the same code as of step 40, whose beginning is the other's still
+    assert checkout.client.get_run(first).data.tags[CODE_BEFORE_TAG] == tag
+
+
+def test_a_change_taken_back_before_the_next_checkpoint_was_none(checkout, monkeypatch):
+    first, _ = checkout.train("FAILED", (20,))
+    with monkeypatch.context() as changed:
+        changed.setitem(CODE, "commit", "f" * 40)
+        checkout.train("FAILED")
+    assert CODE_BEFORE_TAG in checkout.client.get_run(first).data.tags
+    checkout.train("FAILED")
+    assert CODE_BEFORE_TAG not in checkout.client.get_run(first).data.tags
 
 
 # --- one at a time --------------------------------------------------------------------------------

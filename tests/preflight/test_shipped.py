@@ -45,3 +45,9 @@ def test_what_mlflow_leaves_out_and_bytecode_are_no_fault(repository):
 def test_without_a_repository_nothing_tells_what_may_leave(tmp_path):
     (fault,) = find_shipped(tmp_path).faults
     assert "no git repository" in fault
+
+
+def test_without_git_nothing_tells_either(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (fault,) = find_shipped(tmp_path).faults
+    assert "or no git" in fault

@@ -13,6 +13,7 @@ from account_tax.reproduce.retrain import (
     clone_code,
     compare_metrics,
     compare_weights,
+    retrain,
 )
 from tests.test_provenance import git, write
 
@@ -65,19 +66,34 @@ def test_a_project_in_a_folder_of_its_repository_is_found_in_the_clone(tree, tmp
     assert (tmp_path / "clone" / prefix / "account_tax/b.py").read_bytes() == b"b = 2\n"
 
 
-def test_an_unknown_commit_and_a_lost_patch_are_code(tree):
+def test_an_unknown_commit_is_code(tree):
     record = record_of(tree)
     unknown = replace(record, tags={"commit": "0" * 40})
     (found,) = _code_difference(tree, unknown)
     assert found.cause == "code"
     assert f"commit {'0' * 40} is not in this repository" in found.text
-    lost = replace(record, tags={**record.tags, "dirty": "true", "patch_sha256": "1" * 64})
-    (found,) = _code_difference(tree, lost)
-    assert "code.patch is missing" in found.text
     (found,) = _code_difference(tree, replace(record, tags={}))
-    assert found == Difference(
-        "code", "no commit was recorded: it was trained outside a repository"
-    )
+    assert found == Difference("code", "no commit was recorded: there was no repository, or no git")
+
+
+def test_changes_that_nobody_recorded_are_code_and_a_ledger_is_none(tree):
+    record = record_of(tree)
+    unknown = replace(record, tags={**record.tags, "dirty": "true"})  # as older versions have it
+    (found,) = _code_difference(tree, unknown)
+    assert found.cause == "code"
+    assert f"the tree was not as commit {record.tags['commit']}" in found.text
+    write(tree, {"ledger.csv": b"text,label\n"})
+    record = record_of(tree)
+    assert record.tags["dirty"] == "true"
+    assert list(_code_difference(tree, record)) == []
+
+
+def test_without_git_nothing_is_trained_and_no_verdict_given(tree, tmp_path, monkeypatch):
+    record = record_of(tree)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    rung = retrain(tree, None, tree, record, tmp_path, 0, print)
+    assert (rung.status, rung.verdict) == ("skipped", None)
+    assert "git is not on PATH" in rung.evidence
 
 
 # --- weights and metrics --------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -137,10 +138,14 @@ class OwnedRun:
         for start in range(0, len(params), MAX_BATCH):
             self._client.log_batch(self.run_id, params=params[start : start + MAX_BATCH])
 
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags of the run."""
-        entries = [RunTag(key, value[:MAX_TAG_VAL_LENGTH]) for key, value in tags.items()]
+    def set_tags(self, tags: Mapping[str, str | None]) -> None:
+        """Set tags of the run; one that is None goes."""
+        given = {key: text[:MAX_TAG_VAL_LENGTH] for key, text in tags.items() if text is not None}
+        entries = [RunTag(key, text) for key, text in given.items()]
         self._client.log_batch(self.run_id, tags=entries)
+        if gone := tags.keys() - given.keys():
+            for key in gone & self._client.get_run(self.run_id).data.tags.keys():
+                self._client.delete_tag(self.run_id, key)
 
     def tag_other(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags of another run, if the server knows it."""
@@ -157,6 +162,13 @@ class OwnedRun:
     def log_text(self, text: str, name: str) -> None:
         """Store a text as an artifact of the run."""
         self._client.log_text(self.run_id, text, name)
+
+    def log_bytes(self, raw: bytes, name: str) -> None:
+        """Store bytes as an artifact of the run."""
+        with tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch) / name
+            file.write_bytes(raw)
+            self._client.log_artifact(self.run_id, str(file))
 
     def salvage(self, logs: Iterable[Path]) -> None:
         """Attach the logs of a run that did not finish, and take back what it half registered.

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -23,6 +24,7 @@ from typing import Any
 from urllib.parse import quote
 
 from account_tax.environment import RECORD_FILE
+from account_tax.errors import Failed
 from account_tax.layout import PARAMETERS_FILE
 from account_tax.prepared import public_source
 
@@ -30,6 +32,8 @@ STATEMENT_FILE = "provenance.json"  # artifact of the training's run
 PATCH_FILE = "code.patch"  # likewise, where the tree was dirty
 TAG = "account_tax."  # before the names of the run's tags
 STATEMENT_TAG = "provenance_sha256"  # of a version
+CODE_TAGS = ("commit", "dirty", "patch_sha256", "left_out")
+BEFORE = "code_before"  # of a run that went on with other code: what it was trained with until then
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
@@ -45,6 +49,8 @@ CODE_SUFFIXES = {
 }
 CODE_NAMES = {"MLproject", "py.typed", ".gitkeep"}
 PRIVATE = ("conf/local/",)  # one machine's own settings; credentials may stand in them
+SHOWN = 3  # names of files in a line
+GIT_KEPT = ("GIT_CONFIG", "GIT_CEILING_", "GIT_DISCOVERY_")  # variables by which git finds things
 
 
 # --- the code -------------------------------------------------------------------------------------
@@ -72,38 +78,76 @@ class Code:
         """The digest of the patch, or None where there is none."""
         return hashlib.sha256(self.patch).hexdigest() if self.patch else None
 
+    def identity(self) -> dict[str, str]:
+        """Return what makes it the same code or another; nothing outside a repository."""
+        values = {"commit": self.commit, "patch_sha256": self.patch_sha256}
+        return {name: text for name, text in values.items() if text}
+
     def tags(self) -> dict[str, str]:
         """Return what a run says of its code; nothing outside a repository."""
         if self.commit is None:
             return {}
-        tags = {"commit": self.commit, "dirty": str(self.dirty).lower()}
-        return tags | ({"patch_sha256": self.patch_sha256} if self.patch_sha256 else {})
+        tags = self.identity() | {"dirty": str(self.dirty).lower()}
+        if self.left_out:
+            names = ", ".join(self.left_out[:SHOWN]).encode("utf-8", "replace").decode()
+            more = ", ..." if len(self.left_out) > SHOWN else ""
+            files = f"{len(self.left_out)} changed file{'s' * (len(self.left_out) > 1)}"
+            tags["left_out"] = f"{files} that may be data: {names}{more}"
+        return tags
+
+
+def code_in_words(tags: Mapping[str, str]) -> str:
+    """Return the line that tells a person which code the tags of `Code` mean."""
+    if "commit" not in tags:
+        return "no commit: outside a repository, or without git"
+    patch = f" and {PATCH_FILE} {tags['patch_sha256'][:12]}" if "patch_sha256" in tags else ""
+    left_out = f", without {tags['left_out']}" if "left_out" in tags else ""
+    return f"commit {tags['commit'][:12]}{patch}{left_out}"
 
 
 def describe_code(project: Path) -> Code:
-    """Return commit and patch of the project's working tree; its index is never touched.
+    """Return commit and patch of the project's working tree; its repository is only read.
 
     Untracked files are in the patch too, where git does not ignore them. Only kinds of files that
     hold code or settings are, in the folders that decide a result: a ledger never gets in.
+
+    Raises:
+        Failed: If git can't read the repository.
     """
-    commit = _git(project, "rev-parse", "--verify", "--quiet", "HEAD", check=False).decode().strip()
+    commit = git(project, "rev-parse", "--verify", "--quiet", "HEAD").stdout.decode().strip()
     if not commit:
         return Code()
     with tempfile.TemporaryDirectory() as scratch:
-        index = Path(scratch) / "index"
-        own = _git(project, "rev-parse", "--git-path", "index").decode().strip()
-        if (project / own).is_file():
-            # With its time: git compares contents where a file is no older than the index.
-            shutil.copy2(project / own, index)
-        aside = {"GIT_INDEX_FILE": str(index), "GIT_LITERAL_PATHSPECS": "1"}
-        _git(project, "add", "--intent-to-add", "--", ".", environment=aside)
-        listed = _git(project, *DIFF, "--name-only", "-z", "HEAD", environment=aside)
+        aside = _set_aside(project, Path(scratch))
+        # 1: something in it can't be added, as a repository without a commit.
+        add = ("add", "--ignore-errors", "--intent-to-add", "--", ".")
+        git_answer(project, *add, environment=aside, good=(0, 1))
+        listed = git_answer(project, *DIFF, "--name-only", "-z", "HEAD", environment=aside)
         changed = sorted(filter(None, listed.decode("utf-8", "surrogateescape").split("\0")))
         kept = [name for name in changed if _is_code(name)]
         words = (*DIFF, "--binary", "--full-index", "HEAD", "--", *kept)
-        patch = _git(project, *words, environment=aside) if kept else b""
+        patch = git_answer(project, *words, environment=aside) if kept else b""
     left_out = tuple(name for name in changed if name not in kept)
     return Code(commit, bool(changed), patch, left_out)
+
+
+def _set_aside(project: Path, scratch: Path) -> dict[str, str]:
+    """Return the variables by which git writes its index and objects to the scratch folder."""
+    places = ("index", "objects")
+    asked = [word for name in places for word in ("--git-path", name)]
+    answer = git_answer(project, "rev-parse", *asked).decode("utf-8", "surrogateescape")
+    own_index, own_objects = (project / line for line in answer.splitlines())
+    index, objects = (scratch / name for name in places)
+    objects.mkdir()
+    if own_index.is_file():
+        # With its time: git compares contents where a file is no older than the index.
+        shutil.copy2(own_index, index)
+    return {
+        "GIT_INDEX_FILE": str(index),
+        "GIT_OBJECT_DIRECTORY": str(objects),
+        "GIT_ALTERNATE_OBJECT_DIRECTORIES": str(own_objects.resolve()),
+        "GIT_LITERAL_PATHSPECS": "1",
+    }
 
 
 # A user's own settings of git must not change the patch.
@@ -122,16 +166,46 @@ def _is_code(name: str) -> bool:
     return known and (len(path.parts) == 1 or path.parts[0] in CODE_FOLDERS)
 
 
-def _git(
-    project: Path, *words: str, environment: Mapping[str, str] | None = None, check: bool = True
+def git(
+    folder: Path, *words: str, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    """Return git's answer in a folder; where there is no git, a failed one.
+
+    The folder says which repository is meant, also inside a hook of another one.
+    """
+    kept = {
+        name: text
+        for name, text in os.environ.items()
+        if not name.startswith("GIT_") or name.startswith(GIT_KEPT)
+    }
+    command = ["git", *words]
+    try:
+        return subprocess.run(
+            command,
+            cwd=folder,
+            env=kept | {"GIT_OPTIONAL_LOCKS": "0", **(environment or {})},
+            capture_output=True,
+            check=False,
+        )
+    except (FileNotFoundError, PermissionError) as err:
+        return subprocess.CompletedProcess(command, 127, b"", str(err).encode())
+
+
+def git_answer(
+    folder: Path,
+    *words: str,
+    environment: Mapping[str, str] | None = None,
+    good: Sequence[int] = (0,),
 ) -> bytes:
-    done = subprocess.run(
-        ["git", *words],
-        cwd=project,
-        env={**os.environ, "GIT_OPTIONAL_LOCKS": "0", **(environment or {})},
-        capture_output=True,
-        check=check,
-    )
+    """Return what git wrote.
+
+    Raises:
+        Failed: If its exit status is not a good one.
+    """
+    done = git(folder, *words, environment=environment)
+    if done.returncode not in good:
+        said = done.stderr.decode(errors="replace").strip()
+        raise Failed(f"git {shlex.join(words)[:200]}, in {folder}: {said}")
     return done.stdout
 
 
@@ -144,7 +218,8 @@ class RunRecord:
 
     Attributes:
         run_id: The run.
-        tags: Its tags without their prefix; used are those of `Code.tags`, and the command.
+        tags: Its tags without their prefix; used are those of `Code.tags`, `BEFORE`, and the
+            command, which has no secrets.
         world_size: Ranks, as text.
         threads: What OMP_NUM_THREADS was in each rank, as text: sums depend on it.
         started: Seconds since the epoch.
@@ -194,7 +269,7 @@ def build_statement(
             "buildDefinition": {
                 "buildType": BUILD_TYPE,
                 "externalParameters": {
-                    "command": public_words(record.tags.get("command", NOT_RECORDED)),
+                    "command": record.tags.get("command", NOT_RECORDED),
                     "parameters": _public_values(parameters) if parameters else NOT_RECORDED,
                 },
                 "internalParameters": {
@@ -231,7 +306,8 @@ def statement_bytes(statement: Mapping[str, Any]) -> bytes:
 def _code_dependencies(tags: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     if commit := tags.get("commit"):
         dirty = tags.get("dirty") == "true"
-        yield {"name": "code", "digest": {"gitCommit": commit}, "annotations": {"dirty": dirty}}
+        notes = {"dirty": dirty} | ({"before": tags[BEFORE]} if BEFORE in tags else {})
+        yield {"name": "code", "digest": {"gitCommit": commit}, "annotations": notes}
     if patch := tags.get("patch_sha256"):
         yield {"name": PATCH_FILE, "digest": {"sha256": patch}, "mediaType": "text/x-diff"}
 
@@ -286,8 +362,10 @@ def _public_values(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def public_words(command: str) -> str:
-    """Return a command line without the secrets that URIs in it may hold."""
-    return re.sub(r"\w[\w+.-]*://[^\s'\"]+", lambda found: public_source(found[0]), command)
+    """Return a shell's command line without the secrets that URIs in it may hold."""
+    uri = re.compile(r"\w[\w+.-]*://.+", re.DOTALL)
+    words = (uri.sub(lambda found: public_source(found[0]), word) for word in shlex.split(command))
+    return shlex.join(words)
 
 
 def _versions(*names: str) -> dict[str, str]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from account_tax.layout import (
 from account_tax.mlflow_run import OwnedRun
 from account_tax.prepared import find_prepared, publish_prepared
 from account_tax.processes import run_stage
+from account_tax.provenance import CODE_TAGS, PATCH_FILE, TAG, public_words
 from account_tax.ranks import free_port
 
 from .finish import finish, salvaged
@@ -62,7 +63,8 @@ def _wants_dry_run(args: Sequence[str]) -> bool:
 def _run_stages(project: Path, args: Sequence[str], run: OwnedRun) -> None:
     """Check, prepare, train and register, in the run that is owned or one that it goes on with."""
     plan = make_plan(project, args)
-    with begin(project, plan, run, _code_tags(project)) as start:
+    with begin(project, plan, run) as start:
+        run.set_tags({f"{TAG}command": public_words(shlex.join(["kedro", "train", *args]))})
         _run_plan(project, plan, run, start)
 
 
@@ -73,8 +75,8 @@ def _run_plan(project: Path, plan: Plan, run: OwnedRun, start: Start) -> None:
     environment["ACCOUNT_TAX_CONFIG_SHA256"] = resolved.sha256
     stages = Stages(project, (project / root).resolve(), environment)
     stages.write_configuration(resolved)
-    _record(run, project, plan, resolved)
-    for name in ("rows", "global batch", "optimizer steps", "trainable parameters"):
+    _record(run, plan, resolved)
+    for name in ("rows", "global batch", "optimizer steps", "trainable parameters", "code"):
         click.echo(f"{name:<24} {plan.facts()[name]}")
     with salvaged(stages, run):
         _prepare(stages, plan.report["inputs_sha256"])
@@ -83,18 +85,21 @@ def _run_plan(project: Path, plan: Plan, run: OwnedRun, start: Start) -> None:
         finish(stages, run, plan.resolved.launch.register)
 
 
-def _record(run: OwnedRun, project: Path, plan: Plan, resolved: Resolved) -> None:
+def _record(run: OwnedRun, plan: Plan, resolved: Resolved) -> None:
     """Tell the MLflow run what it is made of: parameters, code, environment."""
     run.log_params(resolved.flat() | {"launch.world_size": plan.world_size})
     run.log_text(plan.resolved.to_yaml(), PARAMETERS_FILE)
     run.log_text(json.dumps(plan.environment, indent=2), RECORD_FILE)
-    tags = {
+    if plan.code.patch:
+        run.log_bytes(plan.code.patch, PATCH_FILE)
+    # Of an interrupted attempt, whose code may have been another, none stays.
+    tags = dict.fromkeys(CODE_TAGS) | {
         "recipe": resolved.launch.recipe,
         "config_sha256": resolved.sha256,
-        **_code_tags(project),
+        **plan.code.tags(),
         **environment_tags(plan.environment),
     }
-    run.set_tags({f"account_tax.{name}": value for name, value in tags.items()})
+    run.set_tags({f"{TAG}{name}": value for name, value in tags.items()})
 
 
 def _into_folder(resolved: Resolved, root: Path, checkpoints: Path) -> Resolved:
@@ -103,24 +108,6 @@ def _into_folder(resolved: Resolved, root: Path, checkpoints: Path) -> Resolved:
     train_section = resolved.values["train"] | {"training": training}
     values = resolved.values | {"artifacts_root": str(root), "train": train_section}
     return Resolved(resolved.launch, values, resolved.sources)
-
-
-def _code_tags(project: Path) -> dict[str, str]:
-    """Return the commit and whether the tree differs from it; empty outside a repository."""
-
-    def git(*words: str) -> str:
-        done = subprocess.run(
-            ["git", *words], cwd=project, capture_output=True, text=True, check=False
-        )
-        return done.stdout.strip()
-
-    commit = git("rev-parse", "--verify", "--quiet", "HEAD")
-    if not commit:
-        return {}
-    return {
-        "commit": commit,
-        "dirty": str(bool(git("status", "--porcelain"))).lower(),
-    }
 
 
 def _prepare(stages: Stages, key: str) -> None:

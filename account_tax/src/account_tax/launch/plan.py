@@ -18,6 +18,7 @@ from account_tax.config import ConfigError, Resolved, batch_faults, parse_comman
 from account_tax.environment import describe_environment, environment_in_words, unlocked_fault
 from account_tax.errors import Failed
 from account_tax.processes import run_stage
+from account_tax.provenance import Code, code_in_words, describe_code
 
 from .places import OneMachine, Place, find_place
 from .refusals import find_machine_faults
@@ -36,6 +37,7 @@ class Plan:
         world_size: Ranks.
         schedule: Its length.
         environment: The lock, the differences from it, and the machine.
+        code: The working tree as it is now.
     """
 
     resolved: Resolved
@@ -44,6 +46,7 @@ class Plan:
     world_size: int
     schedule: Schedule
     environment: dict[str, Any]
+    code: Code
 
     @property
     def device(self) -> str:
@@ -65,6 +68,7 @@ class Plan:
             "optimizer steps": self.schedule.steps,
             "trainable parameters": f"{trainable:,} of {everything:,} ({share:.2%})",
             "environment": environment_in_words(self.environment),
+            "code": code_in_words(self.code.tags()),
         }
 
     def show(self) -> None:
@@ -117,8 +121,8 @@ def make_plan(project: Path, args: Sequence[str]) -> Plan:
     if faults:
         raise ConfigError(faults)
     assert schedule is not None  # whatever it is read from has no fault
-    pinned = _pin_base(resolved, report["base"])
-    return Plan(pinned, report, place, world_size, schedule, environment)
+    pinned, code = _pin_base(resolved, report["base"]), describe_code(project)
+    return Plan(pinned, report, place, world_size, schedule, environment, code)
 
 
 def _lock_faults(resolved: Resolved, environment: dict[str, Any]) -> list[str]:

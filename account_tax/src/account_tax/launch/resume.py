@@ -30,6 +30,7 @@ from account_tax.checkpoints import (
 )
 from account_tax.errors import Refused
 from account_tax.mlflow_run import OwnedRun, TrackingError
+from account_tax.provenance import BEFORE, TAG, code_in_words
 
 from .plan import Plan, store_of
 
@@ -37,6 +38,7 @@ RANKS_END_SECONDS = 30.0  # for the ranks of a launcher that was killed
 ANEW = "resume=never trains anew"
 DAMAGED_TAG = "account_tax.damaged_checkpoints"
 RESUMED_TAG = "account_tax.resumed_from"
+CODE_BEFORE_TAG = f"{TAG}{BEFORE}"
 
 
 @dataclass(frozen=True)
@@ -61,14 +63,13 @@ class Start:
 
 
 @contextmanager
-def begin(project: Path, plan: Plan, run: OwnedRun, code: dict[str, str]) -> Iterator[Start]:
+def begin(project: Path, plan: Plan, run: OwnedRun) -> Iterator[Start]:
     """Claim the configuration, find the checkpoint to go on from, and let its run go on.
 
     Args:
         project: The project's root.
         plan: What is to be trained.
         run: The command's run; it becomes the run of the checkpoint.
-        code: Commit and state of the tree.
 
     Raises:
         Refused: If another launcher trains this configuration here, or what there is can't be
@@ -78,7 +79,7 @@ def begin(project: Path, plan: Plan, run: OwnedRun, code: dict[str, str]) -> Ite
     facts = {
         "config_sha256": plan.resolved.sha256,
         "inputs_sha256": plan.report["inputs_sha256"],
-        "code": code,
+        "code": plan.code.identity(),
     }
     with _sole_launcher(project / store) as sign:
         search = Search(project / store, run, facts, plan.world_size)
@@ -88,10 +89,10 @@ def begin(project: Path, plan: Plan, run: OwnedRun, code: dict[str, str]) -> Ite
             for note in search.notes:
                 click.echo(f"resume: {note}", err=True)
         if found:
-            _tell_other_code(found, code)
+            facts["code_before"] = _other_code(found, facts["code"])
             run.go_on(found.parent.name, step_of(found))
         sign({"run_id": run.run_id, "host": socket.gethostname()})
-        _tag(run, search, found)
+        _tag(run, search, found, facts.get("code_before"))
         start = Start(store / run.run_id, found and store / run.run_id / found.name)
         attempt = {
             "facts": facts | {"run_id": run.run_id},
@@ -104,23 +105,28 @@ def begin(project: Path, plan: Plan, run: OwnedRun, code: dict[str, str]) -> Ite
             clear_finished(project / store, run)
 
 
-def _tag(run: OwnedRun, search: Search, found: Path | None) -> None:
-    tags = {RESUMED_TAG: found.name} if found else {}
+def _tag(run: OwnedRun, search: Search, found: Path | None, code_before: str | None) -> None:
+    tags: dict[str, str | None] = {CODE_BEFORE_TAG: code_before}
+    if found:
+        tags[RESUMED_TAG] = found.name
     if search.damaged:
         tags[DAMAGED_TAG] = "\n".join(search.damaged)
-    if tags:
-        run.set_tags(tags)
+    run.set_tags(tags)
 
 
-def _tell_other_code(checkpoint: Path, code: dict[str, str]) -> None:
-    before = read_json(checkpoint / MANIFEST_FILE).get("code", {})
-    if before != code:
-        was, now = (each.get("commit", "unknown")[:12] for each in (before, code))
-        click.echo(
-            f"resume: the code is another than the checkpoint's (commit {was}, now {now}, or "
-            f"changes beside it): the result may be another than without the interruption. {ANEW}.",
-            err=True,
-        )
+def _other_code(checkpoint: Path, code: dict[str, str]) -> str | None:
+    """Return and say which other code the checkpoint comes from, wholly or in an earlier part."""
+    manifest = read_json(checkpoint / MANIFEST_FILE)
+    before = manifest.get("code", {})
+    if before == code:
+        return manifest.get("code_before")
+    was, now = code_in_words(before), code_in_words(code)
+    click.echo(
+        f"resume: the code is another than the checkpoint's ({was}, now {now}): the result may be "
+        f"another than without the interruption. {ANEW}.",
+        err=True,
+    )
+    return f"until {checkpoint.name}: {was}"
 
 
 @contextmanager

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
+import os
 from pathlib import Path
+
+from account_tax.provenance import git
 
 from .findings import Findings
 
@@ -18,17 +20,13 @@ def find_shipped(project: Path) -> Findings:
     MLflow's Databricks backend packs the whole folder: ledgers, stores, environments and settings
     of this machine too. What git keeps is meant to be seen by others; the rest is not.
     """
-    done = subprocess.run(
-        ["git", "ls-files", "--others", "--directory", "-z"],
-        cwd=project, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = git(project, "ls-files", "--others", "--directory", "-z")
     if done.returncode != 0:
-        return Findings(
-            [f"{project}: no git repository, so nothing tells what may leave this machine. {CLONE}"]
-        )
+        why = "no git repository, or no git, so nothing tells what may leave this machine"
+        return Findings([f"{project}: {why}. {CLONE}"])
     strays = {
         name: size
-        for name in filter(None, done.stdout.split("\0"))
+        for name in filter(None, os.fsdecode(done.stdout).split("\0"))
         if not {*LEFT_OUT, *HARMLESS} & set(Path(name).parts) and (size := _size(project / name))
     }
     findings = Findings()

@@ -52,13 +52,13 @@ class Record:
     """What a version's run kept; a file that it doesn't have is None.
 
     Attributes:
-        tags: Of the run, without their prefix: commit, dirty, patch_sha256.
+        tags: Of the run, without their prefix; used are `CODE_TAGS` and `BEFORE`.
         params: Of the run; used is launch.world_size.
         statement: provenance.json.
         parameters: parameters.yml, its paths absolute.
         environment: environment.json.
         dataset: dataset_metadata.json.
-        patch: code.patch.
+        patch: code.patch, where the run's code had one.
         changed: Files of the run that are not the ones the provenance names.
     """
 
@@ -107,15 +107,16 @@ def read_record(
             raw[name] = file.read_bytes()
     statement = json.loads(raw[STATEMENT_FILE]) if STATEMENT_FILE in raw else None
     environment = raw.get(RECORD_FILE)
+    tags = {key.removeprefix(TAG): text for key, text in run.data.tags.items()}
     return Record(
-        {key.removeprefix(TAG): text for key, text in run.data.tags.items()},
+        tags,
         run.data.params,
         statement,
         _localise(raw.get(PARAMETERS_FILE), project, source),
         json.loads(environment) if environment else None,
         json.loads(raw[DATASET_FILE]) if DATASET_FILE in raw else None,
-        raw.get(PATCH_FILE),
-        tuple(_changed(version, raw, statement)),
+        raw.get(PATCH_FILE) if "patch_sha256" in tags else None,
+        tuple(_changed(version, raw, statement, tags)),
     )
 
 
@@ -134,18 +135,32 @@ def _localise(raw: bytes | None, project: Path, source: str | None) -> dict[str,
 
 
 def _changed(
-    version: ModelVersion, raw: Mapping[str, bytes], statement: Mapping[str, Any] | None
+    version: ModelVersion,
+    raw: Mapping[str, bytes],
+    statement: Mapping[str, Any] | None,
+    tags: Mapping[str, str],
 ) -> Iterator[Difference]:
-    """Yield what was edited since: the provenance itself, then the files it has a digest of."""
+    """Yield what was edited since: the provenance itself, then what it has a digest of."""
     expected = version.tags.get(STATEMENT_TAG)
     if expected and _sha256(raw.get(STATEMENT_FILE)) != expected:
         yield Difference("files", _instead(STATEMENT_FILE, raw.get(STATEMENT_FILE), expected))
         return
+    if statement:
+        yield from _changed_tags(statement, tags)
     inputs = {PATCH_FILE: "code", PARAMETERS_FILE: "configuration", RECORD_FILE: "environment"}
     for name, cause in inputs.items():
         listed = recorded_digest(statement, name) if statement else None
+        if name == PATCH_FILE:
+            listed = listed or tags.get("patch_sha256")
         if listed and _sha256(raw.get(name)) != listed:
             yield Difference(cause, _instead(name, raw.get(name), listed))
+
+
+def _changed_tags(statement: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator[Difference]:
+    for name, tag in {"code": "commit", PATCH_FILE: "patch_sha256"}.items():
+        found, listed = tags.get(tag), recorded_digest(statement, name)
+        if found != listed:
+            yield Difference("code", f"the run's tag {TAG}{tag}: {found} instead of {listed}")
 
 
 def _sha256(raw: bytes | None) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,9 +20,10 @@ from account_tax.environment import RECORD_FILE, describe_environment
 from account_tax.layout import ADAPTER_FOLDER, PARAMETERS_FILE
 from account_tax.pipelines.prepare.ledger import DataError, source_digest
 from account_tax.processes import run_stage
+from account_tax.provenance import BEFORE, PATCH_FILE, code_in_words, git, git_answer
 from account_tax.versions import download_run_artifact
 
-from .ladder import BITWISE, DIFFERENT, FAIL, PASS, WITHIN, Rung, recorded_metrics
+from .ladder import BITWISE, DIFFERENT, FAIL, PASS, WITHIN, Rung, recorded_metrics, skip
 from .ladder import source_difference as differs_in_source
 from .record import (
     Difference,
@@ -33,6 +33,8 @@ from .record import (
     first_cause,
 )
 
+# No hook of the user's runs in the clone, and files are as committed.
+PLAIN = ("-c", "core.hooksPath=/dev/null", "-c", "core.autocrlf=false")
 RECIPE = "reproduce"  # written into the clone; git is told to ignore it
 TAIL_LINES = 12
 LAUNCHER_GRACE_SECONDS = 9.0  # the launcher ends its own ranks, and its run, within that
@@ -103,10 +105,14 @@ def retrain(
         seeds: Trainings with other seeds, where the weights differ.
         say: Tells the user what is going on.
     """
+    if git(project, "--version").returncode != 0:
+        return skip("R3", "git is not on PATH, so there is no clone to train in")
     before = list(find_differences(project, record))
     first = first_cause(before)
     if first and first.cause in DECISIVE:
         return _not_the_same(first.text, before)
+    if changed := record.tags.get(BEFORE):
+        before.append(Difference("code", f"the run went on with other code ({changed})"))
     prefix = clone_code(project, record, scratch / "clone")
     workshop = Workshop(scratch / "clone" / prefix, record, scratch / "logs", say)
     try:
@@ -117,11 +123,8 @@ def retrain(
     found = [*before, *_other_configuration(record, again)]
     weights = compare_weights(classifier, again.weights)
     if not weights["other_files"]:
-        patched = " with code.patch" if record.patch else ""
-        evidence = (
-            f"{', '.join(sorted(again.weights))}: sha256 equal, from commit "
-            f"{record.tags['commit'][:12]}{patched}"
-        )
+        names = ", ".join(sorted(again.weights))
+        evidence = f"{names}: sha256 equal, from {code_in_words(record.tags)}"
         return Rung("R3", PASS, evidence, tuple(found), weights, BITWISE)
     return _within_band(workshop, version, again, seeds, found, weights)
 
@@ -165,11 +168,12 @@ def _base_difference(record: Record) -> Iterator[Difference]:
 def _code_difference(project: Path, record: Record) -> Iterator[Difference]:
     commit = record.tags.get("commit")
     if commit is None:
-        yield Difference("code", "no commit was recorded: it was trained outside a repository")
-    elif not _git(project, "cat-file", "-e", f"{commit}^{{commit}}"):
+        yield Difference("code", "no commit was recorded: there was no repository, or no git")
+    elif git(project, "cat-file", "-e", f"{commit}^{{commit}}").returncode != 0:
         yield Difference("code", f"commit {commit} is not in this repository; fetch it")
-    if record.tags.get("patch_sha256") and record.patch is None:
-        yield Difference("code", f"code.patch is missing; the tree of commit {commit} was dirty")
+    known = {"patch_sha256", "left_out"} & record.tags.keys()
+    if record.tags.get("dirty") == "true" and not known:
+        yield Difference("code", f"the tree was not as commit {commit}; how, was not recorded")
 
 
 # --- the clone ------------------------------------------------------------------------------------
@@ -181,43 +185,19 @@ def clone_code(project: Path, record: Record, folder: Path) -> str:
     `--shared` reads the objects where they are, so a commit that no branch holds any more is found
     as well; nothing is written to the user's repository.
     """
-    root = _output(project, "rev-parse", "--show-toplevel")
-    prefix = _output(project, "rev-parse", "--show-prefix")
+    root = os.fsdecode(git_answer(project, "rev-parse", "--show-toplevel")).rstrip("\n")
+    prefix = os.fsdecode(git_answer(project, "rev-parse", "--show-prefix")).rstrip("\n")
     clone = ("clone", "--quiet", "--shared", "--no-checkout", root, str(folder))
-    _output(folder.parent, *clone)
-    _output(folder, "checkout", "--quiet", "--detach", record.tags["commit"])
+    git_answer(folder.parent, *PLAIN, *clone)
+    git_answer(folder, *PLAIN, "checkout", "--quiet", "--detach", record.tags["commit"])
     if record.patch:
-        patch = folder.parent / "code.patch"
+        patch = folder.parent / PATCH_FILE
         patch.write_bytes(record.patch)
         where = (f"--directory={prefix}",) if prefix else ()
-        _output(folder, "apply", "--binary", "--whitespace=nowarn", *where, str(patch))
+        git_answer(folder, *PLAIN, "apply", "--whitespace=nowarn", *where, str(patch))
     with (folder / ".git" / "info" / "exclude").open("a", encoding="utf-8") as exclude:
         exclude.write(f"{RECIPE}*.yml\n")
     return prefix
-
-
-def _git(folder: Path, *words: str) -> bool:
-    return _run_git(folder, *words).returncode == 0
-
-
-def _output(folder: Path, *words: str) -> str:
-    done = _run_git(folder, *words)
-    if done.returncode != 0:
-        raise RuntimeError(f"git {' '.join(words)}: {done.stderr.strip()}")
-    return done.stdout.strip()
-
-
-def _run_git(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    own = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
-    hookless = ("-c", "core.hooksPath=/dev/null", "-c", "core.autocrlf=false")
-    return subprocess.run(
-        ["git", *hookless, *words],
-        cwd=folder,
-        env=own | {"GIT_OPTIONAL_LOCKS": "0"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 # --- the training ---------------------------------------------------------------------------------

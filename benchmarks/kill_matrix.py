@@ -379,7 +379,7 @@ def result_of(work: Path, number: int) -> dict[str, Any]:
 
 def set_up(work: Path) -> Place:
     """Return a fresh copy of the project with a ledger, a base model and a tracking server."""
-    from account_tax.ranks import free_port
+    from account_tax.processes.ranks import free_port
     from tests.conftest import make_tiny_base
     from tests.integration.conftest import copy_project, write_ledger
 

@@ -39,7 +39,7 @@ MAX_LENGTH = 64
 
 def write_lines(path: Path, rows: int) -> None:
     """Write the sample's lines again and again, each with a number of its own."""
-    from account_tax.pipelines.prepare.sample_ledger import sample_csv_bytes
+    from account_tax.ledger.sample import sample_csv_bytes
 
     sample = list(csv.DictReader(sample_csv_bytes().decode("utf-8-sig").splitlines()))
     with path.open("w", encoding="utf-8", newline="") as file:
@@ -56,15 +56,15 @@ def make_model(folder: Path) -> None:
     from mlflow import MlflowClient
     from peft import LoraConfig, get_peft_model
 
-    from account_tax.classifier import (
+    from account_tax.export.command import save_merged
+    from account_tax.ledger.sample import ACCOUNTS
+    from account_tax.model.classifier import (
         build_classifier,
         file_sha256,
         load_classifier,
         load_tokenizer,
         resolve_base,
     )
-    from account_tax.export import save_merged
-    from account_tax.pipelines.prepare.sample_ledger import ACCOUNTS
     from account_tax.pipelines.register.nodes import write_manifest
     from account_tax.pipelines.register.registry import Candidate, create_version
 

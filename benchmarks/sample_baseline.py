@@ -12,7 +12,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
 
-from account_tax.pipelines.prepare.sample_ledger import ceiling, sample_ledger
+from account_tax.ledger.sample import ceiling, sample_ledger
 
 BASELINES = {
     "majority account": DummyClassifier(),

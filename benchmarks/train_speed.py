@@ -56,8 +56,8 @@ class Clock:
 
 def prepare(values: dict[str, Any]) -> tuple[Any, Any, list[str]]:
     """Return the sample's tokenized splits, the tokenizer and the labels."""
+    from account_tax.ledger.reading import read_ledger
     from account_tax.pipelines.prepare import nodes
-    from account_tax.pipelines.prepare.ledger import read_ledger
 
     data = values["data"]
     splits, labels = nodes.split_ledger(read_ledger(data), data)
@@ -67,7 +67,7 @@ def prepare(values: dict[str, Any]) -> tuple[Any, Any, list[str]]:
 
 def measure_one(alternative: str, steps: int) -> dict[str, float]:
     """Train in this process and return the speed."""
-    from account_tax.config import resolve
+    from account_tax.parameters.config import resolve
 
     overrides = ALTERNATIVES[alternative]
     values = resolve(ROOT, list((overrides or {}).items())).values
@@ -84,7 +84,7 @@ def _train_ours(
     values: Any, splits: Any, tokenizer: Any, labels: list[str], steps: int, clock: Clock
 ) -> None:
     from account_tax.pipelines.train import training_core as core
-    from account_tax.ranks import join_as_one_rank
+    from account_tax.processes.ranks import join_as_one_rank
 
     train = values["train"]
     train["training"] |= {
@@ -112,7 +112,7 @@ def _train_plainly(
     import transformers
     from peft import LoraConfig, get_peft_model
 
-    from account_tax.classifier import resolve_base
+    from account_tax.model.classifier import resolve_base
 
     class Counting(transformers.Trainer):
         def training_step(self, model: Any, inputs: Any, *rest: Any) -> Any:

@@ -24,7 +24,7 @@ MODULES = (
     *("torch", "transformers", "peft", "datasets", "mlflow", "deepspeed", "kedro_mlflow"),
     *("deepspeed.launcher.runner", "deepspeed.launcher.launch", "kedro.framework.cli"),
     *("kedro_datasets.huggingface", "transformers.integrations.deepspeed"),
-    *("account_tax.cli", "account_tax.check", "account_tax.launch.launcher"),
+    *("account_tax.cli", "account_tax.pipelines.check", "account_tax.launch.launcher"),
     *("account_tax.pipelines.train.training_core", "account_tax.pipelines.register.nodes"),
     *("account_tax.pipelines.register.pipeline", "account_tax.pipelines.prepare.pipeline"),
 )

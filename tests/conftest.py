@@ -10,7 +10,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from account_tax.process_identity import identify, state_of
+from account_tax.processes.identity import identify, state_of
 
 WORDS = (
     *("coffee", "lunch", "taxi", "hotel", "rent", "office", "paper", "stamp"),

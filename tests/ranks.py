@@ -28,7 +28,7 @@ def train_cases(
         work: Scratch folder.
         rows: Rows a split.
     """
-    from account_tax.ranks import free_port
+    from account_tax.processes.ranks import free_port
     from tests.conftest import make_tiny_base
 
     make_tiny_base(work / "base")
@@ -55,7 +55,8 @@ def train_cases(
 
 def take_over(earlier: Path, folder: Path, step: int) -> None:
     """Leave in a folder what an interruption after a step's checkpoint would have left."""
-    from account_tax.checkpoints import ATTEMPT_FILE, list_checkpoints, step_of, write_json
+    from account_tax.storage.checkpoints import ATTEMPT_FILE, list_checkpoints, step_of
+    from account_tax.storage.files import write_json
 
     for checkpoint in list_checkpoints(earlier / "checkpoints"):
         if step_of(checkpoint) <= step:
@@ -70,7 +71,7 @@ def main() -> None:
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     from account_tax.pipelines.train.training_core import run_training_pipeline
-    from account_tax.ranks import end_rank
+    from account_tax.processes.ranks import end_rank
     from tests.conftest import make_splits, train_params
 
     torch.set_num_threads(1)

@@ -43,7 +43,7 @@ def client(tmp_path_factory):
     folder = tmp_path_factory.mktemp("registry")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("account_tax.review.standing.PAUSE_SECONDS", 0.01)
+        patch.setattr("account_tax.review.registry_state.PAUSE_SECONDS", 0.01)
         yield MlflowClient(f"sqlite:///{folder}/mlflow.db")
 
 

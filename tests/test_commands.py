@@ -9,9 +9,9 @@ from mlflow import MlflowClient
 from account_tax import commands
 from account_tax.commands import run_in_mlflow
 from account_tax.errors import Failed, Preempted, Refused
-from account_tax.mlflow_run import TrackingAway
-from account_tax.ownership import OWNER_TAG, REASON_TAG
-from account_tax.process_identity import identify
+from account_tax.processes.identity import identify
+from account_tax.tracking.ownership import OWNER_TAG, REASON_TAG
+from account_tax.tracking.store import TrackingAway
 
 
 @pytest.fixture

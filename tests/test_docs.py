@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 from account_tax.cli import cli
-from account_tax.config import NOT_GIVEN, LaunchOptions, parse_command_line
-from account_tax.export import LOAD_ADAPTER, LOAD_CLS, LOAD_MEAN, USE
-from account_tax.kinds import Section
+from account_tax.export.command import LOAD_ADAPTER, LOAD_CLS, LOAD_MEAN, USE
+from account_tax.parameters.config import NOT_GIVEN, LaunchOptions, parse_command_line
+from account_tax.parameters.kinds import Section
+from account_tax.parameters.schema import everything
 from account_tax.pipeline_registry import register_pipelines
-from account_tax.schema import everything
 
 REPOSITORY = Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "account_tax/src/account_tax"

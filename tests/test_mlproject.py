@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from account_tax.config import parse_command_line, resolve
+from account_tax.parameters.config import parse_command_line, resolve
 
 REPOSITORY = Path(__file__).parents[1]
 ENTRY_POINTS = yaml.safe_load((REPOSITORY / "MLproject").read_text())["entry_points"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from account_tax.config import resolve
+from account_tax.parameters.config import resolve
 
 REPOSITORY = Path(__file__).parents[1]
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.yml"))

@@ -16,7 +16,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from account_tax.environment import find_differences, read_lock
+from account_tax.provenance.environment import find_differences, read_lock
 from tests.conftest import WORDS
 
 ROOT = Path(__file__).resolve().parents[2]

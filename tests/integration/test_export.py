@@ -15,9 +15,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 
-from account_tax.classifier import build_classifier, load_classifier, load_tokenizer, resolve_base
 from account_tax.errors import Failed
-from account_tax.export import LOAD_ADAPTER, USE, write_export
+from account_tax.export.command import LOAD_ADAPTER, USE, write_export
+from account_tax.model.classifier import (
+    build_classifier,
+    load_classifier,
+    load_tokenizer,
+    resolve_base,
+)
 
 from .conftest import environment
 
@@ -133,7 +138,7 @@ def test_without_its_class_a_mean_export_is_refused_not_guessed(tmp_path, tiny_b
 
 def test_an_export_that_answers_otherwise_leaves_nothing(tmp_path, tiny_base, monkeypatch):
     classifier = save_trained(tmp_path / "version", str(tiny_base), "cls", lora=True)
-    monkeypatch.setattr("account_tax.export.TOLERANCE", -1.0)
+    monkeypatch.setattr("account_tax.export.command.TOLERANCE", -1.0)
     with pytest.raises(Failed, match="Nothing was written"):
         write_export(classifier, tmp_path / "exported", VERSION)
     assert [path.name for path in tmp_path.iterdir()] == ["version"]

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from account_tax.ranks import free_port
+from account_tax.processes.ranks import free_port
 
 from .conftest import Project, kedro_words
 from .launched import LONG, Launched, override
@@ -131,8 +131,12 @@ def test_a_killed_rank_on_a_host_ends_those_on_the_others(train):
 def test_a_launcher_that_is_killed_leaves_nothing_on_the_hosts(train):
     run = train("a slots=1\nb slots=1\n", *LONG, "register=false")
     run.wait_for(lambda: "tokens/s" in run.output, 400)
-    (over_ssh,) = [p for p in run.others() if "account_tax.launch.over_ssh" in p.cmdline()[1:4]
-                   and len(p.cmdline()) == 4]  # fmt: skip
+    (over_ssh,) = [
+        process
+        for process in run.others()
+        if "account_tax.backends.ssh.over_ssh" in process.cmdline()[1:4]
+        and len(process.cmdline()) == 4
+    ]
     over_ssh.send_signal(signal.SIGKILL)
     run.wait_for_end_of(run.ranks, seconds=30)
     time.sleep(0.5)

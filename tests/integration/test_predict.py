@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from account_tax.ranks import free_port
+from account_tax.processes.ranks import free_port
 
 from .conftest import MARKER, Project, environment, kedro_words, write_ledger
 

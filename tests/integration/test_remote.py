@@ -22,7 +22,8 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from account_tax.ranks import free_port
+from account_tax.processes.ranks import free_port
+from tests.backends.conftest import IMAGE, ROOT
 from tests.fake_services import (
     PUSHED,
     databricks_workspace,
@@ -33,7 +34,6 @@ from tests.fake_services import (
     serving,
 )
 from tests.image import lay_image
-from tests.preflight.conftest import IMAGE, ROOT
 
 from .conftest import Finished, Project, all_runs, environment
 from .test_decisions import Server

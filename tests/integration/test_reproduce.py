@@ -17,12 +17,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
-from account_tax.provenance import recorded_digest
-from account_tax.reproduce.record import read_record
+from account_tax.provenance.signing import SignatureError, model_statement
+from account_tax.provenance.statement import recorded_digest
+from account_tax.registry.download import download_version
+from account_tax.registry.record import read_record
 from account_tax.reproduce.retrain import find_differences
-from account_tax.signing import SignatureError, model_statement
-from account_tax.versions import download_version
-from tests.test_signing import write_key
+from tests.provenance.test_signing import write_key
 
 from .conftest import MARKER, Finished, Project, kedro_words
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from mlflow.entities import Run
 
-from account_tax.checkpoints import DAMAGED, find_fault, list_checkpoints, step_of
+from account_tax.storage.checkpoints import DAMAGED, find_fault, list_checkpoints, step_of
 from tests.ranks import train_cases
 
 from .conftest import Project, kedro_words

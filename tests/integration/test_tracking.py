@@ -17,14 +17,14 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from account_tax.commands import close_dead
-from account_tax.metric_journal import (
+from account_tax.tracking.metric_journal import (
     Journal,
     Point,
-    Sender,
     count_unsent,
     journal_file,
     read_points,
 )
+from account_tax.tracking.metric_sender import Sender
 
 from .conftest import Project, all_runs, environment, kedro_words
 from .servers import Server

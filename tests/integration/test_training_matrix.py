@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from account_tax.classifier import load_classifier
+from account_tax.model.classifier import load_classifier
 from tests.conftest import make_splits
 from tests.ranks import train_cases
 

@@ -17,14 +17,9 @@ from mlflow.artifacts import download_artifacts
 from mlflow.entities import Metric, Run
 from mlflow.entities.model_registry import ModelVersion
 
-from account_tax.environment import (
-    LOCKED,
-    RECORD_FILE,
-    environment_tags,
-    find_differences,
-    read_lock,
-)
-from account_tax.ranks import free_port
+from account_tax.processes.ranks import free_port
+from account_tax.provenance.environment import LOCKED, environment_tags, find_differences, read_lock
+from account_tax.storage.names import RECORD_FILE
 
 from .conftest import MARKER, Finished, Project, all_runs, environment, kedro_words
 from .servers import Server

@@ -10,7 +10,7 @@ import pytest
 from account_tax.errors import Failed
 from account_tax.launch import hang
 from account_tax.launch.hang import SLOW_SECONDS, HangWatch, rank_states
-from tests.test_processes import wait_for
+from tests.processes.test_groups import wait_for
 
 RANK = """
 import faulthandler, signal, sys, time

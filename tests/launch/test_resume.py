@@ -13,25 +13,23 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from account_tax.checkpoints import (
-    ATTEMPT_FILE,
-    DAMAGED,
-    LAUNCH_LOCK,
-    RANKS_LOCK,
-    hold,
-    list_checkpoints,
-    publish,
-    read_json,
-    stage,
-    write_json,
-)
-from account_tax.config import LaunchOptions, Resolved
 from account_tax.errors import Refused
 from account_tax.launch import resume
 from account_tax.launch.plan import store_of
 from account_tax.launch.resume import CODE_BEFORE_TAG, DAMAGED_TAG, RESUMED_TAG, Start, begin
-from account_tax.mlflow_run import OwnedRun
-from account_tax.provenance import Code
+from account_tax.parameters.config import LaunchOptions, Resolved
+from account_tax.provenance.code import Code
+from account_tax.storage.checkpoints import (
+    ATTEMPT_FILE,
+    DAMAGED,
+    LAUNCH_LOCK,
+    RANKS_LOCK,
+    list_checkpoints,
+    publish,
+    stage,
+)
+from account_tax.storage.files import hold, read_json, write_json
+from account_tax.tracking.owned_run import OwnedRun
 
 DATA, CODE = "d" * 64, {"commit": "c" * 40, "patch": b""}
 
@@ -317,7 +315,7 @@ def test_a_change_taken_back_before_the_next_checkpoint_was_none(checkout, monke
 HOLDER = """
 import sys
 from pathlib import Path
-from account_tax.checkpoints import hold
+from account_tax.storage.files import hold
 with hold(Path(sys.argv[1])) as sign:
     sign({"run_id": "abc", "host": "there"})
     print("held", flush=True)

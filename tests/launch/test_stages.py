@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from account_tax.config import resolve
 from account_tax.errors import Failed, Preempted
 from account_tax.launch.stages import TAIL_LINES, Stages, stage_environment
-from account_tax.process_identity import state_of
+from account_tax.parameters.config import resolve
+from account_tax.processes.identity import state_of
 
 REPOSITORY = Path(__file__).parents[2]
 

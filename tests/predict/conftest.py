@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
-from account_tax.classifier import file_sha256
+from account_tax.model.classifier import file_sha256
 from account_tax.pipelines.register.nodes import complete_settings, write_manifest
 from account_tax.pipelines.register.registry import Candidate, create_version
 from account_tax.predict.command import predict

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from account_tax.calibration import softmax
-from account_tax.classifier import needs_review
+from account_tax.model.calibration import softmax
+from account_tax.model.classifier import needs_review
 
 from .conftest import make_rows
 

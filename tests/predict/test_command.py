@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 
-from account_tax.classifier import needs_review
+from account_tax.model.classifier import needs_review
 
 from .conftest import LABELS, NOT_GIVEN, make_rows, read_ledger, write_ledger
 
@@ -338,7 +338,7 @@ KILLED_AFTER = """
 import os, signal, sys
 sys.path[:0] = [{src!r}, {root!r}]
 from pathlib import Path
-from account_tax.predict import journal
+from account_tax.predict import parts
 commit = journal.Journal.commit
 def commit_and_die(self, *args):
     if len(self.notes) == {parts}:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from account_tax.provenance import describe_code
-from account_tax.reproduce.record import Difference, Record
+from account_tax.provenance.code import describe_code
+from account_tax.registry.record import Difference, Record
 from account_tax.reproduce.retrain import (
     _code_difference,
     clone_code,
@@ -15,7 +15,7 @@ from account_tax.reproduce.retrain import (
     compare_weights,
     retrain,
 )
-from tests.test_provenance import git, write
+from tests.provenance.test_statement import git, write
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 import torch
 from mlflow.entities.model_registry import ModelVersion
 
-from account_tax.classifier import LoadedClassifier
-from account_tax.config import resolve
+from account_tax.model.classifier import LoadedClassifier
+from account_tax.parameters.config import resolve
 from account_tax.review.evidence import Contender, Evidence, Scored
 from account_tax.review.findings import find
 from account_tax.review.records import Record

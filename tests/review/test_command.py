@@ -7,10 +7,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.projects._project_spec import load_project
 
 from account_tax.cli import cli
-from account_tax.config import ConfigError
 from account_tax.errors import Failed, Refused
+from account_tax.parameters.config import ConfigError
 from account_tax.review import command
-from account_tax.review.command import find_champion, parse_request, show
+from account_tax.review.command import find_champion, show
+from account_tax.review.request import parse_request
 from tests.test_mlproject import REPOSITORY
 
 NOTHING = {

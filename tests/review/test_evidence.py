@@ -9,10 +9,11 @@ import torch
 from mlflow.entities.model_registry import ModelVersion, ModelVersionTag
 from transformers import AutoTokenizer
 
-from account_tax.classifier import LoadedClassifier
 from account_tax.errors import Refused
-from account_tax.pipelines.prepare.ledger import read_ledger
-from account_tax.pipelines.prepare.nodes import split_digest, split_ledger, tokenize_splits
+from account_tax.ledger.reading import read_ledger
+from account_tax.ledger.splitting import split_ledger
+from account_tax.ledger.tokens import split_digest, tokenize_splits
+from account_tax.model.classifier import LoadedClassifier
 from account_tax.review.baselines import predict_baselines
 from account_tax.review.evidence import (
     Contender,

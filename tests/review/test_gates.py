@@ -7,9 +7,9 @@ from typing import get_type_hints
 import pytest
 from mlflow.models import MetricThreshold
 
-from account_tax.config import ConfigError, resolve
+from account_tax.parameters.config import ConfigError, resolve
+from account_tax.parameters.schema import Gates
 from account_tax.review.gates import Measured, evaluate_gates, gate_names, meets
-from account_tax.schema import Gates
 
 REPOSITORY = Path(__file__).parents[2]
 NOTHING = dict.fromkeys(get_type_hints(Gates)) | {"class_floor_rows": 20}

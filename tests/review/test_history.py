@@ -12,22 +12,22 @@ from pathlib import Path
 import pytest
 
 from account_tax.errors import Refused
-from account_tax.review.decision import decide, read_history, rollback, verify_history
+from account_tax.review.decision import decide, rollback
 from account_tax.review.history import (
     BEFORE_FIRST,
     EntryTakenError,
     file_of,
-    format_history,
-    one_line,
     open_run,
     parse_entry,
     read_digests,
+    read_history,
     record_entry,
     render_entry,
     seal_entry,
     write_entry,
 )
-from account_tax.review.standing import HEAD_TAG
+from account_tax.review.history_text import format_history, one_line
+from account_tax.review.registry_state import HEAD_TAG, verify_history
 from tests.registered import FAILED, NOW, PASSED
 
 pytest_plugins = ["tests.registered"]  # client, new_model, model

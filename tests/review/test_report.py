@@ -3,12 +3,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from account_tax.review.report import (
-    describe_review,
-    percent,
-    render_html,
-    render_markdown,
-)
+from account_tax.review.report import describe_review, percent, render_html, render_markdown
 
 from .conftest import LABELS
 

@@ -12,8 +12,8 @@ from typing import Any
 import click
 from kedro.framework.cli.project import run as kedro_run
 
-from account_tax.guard import Stopped, guard_stage
-from account_tax.ranks import end_rank
+from account_tax.processes.guard import Stopped, guard_stage
+from account_tax.processes.ranks import end_rank
 
 
 @click.group(name="account-tax")
@@ -87,7 +87,7 @@ def reproduce(**options: str) -> None:
 def export(**options: str) -> None:
     """Write a registered version as an ordinary Hugging Face folder, merged into its base."""
     _quieten_libraries()
-    from account_tax.export import export as write
+    from account_tax.export.command import export as write
 
     sys.exit(write(Path.cwd(), options))
 
@@ -113,7 +113,7 @@ def predict(**options: str) -> None:
 @click.option("--run", required=True, help="The id of an MLflow run that has trained.")
 def register(**options: str) -> None:
     """Register what a run has trained, where that was not done, and end the run."""
-    from account_tax.launch.finish import register as go_on
+    from account_tax.launch.register import register as go_on
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     sys.exit(go_on(Path.cwd(), options))
@@ -122,7 +122,7 @@ def register(**options: str) -> None:
 @cli.command()
 def runs() -> None:
     """Show the newest runs and what became of them; settle those whose Slurm job has ended."""
-    from account_tax.runs import show_runs
+    from account_tax.backends.runs import show_runs
 
     sys.exit(show_runs(Path.cwd()))
 
@@ -136,8 +136,8 @@ def preflight(backend: str, backend_config: str | None, parameters: tuple[str, .
 
     Parameters are given as to `kedro train`. The exit status is 0, or 2 with every fault.
     """
-    from account_tax.preflight.command import BACKENDS
-    from account_tax.preflight.command import preflight as check
+    from account_tax.launch.preflight import BACKENDS
+    from account_tax.launch.preflight import preflight as check
 
     if backend not in BACKENDS:
         raise click.BadParameter(f"{backend}: there are {', '.join(BACKENDS)}.")
@@ -173,9 +173,9 @@ def _prepared_version(options: dict[str, Any]) -> str | None:
     """Return the version of data prepared from what this run would read, if there is one."""
     from kedro.framework.session import KedroSession
 
-    from account_tax.pipelines.prepare.ledger import DataError, source_digest
+    from account_tax.ledger.reading import DataError, source_digest
     from account_tax.pipelines.prepare.nodes import inputs_sha256
-    from account_tax.prepared import find_prepared
+    from account_tax.storage.prepared import find_prepared
 
     created = {"env": options["env"], "conf_source": options["conf_source"]}
     with KedroSession.create(**created, runtime_params=options["params"]) as session:

@@ -14,11 +14,12 @@ import click
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from account_tax.config import NOT_GIVEN, resolve
 from account_tax.errors import Failed, Preempted, Refused
-from account_tax.mlflow_run import OwnedRun, TrackingAway, patience_seconds, short_waits
-from account_tax.ownership import close_dead_runs
-from account_tax.processes import Interrupted, raise_on_signals
+from account_tax.parameters.config import NOT_GIVEN, resolve
+from account_tax.processes.groups import Interrupted, raise_on_signals
+from account_tax.tracking.owned_run import OwnedRun
+from account_tax.tracking.ownership import close_dead_runs
+from account_tax.tracking.store import TrackingAway, patience_seconds, short_waits
 
 
 def run_in_mlflow(

@@ -26,3 +26,7 @@ class Preempted(RuntimeError):
         super().__init__(message)
         self.status = TO_BE_CONTINUED if goes_on else 143
         self.state = "SCHEDULED" if goes_on else "KILLED"
+
+
+class RegistrationError(RuntimeError):
+    """No version was registered; the message says why and what to do."""

@@ -10,10 +10,11 @@ import mlflow
 from kedro.framework.hooks import hook_impl
 from kedro.io import MemoryDataset
 
-from account_tax.environment import RECORD_FILE, describe_environment, environment_tags
-from account_tax.ownership import OWNER_TAG
-from account_tax.process_identity import identify
-from account_tax.ranks import is_rank0
+from account_tax.processes.identity import identify
+from account_tax.processes.ranks import is_rank0
+from account_tax.provenance.environment import describe_environment, environment_tags
+from account_tax.storage.names import RECORD_FILE
+from account_tax.tracking.ownership import OWNER_TAG
 
 
 class RankHooks:

@@ -4,9 +4,9 @@ import os
 
 from omegaconf.resolvers import oc
 
-from account_tax.config_loader import RecipeConfigLoader
 from account_tax.hooks import RankHooks
-from account_tax.ranks import is_rank0
+from account_tax.parameters.kedro_loader import RecipeConfigLoader
+from account_tax.processes.ranks import is_rank0
 
 HOOKS = (RankHooks(),)
 

@@ -7,20 +7,17 @@ import pandas as pd
 import pytest
 from datasets import Dataset, load_from_disk
 
-from account_tax.pipelines.prepare.nodes import (
-    DataError,
+from account_tax.ledger.reading import DataError, read_ledger
+from account_tax.ledger.splitting import split_ledger
+from account_tax.ledger.tokens import (
     check_labels,
-    describe_dataset,
-    inputs_sha256,
     load_base_tokenizer,
-    plan_data,
-    read_ledger,
     split_digest,
-    split_ledger,
     tokenize_splits,
     tokenizer_digest,
 )
-from account_tax.prepared import find_prepared
+from account_tax.pipelines.prepare.nodes import describe_dataset, inputs_sha256, plan_data
+from account_tax.storage.prepared import find_prepared
 
 
 @pytest.fixture
@@ -174,7 +171,7 @@ def test_long_rows_are_cut_with_their_last_special_token(tokenizer):
 
 def test_batches_do_not_change_the_result(prepared, monkeypatch):
     _, _, _, whole = prepared()
-    monkeypatch.setattr("account_tax.pipelines.prepare.nodes.TOKENIZE_ROWS", 3)
+    monkeypatch.setattr("account_tax.ledger.tokens.TOKENIZE_ROWS", 3)
     _, _, tokenized, parts = prepared()
     assert tokenized["train"].data["length"].num_chunks > 1
     assert parts == whole

@@ -6,9 +6,10 @@ import pytest
 from kedro.io import DataCatalog
 from kedro.runner import SequentialRunner
 
-from account_tax.pipelines.prepare import create_pipeline
-from account_tax.pipelines.prepare.nodes import DataError, split_digest
-from account_tax.prepared import find_prepared
+from account_tax.ledger.reading import DataError
+from account_tax.ledger.tokens import split_digest
+from account_tax.pipelines.prepare.pipeline import create_pipeline
+from account_tax.storage.prepared import find_prepared
 
 VERSION = "2026-01-01T00.00.00.000Z"
 

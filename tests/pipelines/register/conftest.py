@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from account_tax.classifier import build_classifier, load_tokenizer, resolve_base
+from account_tax.model.classifier import build_classifier, load_tokenizer, resolve_base
 
 PROBE_TEXTS = ["coffee lunch office", "taxi hotel", "paper toner stamp tax fee", "phone"]
 SHA256 = "0123456789abcdef" * 4

@@ -1,11 +1,7 @@
 import pytest
 
-from account_tax.pipelines.register.card import (
-    UNLOCKED_MARK,
-    base_licence,
-    describe_version,
-    write_card,
-)
+from account_tax.model.licence import base_licence
+from account_tax.pipelines.register.card import UNLOCKED_MARK, describe_version, write_card
 
 
 def test_card_names_every_class_weakest_first(facts):

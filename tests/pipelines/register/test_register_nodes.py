@@ -5,17 +5,12 @@ import pytest
 from mlflow import MlflowClient
 from sklearn.metrics import f1_score
 
-from account_tax.calibration import calibrate, measure_calibration
-from account_tax.classifier import TamperedModelError, load_classifier
-from account_tax.pipelines.register import create_pipeline
-from account_tax.pipelines.register.nodes import (
-    answer_split,
-    complete_settings,
-    evaluate_model,
-    evaluate_test_split,
-    write_manifest,
-)
-from account_tax.pipelines.register.registry import RegistrationError
+from account_tax.errors import RegistrationError
+from account_tax.model.calibration import calibrate, measure_calibration
+from account_tax.model.classifier import TamperedModelError, load_classifier
+from account_tax.model.evaluation import answer_split, evaluate_test_split
+from account_tax.pipelines.register.nodes import complete_settings, evaluate_model, write_manifest
+from account_tax.pipelines.register.pipeline import create_pipeline
 
 REGISTRY = {"target_precision": 0.4}
 

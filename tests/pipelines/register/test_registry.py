@@ -11,16 +11,16 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
-from account_tax.environment import LOCKED
+from account_tax.errors import RegistrationError
 from account_tax.pipelines.register.nodes import evaluate_model, register_model
 from account_tax.pipelines.register.registry import (
     Candidate,
-    RegistrationError,
-    absolute_store,
     check_alias,
     pinned_requirements,
     register_version,
 )
+from account_tax.provenance.environment import LOCKED
+from account_tax.registry.cold import absolute_store
 from tests.integration.servers import Server
 
 REGISTRY = {

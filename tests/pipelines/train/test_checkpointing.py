@@ -9,8 +9,8 @@ import pytest
 from transformers import TrainerControl, TrainerState
 from transformers.trainer_utils import IntervalStrategy
 
-from account_tax.checkpoints import DamagedCheckpoint
 from account_tax.pipelines.train.checkpointing import CheckpointedTrainer, _SaveFlow
+from account_tax.storage.checkpoints import DamagedCheckpoint
 
 EPOCH, STEPS = IntervalStrategy.EPOCH, IntervalStrategy.STEPS
 

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 from transformers import TrainerControl, TrainerState
 
-from account_tax import guard
-from account_tax.guard import Stopped
 from account_tax.pipelines.train.stopping import NotFiniteCallback, NotFiniteError, StopCallback
+from account_tax.processes import guard
+from account_tax.processes.guard import Stopped
 
 ARGS = SimpleNamespace(world_size=1, output_dir="nowhere", device="cpu")
 

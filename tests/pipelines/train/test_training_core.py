@@ -12,8 +12,6 @@ import torch
 from mlflow import MlflowClient
 from transformers import AutoTokenizer, EvalPrediction, TrainingArguments
 
-from account_tax.layout import METRICS_FOLDER
-from account_tax.metric_journal import close_metrics, journal_file, open_metrics, read_points
 from account_tax.pipelines.train import training_core
 from account_tax.pipelines.train.callbacks import EngineTimeCallback
 from account_tax.pipelines.train.trainer import _KeepGradNorm, global_batch_cross_entropy
@@ -24,10 +22,12 @@ from account_tax.pipelines.train.training_core import (
     build_deepspeed_config,
     build_training_arguments,
     compute_metrics,
-    get_mlflow_env,
     instantiate_model,
-    is_rank0,
 )
+from account_tax.processes.ranks import get_mlflow_env, is_rank0
+from account_tax.storage.names import METRICS_FOLDER
+from account_tax.tracking.metric_journal import journal_file, read_points
+from account_tax.tracking.metric_sender import close_metrics, open_metrics
 from tests.conftest import make_splits, train_params
 
 LORA = {"r": 4, "alpha": 8, "target_modules": ["query", "value"], "dropout": 0.0, "bias": "none"}

@@ -1,1 +1,1 @@
-"""MLflow project backends: places other than this machine where `mlflow run` can run a command."""
+"""Where ranks run and where `mlflow run -b` sends a run: one room a backend."""

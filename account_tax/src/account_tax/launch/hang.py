@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from account_tax.errors import Failed
-from account_tax.processes import POLL_SECONDS, RANK_NAME
+from account_tax.processes.groups import POLL_SECONDS, RANK_NAME
 
 COMPUTING = ("training", "evaluating")  # a sign of life after each micro-batch
 # What else ranks do (start, build DeepSpeed's operators, save, load the best model) gives none.

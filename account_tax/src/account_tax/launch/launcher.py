@@ -11,25 +11,29 @@ from pathlib import Path
 import click
 
 from account_tax.commands import run_in_mlflow
-from account_tax.config import ConfigError, Resolved, parse_command_line
-from account_tax.environment import RECORD_FILE, environment_tags
+from account_tax.confidential import public_words
 from account_tax.errors import Failed
-from account_tax.layout import (
+from account_tax.parameters.config import ConfigError, Resolved, parse_command_line
+from account_tax.processes.groups import run_stage
+from account_tax.processes.ranks import free_port
+from account_tax.provenance.code import CODE_TAGS
+from account_tax.provenance.environment import environment_tags
+from account_tax.storage.names import (
     INTERRUPTED_FILE,
     PARAMETERS_FILE,
+    PATCH_FILE,
     PROGRESS_FILE,
     PROGRESS_VARIABLE,
+    RECORD_FILE,
+    TAG,
 )
-from account_tax.mlflow_run import OwnedRun
-from account_tax.prepared import find_prepared, publish_prepared
-from account_tax.processes import run_stage
-from account_tax.provenance import CODE_TAGS, PATCH_FILE, TAG, public_words
-from account_tax.ranks import free_port
+from account_tax.storage.prepared import find_prepared, publish_prepared
+from account_tax.tracking.owned_run import OwnedRun
 
-from .finish import finish, salvaged
 from .hang import HangWatch
 from .plan import Plan, make_plan
 from .progress import ProgressLine
+from .register import finish, salvaged
 from .resume import Start, begin
 from .stages import Stages, stage_environment
 

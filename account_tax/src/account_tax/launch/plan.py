@@ -13,14 +13,24 @@ from typing import Any
 import click
 import yaml
 
-from account_tax.checkpoints import size_of
-from account_tax.config import ConfigError, Resolved, batch_faults, parse_command_line, resolve
-from account_tax.environment import describe_environment, environment_in_words, unlocked_fault
+from account_tax.backends.place import OneMachine, Place, find_place
 from account_tax.errors import Failed
-from account_tax.processes import run_stage
-from account_tax.provenance import Code, code_in_words, describe_code
+from account_tax.parameters.config import (
+    ConfigError,
+    Resolved,
+    batch_faults,
+    parse_command_line,
+    resolve,
+)
+from account_tax.processes.groups import run_stage
+from account_tax.provenance.code import Code, code_in_words, describe_code
+from account_tax.provenance.environment import (
+    describe_environment,
+    environment_in_words,
+    unlocked_fault,
+)
+from account_tax.storage.checkpoints import size_of
 
-from .places import OneMachine, Place, find_place
 from .refusals import find_machine_faults
 from .schedule import Schedule
 from .stages import stage_environment
@@ -32,7 +42,7 @@ class Plan:
 
     Attributes:
         resolved: The parameters, the base pinned as the check found it.
-        report: What `account_tax.check` found out about data, model and machine.
+        report: What `account_tax.pipelines.check` found out about data, model and machine.
         place: Where the ranks run.
         world_size: Ranks.
         schedule: Its length.
@@ -160,11 +170,17 @@ def _pin_base(resolved: Resolved, base: dict[str, str | None]) -> Resolved:
 
 
 def _check(project: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """Run `account_tax.check`: it needs torch, which this process does without."""
+    """Run `account_tax.pipelines.check`: it needs torch, which this process does without."""
     with tempfile.TemporaryDirectory() as scratch:
         parameters, report = Path(scratch) / "parameters.yml", Path(scratch) / "report.json"
         parameters.write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
-        command = [sys.executable, "-m", "account_tax.check", str(parameters), str(report)]
+        command = [
+            sys.executable,
+            "-m",
+            "account_tax.pipelines.check",
+            str(parameters),
+            str(report),
+        ]
         log = Path(scratch) / "check.log"
         status = run_stage(command, cwd=project, environment=stage_environment(project), log=log)
         if status != 0 or not report.exists():

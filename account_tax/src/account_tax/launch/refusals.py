@@ -31,7 +31,7 @@ def find_machine_faults(
 
     Args:
         values: The resolved parameters.
-        report: What `account_tax.check` found.
+        report: What `account_tax.pipelines.check` found.
         ranks: Those that this machine is to run.
         port: Of the ranks' rendezvous; `auto` takes a free one.
         project: The project's root, below which a relative artifacts_root lies.

@@ -12,25 +12,24 @@ from typing import Any
 
 import click
 
-from account_tax.checkpoints import (
+from account_tax.errors import Refused
+from account_tax.provenance.code import BEFORE, code_in_words
+from account_tax.storage.checkpoints import (
     ATTEMPT_FILE,
     LAUNCH_LOCK,
     MANIFEST_FILE,
     RANKS_LOCK,
-    Held,
     find_fault,
-    hold,
     list_checkpoints,
-    read_json,
     remove,
     set_aside,
     step_of,
     tidy,
-    write_json,
 )
-from account_tax.errors import Refused
-from account_tax.mlflow_run import OwnedRun, TrackingError
-from account_tax.provenance import BEFORE, TAG, code_in_words
+from account_tax.storage.files import Held, hold, read_json, write_json
+from account_tax.storage.names import TAG
+from account_tax.tracking.owned_run import OwnedRun
+from account_tax.tracking.store import TrackingError
 
 from .plan import Plan, store_of
 

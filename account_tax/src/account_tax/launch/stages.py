@@ -15,12 +15,14 @@ from typing import Any
 
 import yaml
 
-from account_tax.config import Resolved
 from account_tax.errors import Failed, Preempted
-from account_tax.layout import (
+from account_tax.parameters.config import Resolved
+from account_tax.processes.identity import identify
+from account_tax.storage.names import (
     ADAPTER_FOLDER,
     BEST_FOLDER,
     DATASET_METADATA_FILE,
+    DATASETS,
     FAULT_FILE,
     INTERRUPTED_FILE,
     LAUNCHER_VARIABLE,
@@ -30,8 +32,6 @@ from account_tax.layout import (
     PROGRESS_FILE,
     REGISTRATION_FILE,
 )
-from account_tax.prepared import DATASETS
-from account_tax.process_identity import identify
 
 TAIL_LINES = 12
 # Of an attempt; the next one of the run may not be judged by it.

@@ -13,14 +13,14 @@ import mlflow
 import torch
 from mlflow import MlflowClient
 
-from account_tax.classifier import file_sha256, load_classifier
 from account_tax.commands import run_in_mlflow
 from account_tax.errors import Failed
-from account_tax.mlflow_run import OwnedRun
-from account_tax.processes import Interrupted
+from account_tax.model.classifier import file_sha256, load_classifier
+from account_tax.processes.groups import Interrupted
+from account_tax.tracking.owned_run import OwnedRun
 
-from .filing import Desk, file_ledger
-from .journal import Journal, open_journal
+from .answering import Desk, file_ledger
+from .parts import Journal, open_journal
 from .plan import Plan, added_columns, make_plan
 from .sinks import make_sink
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict, get_type_hints
 
-from account_tax.kinds import cast_text, convert, describe
-from account_tax.schema import Count, Name, UpToOne
+from account_tax.parameters.kinds import cast_text, convert, describe
+from account_tax.parameters.schema import Count, Name, UpToOne
 
 NOT_GIVEN = "none"  # MLproject needs a default, and this one means none was typed
 # Rows read, sorted by length, answered and stored at once: what is held in memory, and what a

@@ -13,7 +13,8 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from account_tax.classifier import (
+from account_tax.errors import Refused
+from account_tax.model.classifier import (
     MANIFEST_FILE,
     SETTINGS_FILE,
     BaseModelError,
@@ -21,8 +22,8 @@ from account_tax.classifier import (
     file_sha256,
     resolve_base,
 )
-from account_tax.errors import Refused
-from account_tax.versions import download_version, find_version, parse_model_uri
+from account_tax.registry.download import download_version
+from account_tax.registry.find import find_version, parse_model_uri
 
 from .options import Options, make_options, read_words, rejects_file
 from .sources import SOURCES, Source, open_source, repeated

@@ -1,189 +1,86 @@
-"""A rung of the ladder, the verdict that all of them give, and the rungs that train nothing.
-
-R0 the bytes, R1 the logits from a cold process, R2 the test split and its metrics. R3, the training
-done again, is retrain.py.
-"""
+"""The climb: each rung in its turn, then the report and the verdict on the version."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+import click
+import mlflow
+from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from account_tax.classifier import BaseModelError, TamperedModelError
-from account_tax.errors import Refused
-from account_tax.pipelines.prepare.nodes import (
-    DataError,
-    Ledger,
-    load_base_tokenizer,
-    read_ledger,
-    split_digest,
-    split_ledger,
-    tokenize_splits,
-)
-from account_tax.pipelines.register.nodes import evaluate_test_split
-from account_tax.pipelines.register.registry import RegistrationError, load_cold
-from account_tax.signing import KEY_TAG, verify_key
-from account_tax.versions import download_version
+from account_tax.errors import Failed
+from account_tax.registry.find import find_version
+from account_tax.registry.record import read_record
+from account_tax.tracking.owned_run import OwnedRun
 
-from .record import Difference, Record, first_cause
+from .report import in_words, mark_version, print_rung, report_json, report_markdown
+from .request import Request
+from .retrain import retrain
+from .rungs import DIFFERENT, Rung, check_bytes, check_logits, check_metrics, judge, skip
 
-PASS, FAIL, SKIPPED = "pass", "fail", "skipped"
-CLAIMS = {
-    "R0": "the files are the manifest's",
-    "R1": "a cold process gives the stored logits",
-    "R2": "the test split and its metrics are the recorded ones",
-    "R3": "trained again, it is the same",
-}
-BITWISE, WITHIN, DIFFERENT = "bitwise", "within tolerance", "different"  # the tag `reproduced`
-# Of metrics computed again from the same files: sums in another order, on another CPU.
-METRIC_TOLERANCE = 1e-6
+FOLDER = "reproduce"  # among the run's artifacts
 
 
-@dataclass(frozen=True)
-class Rung:
-    """One rung: whether its claim holds, by what evidence, and what differs where it doesn't."""
+def reproduce_version(project: Path, request: Request, run: OwnedRun) -> None:
+    """Climb the ladder, print each rung, log the report and mark the version.
 
-    name: str
-    status: str
-    evidence: str
-    differences: tuple[Difference, ...] = ()
-    numbers: Mapping[str, Any] = field(default_factory=dict)
-    verdict: str | None = None  # of R3 alone
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the ladder says: one of the tag's words, or None where nothing was trained again."""
-
-    word: str | None
-    cause: str | None
-    reason: str
-
-
-def judge(rungs: Sequence[Rung]) -> Verdict:
-    """Return the verdict; the first cause in the order of `CAUSES` is named, whoever found it."""
-    first = first_cause([each for rung in rungs for each in rung.differences])
-    cause, reason = (first.cause, f"{first.cause}: {first.text}") if first else (None, "")
-    failed = [rung for rung in rungs if rung.status == FAIL]
-    retrained = next((rung.verdict for rung in rungs if rung.verdict), None)
-    if failed:
-        nothing = f"{failed[0].name}: {failed[0].evidence}; no input is known to differ"
-        return Verdict(DIFFERENT, cause, reason or nothing)
-    return Verdict(retrained, cause, reason)
-
-
-# --- R0 -------------------------------------------------------------------------------------------
-
-
-def check_bytes(
-    version: ModelVersion, folder: Path, key: Path | None, record: Record
-) -> tuple[Rung, Path | None]:
-    """Return rung R0, and the classifier's folder where its files are whole."""
-    try:
-        classifier = download_version(version, folder, key)
-    except (TamperedModelError, Refused, MlflowException, OSError) as err:
-        return _failed("R0", "files", str(err)), None
-    if edited := [each for each in record.changed if each.cause == "files"]:
-        return _failed("R0", "files", edited[0].text), None
-    count = sum(1 for file in classifier.rglob("*") if file.is_file())
-    signer = version.tags.get(KEY_TAG)
-    signed = f"signed by {signer[:16]}…" if signer else "not signed"
-    checked = "signature checked" if verify_key(key) else f"{signed}, no key to verify with"
-    evidence = f"{count} files, content_sha256 {version.tags['content_sha256']}; {checked}"
-    return Rung("R0", PASS, evidence), classifier
-
-
-# --- R1 -------------------------------------------------------------------------------------------
-
-
-def check_logits(version: ModelVersion, classifier: Path) -> Rung:
-    """Return rung R1: the version loaded by a fresh process, away from the project."""
-    outcome = load_cold(version, classifier / "probe.json", version.tags["content_sha256"])
-    if not outcome["verified"]:
-        seen = "BaseModelError" in outcome["reason"]
-        cause = "base" if seen else "environment"
-        return _failed("R1", cause, outcome["reason"], inferred=not seen)
-    largest, tolerance = outcome["max_abs_diff"], outcome["tolerance"]
-    texts = outcome["texts"]
-    evidence = f"largest difference {largest:.3g} on {texts} lines, allowed {tolerance:.3g}"
-    return Rung("R1", PASS, evidence, numbers={"max_abs_diff": largest, "tolerance": tolerance})
-
-
-# --- R2 -------------------------------------------------------------------------------------------
-
-
-def check_metrics(version: ModelVersion, classifier: Path, record: Record) -> Rung:
-    """Return rung R2: the test split made again, and what the classifier scores on it.
-
-    Args:
-        version: Its tags have the recorded metrics.
-        classifier: The downloaded classifier.
-        record: With parameters and dataset.
+    Raises:
+        Refused: If there is no such version.
+        Failed: If it could not be reproduced.
     """
-    assert record.parameters is not None
-    assert record.dataset is not None
-    data, train = (record.parameters[name] for name in ("data", "train"))
-    expected = record.dataset["splits"]["test"]["sha256"]
-    try:
-        ledger = read_ledger(data)
-        if found := source_difference(record, ledger.source_sha256):
-            return Rung("R2", FAIL, found.text, (found,))
-        test = _make_test_split(ledger, data, train["model"])
-        if (digest := split_digest(test)) != expected:
-            return _failed("R2", "code", f"test split: sha256 {digest} instead of {expected}")
-        evaluation = evaluate_test_split(test, classifier, train["metrics"]["average"])
-    except DataError as err:
-        return _failed("R2", "data", "; ".join(err.faults))
-    except BaseModelError as err:
-        return _failed("R2", "base", str(err))
-    except RegistrationError as err:  # other labels
-        return _failed("R2", "data", str(err))
-    return _compare_metrics(version, evaluation["metrics"], len(test))
+    mlflow.set_tracking_uri(run.tracking_uri)
+    client = MlflowClient(run.tracking_uri)
+    version = find_version(client, request.name, request.reference)
+    rungs = []
+    with tempfile.TemporaryDirectory(prefix="account-tax-reproduce-") as scratch:
+        for rung in climb(project, client, version, request, Path(scratch)):
+            click.echo(print_rung(rung))
+            rungs.append(rung)
+    _conclude(client, version, rungs, run)
 
 
-def source_difference(record: Record, found: str) -> Difference | None:
-    """Return the difference if the source has another digest than the recorded one."""
-    assert record.dataset is not None
-    if found == record.dataset["source_sha256"]:
-        return None
-    return Difference("data", f"sha256 {found} instead of {record.dataset['source_sha256']}")
+def climb(
+    project: Path, client: MlflowClient, version: ModelVersion, request: Request, scratch: Path
+) -> Iterator[Rung]:
+    """Yield each rung asked for; those above one that can't be stood on are skipped."""
+    record = read_record(client, version, scratch / "record", project, request.source)
+    first, classifier = check_bytes(version, scratch / "version", request.public_key, record)
+    yield first
+    missing = ", ".join(record.missing)
+    for name in request.rungs[1:]:
+        if classifier is None:
+            yield skip(name, "R0 failed")
+        elif name == "R1":
+            yield check_logits(version, classifier)
+        elif missing:
+            yield skip(name, f"not recorded: {missing}")
+        elif name == "R2":
+            yield check_metrics(version, classifier, record)
+        else:
+            yield retrain(project, version, classifier, record, scratch, request.seeds, click.echo)
 
 
-def _make_test_split(ledger: Ledger, data: dict[str, Any], model: dict[str, Any]) -> Any:
-    """Return the tokens of the test split, as prepare makes them."""
-    splits, labels = split_ledger(ledger, data)
-    tokenizer = load_base_tokenizer(model, labels, data["max_length"])
-    return tokenize_splits({"test": splits["test"]}, labels, tokenizer, data["max_length"])["test"]
-
-
-def _compare_metrics(version: ModelVersion, found: Mapping[str, float], rows: int) -> Rung:
-    recorded = recorded_metrics(version)
-    deltas = {name: found[name] - recorded[name] for name in sorted(recorded.keys() & found.keys())}
-    if not deltas:
-        return Rung("R2", SKIPPED, "the version has no test metrics")
-    worst = max(deltas, key=lambda name: abs(np.nan_to_num(deltas[name], nan=np.inf)))
-    evidence = f"{rows:,} rows; largest difference {abs(deltas[worst]):.3g}, of {worst}"
-    if not abs(deltas[worst]) <= METRIC_TOLERANCE:  # also true of NaN
-        text = f"{evidence}, allowed {METRIC_TOLERANCE:g}"
-        return _failed("R2", "environment", text, inferred=True)
-    return Rung("R2", PASS, f"sha256 and metrics equal: {evidence}", numbers={"deltas": deltas})
-
-
-def recorded_metrics(version: ModelVersion) -> dict[str, float]:
-    """Return the test metrics a version was registered with."""
-    return {name: float(text) for name, text in version.tags.items() if name.startswith("test/")}
-
-
-def _failed(name: str, cause: str, text: str, inferred: bool = False) -> Rung:
-    return Rung(name, FAIL, text, (Difference(cause, text, inferred),))
-
-
-def skip(name: str, why: str) -> Rung:
-    """Return a rung that was not tried."""
-    return Rung(name, SKIPPED, why)
+def _conclude(
+    client: MlflowClient, version: ModelVersion, rungs: Sequence[Rung], run: OwnedRun
+) -> None:
+    """Log the report, mark the version, and raise where it could not be reproduced."""
+    verdict = judge(rungs)
+    at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    content = report_json(version, rungs, verdict, at)
+    run.log_text(json.dumps(content, ensure_ascii=False, indent=2), f"{FOLDER}/report.json")
+    run.log_text(report_markdown(version, rungs, verdict, at), f"{FOLDER}/report.md")
+    line = f"{version.name} version {version.version}: {in_words(verdict)}"
+    if verdict.word:
+        try:
+            mark_version(client, version, verdict, run.run_id, at)
+        except MlflowException as err:
+            raise Failed(f"{line}. The version is not marked so: {err.message}") from err
+    if verdict.word == DIFFERENT:
+        raise Failed(line)
+    click.echo(line)

@@ -10,7 +10,7 @@ from mlflow.entities.model_registry import ModelVersion
 
 from account_tax.reporting.description import write_section
 
-from .ladder import CLAIMS, Rung, Verdict
+from .rungs import CLAIMS, Rung, Verdict
 
 VERDICT_TAG, RUN_TAG, TIME_TAG = "reproduced", "reproduced_run_id", "reproduced_at"
 

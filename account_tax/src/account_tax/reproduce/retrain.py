@@ -15,23 +15,18 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from safetensors.torch import load_file
 
-from account_tax.classifier import BaseModelError, file_sha256, resolve_base
-from account_tax.environment import RECORD_FILE, describe_environment
-from account_tax.layout import ADAPTER_FOLDER, PARAMETERS_FILE
-from account_tax.pipelines.prepare.ledger import DataError, source_digest
-from account_tax.processes import run_stage
-from account_tax.provenance import BEFORE, PATCH_FILE, code_in_words, git, git_answer
-from account_tax.versions import download_run_artifact
+from account_tax.ledger.reading import DataError, source_digest
+from account_tax.model.classifier import BaseModelError, file_sha256, resolve_base
+from account_tax.processes.groups import run_stage
+from account_tax.provenance.code import BEFORE, code_in_words, git, git_answer
+from account_tax.provenance.environment import describe_environment
+from account_tax.registry.download import download_run_artifact
+from account_tax.registry.record import Difference, Record
+from account_tax.storage.names import ADAPTER_FOLDER, PARAMETERS_FILE, PATCH_FILE, RECORD_FILE
 
-from .ladder import BITWISE, DIFFERENT, FAIL, PASS, WITHIN, Rung, recorded_metrics, skip
-from .ladder import source_difference as differs_in_source
-from .record import (
-    Difference,
-    Record,
-    configuration_differences,
-    environment_differences,
-    first_cause,
-)
+from .differences import configuration_differences, environment_differences, first_cause
+from .rungs import BITWISE, DIFFERENT, FAIL, PASS, WITHIN, Rung, recorded_metrics, skip
+from .rungs import source_difference as differs_in_source
 
 # No hook of the user's runs in the clone, and files are as committed.
 PLAIN = ("-c", "core.hooksPath=/dev/null", "-c", "core.autocrlf=false")

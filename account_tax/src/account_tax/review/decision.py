@@ -6,10 +6,9 @@ is not the author is advisory on open-source MLflow: both names are what somebod
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 
 from mlflow import MlflowClient
@@ -17,16 +16,24 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from account_tax.errors import Failed, Refused
-from account_tax.mlflow_run import short_waits
-from account_tax.versions import find_version
+from account_tax.registry.find import find_version
+from account_tax.tracking.store import short_waits
 
+from .allowed import (
+    DENIED,
+    NOTHING_CHANGED,
+    Request,
+    author_of,
+    check_request,
+    check_seen,
+    faults_of_words,
+    refusal,
+)
 from .gates import GateResult
 from .history import (
     BEFORE_FIRST,
     Entry,
     EntryTakenError,
-    format_history,
-    one_line,
     open_run,
     read_digests,
     read_history,
@@ -34,24 +41,21 @@ from .history import (
     seal_entry,
     write_entry,
 )
-from .standing import (
+from .history_text import format_history, one_line
+from .registry_state import (
     CONTENT_TAG,
-    MOVES,
     Registry,
     link_history,
     read_settled,
     settle,
-    state_of,
     verify_history,
 )
+from .states import state_of
 
 __all__ = [
     "Decision", "Entry", "decide", "format_history", "read_history", "rollback", "settle",
     "state_of", "verify_history",
 ]  # fmt: skip
-
-NOTHING_CHANGED = "Nothing was changed."
-DENIED = {"PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"}
 PROBE_ALIAS = "review_probe"  # never set
 ADVISORY = (
     "That {reviewer} is not the author {author} is advisory: on open-source MLflow both are names "
@@ -87,20 +91,6 @@ class Decision:
 
 def _which(number: int | None) -> str:
     return "not set" if number is None else f"version {number}"
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the reviewer asks for, as given."""
-
-    decision: str
-    reviewer: str
-    reason: str
-    now: datetime
-    run_id: str
-    gates: list[GateResult] = field(default_factory=list)
-    waive: list[str] = field(default_factory=list)
-    expires: str | None = None
 
 
 # --- deciding -------------------------------------------------------------------------------------
@@ -146,10 +136,10 @@ def decide(
     with short_waits():
         with _before_recording(client, name):
             registry = read_settled(client, name)
-            _check_seen(registry, entries_seen)
+            check_seen(registry, entries_seen)
             subject = find_version(client, name, str(version))
-            author = _author_of(client, subject)
-            _check_request(registry, subject, author, request)
+            author = author_of(client, subject)
+            check_request(registry, subject, author, request)
             entry = _draft(registry, subject, author, request)
         recorded = _record(client, registry, entry)
         return Decision(recorded, _notes(recorded))
@@ -172,145 +162,15 @@ def rollback(
         with _before_recording(client, name):
             registry = read_settled(client, name)
             left = [each for each in registry.standing.former if each in registry.versions]
-            faults = _faults_of_words(request)
+            faults = faults_of_words(request)
             if not left:
                 faults.append("rollback: there is no previous_champion to go back to.")
             if faults:
-                raise _refusal(faults, f"rollback of {name}")
+                raise refusal(faults, f"rollback of {name}")
             subject = registry.versions[left[0]]
-            entry = _draft(registry, subject, _author_of(client, subject), request)
+            entry = _draft(registry, subject, author_of(client, subject), request)
         recorded = _record(client, registry, entry)
         return Decision(recorded, _notes(recorded, _approval_of(registry, entry)))
-
-
-# --- what is allowed ------------------------------------------------------------------------------
-
-
-def _check_seen(registry: Registry, entries_seen: int | None) -> None:
-    entries = registry.history.entries
-    if entries_seen is not None and len(entries) > entries_seen:
-        last = entries[-1]
-        raise Refused(
-            f"entry {last.n}, {last.decision} of version {last.version} by "
-            f"{one_line(last.reviewer)}, was recorded since the evidence for this decision was "
-            f"gathered. {NOTHING_CHANGED} Review the version again."
-        )
-
-
-def _check_request(
-    registry: Registry, subject: ModelVersion, author: str, request: Request
-) -> None:
-    """Raise Refused with everything that speaks against the decision."""
-    faults = _faults_of_words(request) + _faults_of_move(registry, subject, request)
-    if request.decision == "approve":
-        faults += _faults_of_reviewer(author, request)
-        faults += _faults_of_gates(request.gates, request.waive)
-        faults += _faults_of_expiry(request)
-    else:
-        given = {"waive": request.waive, "expires": request.expires}
-        idle = [key for key, value in given.items() if value]
-        faults += [f"{key} (-P {key}): belongs to approve only." for key in idle]
-    if faults:
-        raise _refusal(faults, f"{request.decision} of {registry.model.name} {subject.version}")
-
-
-def _refusal(faults: list[str], what: str) -> Refused:
-    count = f"{len(faults)} problem{'s' if len(faults) > 1 else ''} with the {what}"
-    return Refused("\n".join([count, *(f"  {fault}" for fault in faults), NOTHING_CHANGED]))
-
-
-def _faults_of_words(request: Request) -> list[str]:
-    """Return what is wrong with the texts that are kept."""
-    faults = []
-    texts = (("reviewer", request.reviewer, "a name"), ("reason", request.reason, "why"))
-    for key, text, expected in texts:
-        if not one_line(text):
-            faults.append(f"{key} (-P {key}): blank. Expected {expected}.")
-        elif any("\ud800" <= character <= "\udfff" for character in text):
-            faults.append(f"{key} (-P {key}): not UTF-8. Type it in a terminal that is.")
-    return faults
-
-
-def _faults_of_move(registry: Registry, subject: ModelVersion, request: Request) -> list[str]:
-    """Return what the version's state and tags do not allow."""
-    state = registry.standing.state_of(int(subject.version))
-    faults = []
-    if request.decision not in MOVES:
-        faults.append(
-            f"decision = {request.decision} (-P decision): expected approve, reject, retire or "
-            "rollback."
-        )
-    elif MOVES[request.decision][0] != state:
-        allowed = [decision for decision, (before, _) in MOVES.items() if before == state]
-        faults.append(
-            f"decision = {request.decision} (-P decision): version {subject.version} is {state}. "
-            f"Allowed from there: {' or '.join(allowed) or 'nothing, register a new version'}."
-        )
-    if not subject.tags.get(CONTENT_TAG):
-        faults.append(
-            f"version {subject.version} has no tag {CONTENT_TAG}, so what it holds could change "
-            "after the decision. Register it with this project."
-        )
-    return faults
-
-
-def _faults_of_reviewer(author: str, request: Request) -> list[str]:
-    if author and _same_name(author, request.reviewer):
-        return [
-            f"reviewer = {one_line(request.reviewer)} (-P reviewer): also the author of the "
-            "version (mlflow.user of its run). Let somebody else approve it."
-        ]
-    return []
-
-
-def _same_name(one: str, other: str) -> bool:
-    return one_line(one).casefold() == one_line(other).casefold()
-
-
-def _faults_of_gates(gates: list[GateResult], waive: list[str]) -> list[str]:
-    """Return each gate that hinders the approval, and each waiver that waives nothing."""
-    by_name = {gate.name: gate for gate in gates}
-    faults = [
-        f"gate {gate.name}: {gate.status}, found {gate.found}, wanted {gate.wanted}. "
-        f"Waive it with the reason for that (-P waive={gate.name}), or reject the version."
-        for gate in gates
-        if not gate.passed and gate.name not in waive
-    ]
-    for name in dict.fromkeys(waive):
-        if name not in by_name:
-            near = difflib.get_close_matches(name, by_name, n=1)
-            hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(by_name)}."
-            faults.append(f"waive = {name} (-P waive): no such gate. {hint}")
-        elif by_name[name].passed:
-            faults.append(f"waive = {name} (-P waive): this gate passed. Leave it out.")
-    return faults
-
-
-def _faults_of_expiry(request: Request) -> list[str]:
-    if not request.expires:
-        return []
-    given = f"expires = {request.expires} (-P expires)"
-    today = request.now.astimezone(UTC).date()
-    try:
-        day = date.fromisoformat(request.expires)
-    except ValueError:
-        return [f"{given}: expected a date such as {today.year + 1}-01-31."]
-    if day <= today:
-        return [f"{given}: expected a day after today, {today}."]
-    return []
-
-
-def _author_of(client: MlflowClient, version: ModelVersion) -> str:
-    """Return who trained a version, as its run says; empty where that is not known."""
-    if not version.run_id:
-        return version.user_id or ""
-    try:
-        run = client.get_run(version.run_id)
-    except MlflowException as err:
-        if err.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return version.user_id or ""
-    return run.data.tags.get("mlflow.user") or version.user_id or ""
 
 
 # --- recording ------------------------------------------------------------------------------------

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from account_tax.config import GATES, NO_PART, LaunchOptions, Resolved
-from account_tax.prepared import public_source
+from account_tax.confidential import public_source
+from account_tax.parameters.config import GATES, NO_PART, LaunchOptions, Resolved
 
 from .records import Record
 

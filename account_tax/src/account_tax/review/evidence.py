@@ -18,8 +18,13 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from account_tax.calibration import softmax
-from account_tax.classifier import (
+from account_tax.confidential import public_source
+from account_tax.errors import Refused
+from account_tax.ledger.reading import DataError, read_columns, read_ledger
+from account_tax.ledger.splitting import split_ledger
+from account_tax.ledger.tokens import split_digest, tokenize_splits
+from account_tax.model.calibration import softmax
+from account_tax.model.classifier import (
     MANIFEST_FILE,
     BaseModelError,
     LoadedClassifier,
@@ -27,20 +32,12 @@ from account_tax.classifier import (
     join_texts,
     load_classifier,
 )
-from account_tax.errors import Refused
-from account_tax.metrics import compute_cross_entropy
-from account_tax.pipelines.prepare.ledger import (
-    DataError,
-    read_columns,
-    read_ledger,
-)
-from account_tax.pipelines.prepare.nodes import split_digest, split_ledger, tokenize_splits
-from account_tax.prepared import public_source
-from account_tax.signing import SignatureError
-from account_tax.versions import download_version
+from account_tax.model.metrics import compute_cross_entropy
+from account_tax.provenance.signing import SignatureError
+from account_tax.registry.download import download_version
 
+from .allowed import DENIED
 from .baselines import predict_baselines
-from .decision import DENIED
 from .records import Record, read_record
 
 MOST_VALUES = 30  # of a slice's column; with more they are likely to be texts

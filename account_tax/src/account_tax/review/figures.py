@@ -12,14 +12,7 @@ from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from account_tax.pipelines.register.plots import (
-    BLUE,
-    GREY,
-    INK,
-    sized_figure,
-    svg_style,
-    text_inches,
-)
+from account_tax.reporting.svg import BLUE, GREY, INK, sized_figure, svg_style, text_inches
 
 ORANGE = "#c4622d"
 # A browser draws what the page's style says; a file on its own would keep the first of each pair.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from account_tax.prepared import public_source
+from account_tax.confidential import public_source
 
 from .baselines import MAJORITY, MOST_TRAIN_ROWS, TFIDF, TITLES
 from .differences import NOT_RECORDED, compare_records

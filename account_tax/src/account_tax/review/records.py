@@ -13,9 +13,8 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from account_tax.environment import RECORD_FILE
-from account_tax.layout import PARAMETERS_FILE
-from account_tax.versions import download_run_artifact
+from account_tax.registry.download import download_run_artifact
+from account_tax.storage.names import PARAMETERS_FILE, RECORD_FILE
 
 DATASET_FILE = "dataset_metadata.json"
 GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # deleted for good, or never one

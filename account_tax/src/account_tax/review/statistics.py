@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import sparse
 from scipy.stats import binomtest
 
-from account_tax.calibration import (
+from account_tax.model.calibration import (
     choose_threshold,
     coverage_curve,
     expected_calibration_error,

@@ -6,13 +6,11 @@ from typing import Any
 
 from kedro.pipeline import Pipeline, node
 
-from account_tax.pipelines.prepare.ledger import read_ledger
-from account_tax.pipelines.prepare.nodes import (
-    describe_dataset,
-    load_base_tokenizer,
-    split_ledger,
-    tokenize_splits,
-)
+from account_tax.ledger.reading import read_ledger
+from account_tax.ledger.splitting import split_ledger
+from account_tax.ledger.tokens import load_base_tokenizer, tokenize_splits
+
+from .nodes import describe_dataset
 
 
 def create_pipeline(**kwargs: Any) -> Pipeline:

@@ -13,17 +13,7 @@ from typing import Any
 import yaml
 from mlflow import MlflowClient
 
-from account_tax.environment import RECORD_FILE
-from account_tax.layout import PARAMETERS_FILE
-from account_tax.provenance import (
-    STATEMENT_FILE,
-    STATEMENT_TAG,
-    TAG,
-    RunRecord,
-    build_statement,
-    statement_bytes,
-)
-from account_tax.signing import (
+from account_tax.provenance.signing import (
     KEY_TAG,
     SIGNATURES,
     SignatureError,
@@ -31,7 +21,15 @@ from account_tax.signing import (
     load_private_key,
     sign_version,
 )
-from account_tax.versions import download_run_artifact
+from account_tax.provenance.statement import RunRecord, build_statement, statement_bytes
+from account_tax.registry.download import download_run_artifact
+from account_tax.storage.names import (
+    PARAMETERS_FILE,
+    RECORD_FILE,
+    STATEMENT_FILE,
+    STATEMENT_TAG,
+    TAG,
+)
 
 
 def log_statement(

@@ -3,14 +3,14 @@
 It is Markdown, made of counts, names and digests; no ledger text has a place in it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from importlib import metadata
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from account_tax.classifier import PACKAGE_SCHEME
-from account_tax.environment import environment_tags
+from account_tax.model.licence import base_licence
+from account_tax.provenance.environment import environment_tags
 from account_tax.reporting.description import LONGEST_DESCRIPTION, compose
+from account_tax.reporting.markdown import escape_cell, markdown_table
 
 Facts = Mapping[str, Any]
 UNLOCKED_MARK = (
@@ -51,15 +51,6 @@ def describe_version(facts: Facts) -> str:
     return compose({"card": card})
 
 
-def base_licence(name: str) -> str:
-    """Return the licence a packaged base declares; for any other, where to look."""
-    if not name.startswith(PACKAGE_SCHEME):
-        return "see the base"
-    package = metadata.metadata(name.removeprefix(PACKAGE_SCHEME).partition("/")[0])
-    named = [package[key] for key in ("License-Expression", "License") if key in package]
-    return named[0] if named else "see the base"
-
-
 # --- sections -------------------------------------------------------------------------------------
 
 
@@ -74,7 +65,8 @@ def _summary(facts: Facts) -> str:
         f"# {facts['name']}\n\n"
         f"Files a ledger line under one of {len(evaluation['labels'])} accounts, from its text. "
         f"F1, precision and recall are {evaluation['average']} averages; the test split has "
-        f"{evaluation['rows']:,} rows, the loss is in nats.\n\n" + _table(["split", *names], rows)
+        f"{evaluation['rows']:,} rows, the loss is in nats.\n\n"
+        + markdown_table(["split", *names], rows)
     )
 
 
@@ -85,11 +77,11 @@ def _per_class(evaluation: Facts, most_classes: int | None) -> str:
     if not shown:
         return f"{title}\n\nAll {len(classes)} are in model_card.md of the run."
     rows = [
-        [_cell(row["label"]), *(_number(row[key]) for key in ("f1", "precision", "recall")),
+        [escape_cell(row["label"]), *(_number(row[key]) for key in ("f1", "precision", "recall")),
          f"{row['support']:,}"]
         for row in shown
     ]  # fmt: skip
-    table = _table(["account", "f1", "precision", "recall", "test rows"], rows)
+    table = markdown_table(["account", "f1", "precision", "recall", "test rows"], rows)
     rest = len(classes) - len(shown)
     note = f"\n\n{rest} more are in model_card.md of the run." if rest else ""
     return f"{title}\n\n{table}{note}"
@@ -106,7 +98,7 @@ def _data(dataset: Facts) -> str:
         f"## Data\n\nSource `{source_name(dataset['source'])}`: {rows['read']:,} rows "
         f"read, {rows['kept']:,} kept; left out: {dropped or 'none'}. "
         f"Source sha256 `{dataset['source_sha256']}`.\n\n"
-        + _table(["split", "rows", "sha256"], splits)
+        + markdown_table(["split", "rows", "sha256"], splits)
     )
 
 
@@ -134,7 +126,7 @@ def _base_and_parameters(facts: Facts) -> str:
         "seed": training.get("seed"),
     }
     given = [[key, str(value)] for key, value in rows.items() if value is not None]
-    return "## Base and parameters\n\n" + _table(["", ""], given)
+    return "## Base and parameters\n\n" + markdown_table(["", ""], given)
 
 
 def _adaptation(lora: Facts) -> str:
@@ -148,7 +140,7 @@ def _adaptation(lora: Facts) -> str:
 def _environment(environment: Facts) -> str:
     rows = [[key.replace("_", " "), text] for key, text in environment_tags(environment).items()]
     mark = "" if environment["locked"] else UNLOCKED_MARK
-    return f"## Environment\n\n{mark}" + _table(["", ""], rows)
+    return f"## Environment\n\n{mark}" + markdown_table(["", ""], rows)
 
 
 def _scores(calibration: Facts | None, metrics: Facts) -> str:
@@ -168,7 +160,7 @@ def _scores(calibration: Facts | None, metrics: Facts) -> str:
     }
     given = [[key, text] for key, text in rows.items() if text]
     fitted = f"Temperature and threshold are fitted to {calibration['rows']:,} validation rows."
-    return f"## Scores\n\n{fitted}\n\n" + _table(["", ""], given)
+    return f"## Scores\n\n{fitted}\n\n" + markdown_table(["", ""], given)
 
 
 def _use(facts: Facts) -> str:
@@ -196,7 +188,7 @@ def _limits(facts: Facts) -> str:
 def _digests(digests: Mapping[str, str]) -> str:
     # Those of the data stand with the data.
     rows = [[key, f"`{value}`"] for key, value in digests.items() if not key.startswith("data/")]
-    return "## Digests\n\n" + _table(["of", "sha256"], rows)
+    return "## Digests\n\n" + markdown_table(["of", "sha256"], rows)
 
 
 # --- formatting -----------------------------------------------------------------------------------
@@ -205,15 +197,6 @@ def _digests(digests: Mapping[str, str]) -> str:
 def source_name(source: str) -> str:
     """Return the last part of a path or URI; the folders before it are a machine's own."""
     return PurePosixPath(source.rstrip("/")).name
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _number(value: float | None) -> str:

@@ -8,41 +8,32 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from datasets import DatasetDict
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 
-from account_tax.calibration import calibrate, measure_calibration
-from account_tax.classifier import (
+from account_tax.errors import RegistrationError
+from account_tax.model.calibration import calibrate, measure_calibration
+from account_tax.model.classifier import (
     MANIFEST_FILE,
     SETTINGS_FILE,
-    LoadedClassifier,
     file_sha256,
     load_classifier,
 )
-from account_tax.environment import describe_environment, environment_tags, unlocked_fault
-from account_tax.layout import ADAPTER_FOLDER
-from account_tax.metric_journal import journal_file, newest_timestamp, send_batch
-from account_tax.metrics import (
-    compute_classification_metrics,
-    compute_confusion_matrix,
-    compute_cross_entropy,
-    compute_per_class_metrics,
+from account_tax.model.evaluation import answer_split, score_answers
+from account_tax.processes.ranks import get_mlflow_env
+from account_tax.provenance.environment import (
+    describe_environment,
+    environment_tags,
+    unlocked_fault,
 )
-from account_tax.provenance import STATEMENT_TAG
-from account_tax.ranks import get_mlflow_env
+from account_tax.storage.names import ADAPTER_FOLDER, STATEMENT_TAG
+from account_tax.tracking.metric_journal import journal_file, newest_timestamp, send_batch
 
 from .attest import log_statement, sign_registered
 from .card import describe_version, write_card
 from .plots import save_plots
-from .registry import (
-    CODE_FILE,
-    Candidate,
-    RegistrationError,
-    check_alias,
-    register_version,
-)
+from .registry import CODE_FILE, Candidate, check_alias, register_version
 
 log = logging.getLogger(__name__)
 
@@ -135,53 +126,6 @@ def register_model(
 
 
 # --- their parts ----------------------------------------------------------------------------------
-
-
-def evaluate_test_split(test: Any, folder: Path, average: str) -> dict[str, Any]:
-    """Return how the saved classifier does on a split, computed in float32 on the CPU.
-
-    Args:
-        test: A `datasets.Dataset` with input_ids and labels (a ClassLabel).
-        folder: The saved classifier.
-        average: Of F1, precision and recall: macro, micro or weighted.
-
-    Returns:
-        rows, labels, average, metrics (`test/…`), per_class and confusion_matrix.
-    """
-    classifier = load_classifier(folder)
-    return score_answers(classifier.labels, *answer_split(classifier, test), average)
-
-
-def answer_split(classifier: LoadedClassifier, split: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return a classifier's logits, (N, C), and the class ids, (N,), of a split.
-
-    Raises:
-        RegistrationError: If its labels are not those of the data.
-    """
-    if classifier.labels != split.features["labels"].names:
-        raise RegistrationError(
-            f"the classifier knows {len(classifier.labels)} labels that are not the "
-            f"{len(split.features['labels'].names)} of the data. Train on this data, or prepare "
-            "the data it was trained on."
-        )
-    logits = classifier.logits_of_ids(split["input_ids"])
-    return logits, np.asarray(split["labels"], dtype=np.int64)
-
-
-def score_answers(
-    names: list[str], logits: np.ndarray, labels: np.ndarray, average: str
-) -> dict[str, Any]:
-    """Return the evaluation of logits, (N, C), against class ids; see `evaluate_test_split`."""
-    metrics = compute_classification_metrics(logits, labels, average)
-    metrics["loss"] = compute_cross_entropy(logits, labels)
-    return {
-        "rows": len(labels),
-        "labels": names,
-        "average": average,
-        "metrics": {f"test/{name}": value for name, value in metrics.items()},
-        "per_class": compute_per_class_metrics(logits, labels, names),
-        "confusion_matrix": compute_confusion_matrix(logits, labels),
-    }
 
 
 def complete_settings(

@@ -4,39 +4,20 @@ Text stays text, so that the viewer's own fonts draw Hangul, and the bytes depen
 alone.
 """
 
-import unicodedata
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-BLUE, GREY, INK = "#2f5d8a", "#b8bec6", "#30343a"
+from account_tax.reporting.svg import BLUE, GREY, INK, sized_figure, svg_style, text_inches
+
 # Above it, numbers in the cells can't be read any more.
 MOST_NUMBERED_CLASSES = 20
-
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "account-tax",  # element ids would be random
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same layout on every machine
-    "text.parse_math": False,  # a $ in a label is a dollar
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": GREY,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "xtick.color": INK,
-    "ytick.color": INK,
-}
 
 
 def save_plots(
@@ -149,33 +130,3 @@ def _draw_series(
         name, (steps[-1], points[steps[-1]]), xytext=(6, 0), textcoords="offset points",
         va="center", fontsize=9, color=INK if color == GREY else color, annotation_clip=False,
     )  # fmt: skip
-
-
-@contextmanager
-def svg_style() -> Iterator[None]:
-    """Draw within it in the project's style, Hangul included."""
-    with mpl.rc_context(STYLE), warnings.catch_warnings():
-        # The font has no Hangul; the viewer's has, and the text stays text.
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        yield
-
-
-def sized_figure(
-    width: float, height: float, *, left: float, right: float, bottom: float, top: float
-) -> tuple[Figure, Axes]:
-    """Return a figure whose plotting area has the size, with these margins, all in inches."""
-    total_width, total_height = left + width + right, bottom + height + top
-    figure = Figure(figsize=(total_width, total_height))
-    axes = figure.add_axes(
-        (left / total_width, bottom / total_height, width / total_width, height / total_height)
-    )
-    return figure, axes
-
-
-def text_inches(labels: Sequence[str], font_size: float) -> float:
-    """Return the width of the longest label; a Hangul syllable is as wide as its height."""
-    ems = max(
-        sum(1.0 if unicodedata.east_asian_width(char) in "WF" else 0.62 for char in label)
-        for label in labels
-    )
-    return ems * font_size / 72

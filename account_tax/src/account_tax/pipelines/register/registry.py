@@ -6,10 +6,7 @@ nodes in another.
 
 import inspect
 import json
-import os
 import re
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,24 +24,17 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
-from account_tax.classifier import PACKAGE_SCHEME, SETTINGS_FILE, AccountClassifier
-from account_tax.environment import LOCKED
-
-from . import verify
+from account_tax.errors import RegistrationError
+from account_tax.model.classifier import PACKAGE_SCHEME, SETTINGS_FILE, AccountClassifier
+from account_tax.provenance.environment import LOCKED
+from account_tax.registry.cold import load_cold
+from account_tax.storage.names import CONTENT_TAG, LONGEST_TAG, VERIFIED_TAG
 
 LOGGED_MODEL_NAME = "classifier"
 CODE_FILE = Path(inspect.getfile(AccountClassifier))  # logged with the model
-CONTENT_TAG, VERIFIED_TAG = "content_sha256", "verified"
-# What the registry's column holds in every database MLflow supports; only SQLite takes more.
-LONGEST_TAG = 5000
-COLD_CHECK_TIMEOUT_SECONDS = 900
 REQUIREMENTS = (
     "mlflow", "torch", "transformers", "peft", "safetensors", "huggingface_hub", "pandas", "numpy",
 )  # fmt: skip
-
-
-class RegistrationError(RuntimeError):
-    """No version was registered; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -235,47 +225,6 @@ def verify_cold(version: ModelVersion, candidate: Candidate) -> dict[str, Any]:
     if not outcome["verified"]:
         raise _refusal(version, candidate, outcome["reason"])
     return outcome
-
-
-def load_cold(version: ModelVersion, probe: Path, content_sha256: str) -> dict[str, Any]:
-    """Return what verify.py, in a fresh process and another folder, says of a version.
-
-    Returns:
-        `verified`; where it is true max_abs_diff and tolerance, else the reason.
-    """
-    script = [sys.executable, "-P", verify.__file__]  # -P: this folder stays off sys.path
-    uri = f"models:/{version.name}/{version.version}"
-    with tempfile.TemporaryDirectory() as elsewhere:
-        try:
-            done = subprocess.run(
-                [*script, uri, str(probe.resolve()), content_sha256],
-                cwd=elsewhere, env=_environment(), capture_output=True, text=True,
-                timeout=COLD_CHECK_TIMEOUT_SECONDS, check=False,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired as err:
-            return {"verified": False, "reason": f"no answer in {err.timeout:.0f} s."}
-    last_line = done.stdout.rstrip().rpartition("\n")[2]
-    if last_line.startswith("{"):
-        return json.loads(last_line)
-    tail = "\n".join(done.stderr.splitlines()[-5:])
-    return {"verified": False, "reason": f"it ended with status {done.returncode}.\n{tail}"}
-
-
-def _environment() -> dict[str, str]:
-    stores = {
-        "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
-        "MLFLOW_REGISTRY_URI": mlflow.get_registry_uri(),
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-    }
-    return {**os.environ, **{key: absolute_store(uri) for key, uri in stores.items()}}
-
-
-def absolute_store(uri: str) -> str:
-    """Return an MLflow store's URI as it reads from any folder."""
-    scheme, path = uri[: len("sqlite:///")], uri[len("sqlite:///") :]
-    if scheme != "sqlite:///" or path.startswith("/"):
-        return uri
-    return f"{scheme}{Path(path).resolve()}"
 
 
 def _refusal(version: ModelVersion, candidate: Candidate, reason: str) -> RegistrationError:

@@ -16,9 +16,9 @@ import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
-from account_tax.layout import PROGRESS_VARIABLE
-from account_tax.metric_journal import log_metrics
-from account_tax.ranks import is_rank0
+from account_tax.processes.ranks import is_rank0
+from account_tax.storage.names import PROGRESS_VARIABLE
+from account_tax.tracking.metric_sender import log_metrics
 
 MEBIBYTE = 2**20
 FINISHING = "finishing"

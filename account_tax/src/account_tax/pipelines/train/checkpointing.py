@@ -11,28 +11,27 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, TrainOutput
 
-from account_tax.checkpoints import (
+from account_tax.processes.ranks import is_rank0
+from account_tax.storage.checkpoints import (
     MANIFEST_FILE,
     PREFIX,
     STAGING,
     full_disk_said,
     list_checkpoints,
     publish,
-    read_json,
     remove,
     require_whole,
     rotate,
     stage,
     step_of,
-    write_json,
 )
-from account_tax.ranks import is_rank0
+from account_tax.storage.files import read_json, write_json
 
 from .batches import GlobalBatchSampler
 
 
 class CheckpointedTrainer(Trainer):
-    """Trainer whose checkpoints are published by `account_tax/checkpoints.py`.
+    """Trainer whose checkpoints are published by `storage/checkpoints.py`.
 
     Resumed, it repeats the uninterrupted run: weights, optimizer, schedule, random numbers, order
     of rows, best model, history and running means. Trainer alone loses the running means, the

@@ -12,11 +12,11 @@ import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from account_tax.checkpoints import write_json
-from account_tax.guard import Stopped, saves_before_it_ends, told_to_end
-from account_tax.layout import FAULT_FILE, INTERRUPTED_FILE
-from account_tax.metric_journal import close_metrics
-from account_tax.ranks import free_shared_memory, is_rank0
+from account_tax.processes.guard import Stopped, saves_before_it_ends, told_to_end
+from account_tax.processes.ranks import free_shared_memory, is_rank0
+from account_tax.storage.files import write_json
+from account_tax.storage.names import FAULT_FILE, INTERRUPTED_FILE
+from account_tax.tracking.metric_sender import close_metrics
 
 
 class NotFiniteError(ArithmeticError):

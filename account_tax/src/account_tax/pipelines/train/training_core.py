@@ -7,11 +7,8 @@ callbacks, Trainer, train, evaluate, save.
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import os
-import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -27,38 +24,28 @@ from transformers import (
     EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainingArguments,
     enable_full_determinism,
     set_seed,
 )
 
-from account_tax.checkpoints import (
-    ATTEMPT_FILE,
-    RANKS_LOCK,
-    hold,
-    read_json,
-    require_whole,
-    step_of,
-)
-from account_tax.classifier import (
-    SETTINGS_FILE,
-    BaseReference,
+from account_tax.model.classifier import (
     build_classifier,
-    file_sha256,
     resolve_base,
 )
-from account_tax.layout import (
-    ADAPTER_FOLDER,
-    BEST_FOLDER,
-    MARKER_FILE,
-    MODEL_METADATA_FILE,
+from account_tax.model.metrics import compute_classification_metrics
+from account_tax.processes.ranks import (
+    get_mlflow_env,
+    is_rank0,
+    join_as_one_rank,
+    keep_operators_apart,
+)
+from account_tax.storage.checkpoints import ATTEMPT_FILE, RANKS_LOCK
+from account_tax.storage.files import hold, read_json
+from account_tax.storage.names import (
     PROGRESS_VARIABLE,
 )
-from account_tax.metric_journal import close_metrics, open_metrics
-from account_tax.metrics import compute_classification_metrics
-from account_tax.probe import PROBE_TEXTS
-from account_tax.ranks import get_mlflow_env, is_rank0, join_as_one_rank, keep_operators_apart
+from account_tax.tracking.metric_sender import close_metrics, open_metrics
 
 from .batches import Rows, balanced_class_weights
 from .callbacks import (
@@ -70,6 +57,7 @@ from .callbacks import (
     TorchMemoryCallback,
     memory_mb,
 )
+from .saving import answer_probe, precision_of, save_result
 from .stopping import NotFiniteCallback, StopCallback
 from .trainer import LedgerTrainer
 
@@ -84,6 +72,7 @@ __all__ = [
     "is_rank0",
     "run_training_pipeline",
 ]
+
 
 log = logging.getLogger(__name__)
 
@@ -131,14 +120,14 @@ def run_training_pipeline(
         training_result = trainer.train(_checkpoint_to_resume(trainer.folder))
     evaluation = trainer.evaluate()
     metrics = _summarize(trainer, training_result.metrics, evaluation)
-    probe = _probe(trainer, tokenizer)
+    probe = answer_probe(trainer, tokenizer)
     settings = {
         "base": base.to_dict(),
         "pooling": train_params["model"].get("pooling", "cls"),
-        "precision": _precision(arguments),
+        "precision": precision_of(arguments),
         "labels": labels,
     }
-    _save(trainer, base, Path(artifacts_root), settings, probe, metrics)
+    save_result(trainer, base, Path(artifacts_root), settings, probe, metrics)
     close_metrics()
     return metrics
 
@@ -360,100 +349,3 @@ def _summarize(
         **measured,
         **memory_mb(),
     }
-
-
-def _probe(trainer: Trainer, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Return the trainer's own logits for the made-up lines; every rank takes part."""
-    input_ids = tokenizer(PROBE_TEXTS, truncation=True)["input_ids"]
-    rows = Rows.from_lists(input_ids, [0] * len(input_ids))
-    logits = trainer.predict(rows, metric_key_prefix="probe").predictions
-    return {
-        "texts": PROBE_TEXTS,
-        "precision": _precision(trainer.args),
-        "logits": np.asarray(logits, dtype=np.float32).tolist(),
-    }
-
-
-def _precision(arguments: TrainingArguments) -> str:
-    return "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "fp32"
-
-
-def _save(
-    trainer: Any,
-    base: BaseReference,
-    root: Path,
-    settings: dict[str, Any],
-    probe: dict[str, Any],
-    metrics: dict[str, Any],
-) -> None:
-    """Save adapter, tokenizer, label maps and history; ranks gather the weights, rank 0 writes."""
-    folder = root / ADAPTER_FOLDER
-    if is_rank0():
-        shutil.rmtree(folder, ignore_errors=True)  # an earlier training's, manifest and all
-    trainer.save_model(str(folder))  # all ranks: ZeRO-3 gathers the weights
-    if not is_rank0():
-        return
-    (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle: never shipped
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-    adapter = folder / "adapter_config.json"
-    if adapter.exists():
-        trainer.model.config.save_pretrained(folder)
-        _write_json(adapter, _portable_adapter_config(json.loads(adapter.read_text()), base))
-    _write_json(folder / SETTINGS_FILE, settings)
-    _write_json(folder / "probe.json", probe)
-    _write_json(root / "log_history.json", trainer.state.log_history)
-    _keep_best(trainer, root, settings)
-    _write_json(
-        root / MARKER_FILE,
-        {
-            "global_step": trainer.state.global_step,
-            "best_checkpoint_metric": trainer.state.best_metric,
-            "weights": _weights_of(folder),
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "metrics": metrics,
-        },
-    )
-
-
-def _keep_best(trainer: LedgerTrainer, root: Path, settings: dict[str, Any]) -> None:
-    """Rank 0 only: copy the best model, which is the result unless load_best_model_at_end is off.
-
-    Beside it goes model_metadata.json. Where no checkpoint is the best, nothing is written.
-    """
-    best, source = root / BEST_FOLDER, trainer.state.best_model_checkpoint
-    shutil.rmtree(best, ignore_errors=True)
-    if source is None:
-        return
-    shutil.copytree(root / ADAPTER_FOLDER, best)
-    if not trainer.args.load_best_model_at_end:
-        require_whole(Path(source))
-        (best / "probe.json").unlink()  # answers of the last weights
-        for file in Path(source).glob("*.safetensors"):
-            shutil.copy(file, best)
-    metadata = {
-        **trainer.facts,
-        **settings,
-        "global_step": step_of(Path(source)),
-        "metric": trainer.args.metric_for_best_model,
-        "best_metric": trainer.state.best_metric,
-        "world_size": trainer.args.world_size,
-        "weights": _weights_of(best),
-    }
-    _write_json(root / MODEL_METADATA_FILE, metadata)
-
-
-def _weights_of(folder: Path) -> dict[str, str]:
-    return {file.name: file_sha256(file) for file in sorted(folder.glob("*.safetensors"))}
-
-
-def _portable_adapter_config(config: dict[str, Any], base: BaseReference) -> dict[str, Any]:
-    """Return PEFT's configuration without this machine's path, in an order that repeats."""
-    config |= {"base_model_name_or_path": base.name, "revision": base.revision}
-    for key in ("target_modules", "modules_to_save"):  # sets, listed in an order that changes
-        if isinstance(config[key], list):
-            config[key] = sorted(set(config[key]))
-    return dict(sorted(config.items()))
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,132 @@
+"""Where ranks run and what starts them; the launcher can't tell one place from another.
+
+deepspeed starts them on this machine, srun in a job of Slurm (allocation.py), ssh on the hosts of a
+hostfile (hosts.py). Where RANK is set, whatever set it has started them, and nothing does here.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from account_tax.backends.slurm.ranks import Allocation
+from account_tax.backends.ssh.hosts import read_hosts
+from account_tax.parameters.config import LaunchOptions
+
+
+class Place(Protocol):
+    """What the launcher asks of a place."""
+
+    def world_size(self, gpus: int) -> int:
+        """Return how many ranks there will be, where this machine shows so many GPUs."""
+        ...
+
+    def ranks_here(self, world_size: int) -> int:
+        """Return how many of them share a machine."""
+        ...
+
+    def faults(self, folders: Sequence[Path], environment: Mapping[str, str]) -> list[str]:
+        """Return what speaks against ranks that need these folders, before anything starts."""
+        ...
+
+    def start_ranks(
+        self, kedro: Sequence[str], world_size: int, port: int, logs: Path
+    ) -> list[str]:
+        """Return the command that runs `kedro` with these arguments in every rank."""
+        ...
+
+    def raise_if_preempted(self, status: int, saved: Path) -> None:
+        """Raise Preempted if the ranks ended because the place was taken away.
+
+        Args:
+            status: The ranks' exit status.
+            saved: What rank 0 leaves when it was told to end and all that is needed to go on from
+                there is saved.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class OneMachine:
+    """This machine: deepspeed starts the ranks."""
+
+    options: LaunchOptions
+    visible_devices: str = ""
+
+    def world_size(self, gpus: int) -> int:
+        """Return what was asked for, else the GPUs, else one CPU rank."""
+        return max(1, gpus) if self.options.num_gpus == "auto" else self.options.num_gpus
+
+    def ranks_here(self, world_size: int) -> int:
+        """Return all of them."""
+        return world_size
+
+    def faults(self, folders: Sequence[Path], environment: Mapping[str, str]) -> list[str]:
+        """Return none: refusals.py looks at this machine in any case."""
+        return []
+
+    def start_ranks(
+        self, kedro: Sequence[str], world_size: int, port: int, logs: Path
+    ) -> list[str]:
+        """Return deepspeed's command."""
+        # --num_gpus ignores CUDA_VISIBLE_DEVICES.
+        devices = ",".join(self.visible_devices.split(",")[:world_size])
+        where = f"--include=localhost:{devices}" if devices else f"--num_gpus={world_size}"
+        return [
+            *(sys.executable, "-m", "deepspeed.launcher.runner"),
+            *(where, "--module", "--no_local_rank"),
+            *(f"--master_port={port}", f"--enable_each_rank_log={logs}"),
+            *("kedro", *kedro),
+        ]
+
+    def raise_if_preempted(self, status: int, saved: Path) -> None:
+        """Return: nobody takes this machine away and gives it back."""
+
+
+@dataclass(frozen=True)
+class OneRank(OneMachine):
+    """A process that was started as a rank; nothing more can be started from it."""
+
+    started: int = 1
+
+    def world_size(self, gpus: int) -> int:
+        """Return how many ranks whatever started this one has started."""
+        return self.started
+
+    def faults(self, folders: Sequence[Path], environment: Mapping[str, str]) -> list[str]:
+        """Return a fault where there are several: each would prepare, own the run and register."""
+        if self.started == 1:
+            return []
+        return [
+            f"WORLD_SIZE = {self.started} (environment): these ranks have been started, and `kedro "
+            "train` starts them itself. Unset RANK and WORLD_SIZE, or run the stages by hand: "
+            "`kedro run --pipeline=prepare` once, `--pipeline=train` in each rank, "
+            "`--pipeline=register` once."
+        ]
+
+    def start_ranks(
+        self, kedro: Sequence[str], world_size: int, port: int, logs: Path
+    ) -> list[str]:
+        """Return the plain command."""
+        return [sys.executable, "-m", "kedro", *kedro]
+
+
+def find_place(options: LaunchOptions, environment: Mapping[str, str] = os.environ) -> Place:
+    """Return the place this process is in, by its options and environment.
+
+    A step of Slurm's (`srun --pty bash`) is one machine: steps don't nest.
+
+    Raises:
+        ConfigError: If the hostfile can't be used.
+    """
+    if "RANK" in environment:
+        return OneRank(options, started=int(environment.get("WORLD_SIZE", 1)))
+    if options.hostfile:
+        return read_hosts(Path(options.hostfile), options.num_gpus, environment)
+    if "SLURM_NTASKS" in environment and "SLURM_STEP_ID" not in environment:
+        return Allocation.read(options.num_gpus, environment)
+    return OneMachine(options, environment.get("CUDA_VISIBLE_DEVICES", ""))

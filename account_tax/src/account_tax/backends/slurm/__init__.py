@@ -1,0 +1,1 @@
+"""Slurm: `mlflow run -b slurm`, and ranks inside its jobs."""

@@ -1,0 +1,1 @@
+"""Ranks on the hosts of a hostfile, started by ssh."""

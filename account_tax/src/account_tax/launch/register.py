@@ -1,0 +1,164 @@
+"""From a trained adapter to the end of its run: the last metric points, then the register stage.
+
+`kedro train` does this right after training, `kedro register --run` whenever it was not done.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import click
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from account_tax.commands import close, close_dead, judge, run_in_mlflow
+from account_tax.errors import Refused
+from account_tax.parameters.config import resolve
+from account_tax.processes.groups import Interrupted, run_stage
+from account_tax.processes.identity import state_of
+from account_tax.storage.names import PREPARED_FILE, REGISTRATION_FILE
+from account_tax.tracking.metric_journal import count_unsent, journal_file
+from account_tax.tracking.owned_run import OwnedRun
+from account_tax.tracking.ownership import OWNER_TAG
+from account_tax.tracking.store import (
+    TrackingAway,
+    TrackingError,
+    answers_soon,
+    patience_seconds,
+    tracking_uri,
+)
+
+from .stages import TRAINED, Stages, stage_environment
+
+SALVAGE_SECONDS = 5.0  # a person who has pressed Ctrl-C waits; the file keeps the rest
+
+
+def finish(stages: Stages, run: OwnedRun, register: bool) -> None:
+    """Send the metric points that are left, evaluate the test split and, where wanted, register.
+
+    Raises:
+        TrackingAway: If the server stays away; with where the results are and how to go on.
+    """
+    stages.keep_dataset_metadata()
+    journal = journal_file(stages.root, run.run_id)
+    try:
+        run.send_metrics(journal, patience=patience_seconds())
+    except TrackingAway as err:
+        raise TrackingAway(
+            f"{err}\nTraining is done. {stages.root} keeps its adapter and "
+            f"{count_unsent(journal)} metric points that the server does not have. "
+            f"When it answers again: kedro register --run {run.run_id}"
+        ) from err
+    click.echo(f"register: test split{', cold load, registry' if register else ' only'}")
+    status = run_stage(
+        stages.single("register", *([] if register else ["--to-nodes=evaluate_test_split_node"])),
+        cwd=stages.project,
+        environment=stages.environment,
+        log=stages.logs / "register.log",
+    )
+    if not register:
+        stages.prove("register", status)
+        return
+    result = stages.prove_registration(status)
+    metrics = ", ".join(
+        f"{name.removeprefix('test/')} {result['metrics'][name]:.4f}"
+        for name in ("test/accuracy", "test/f1", "test/loss")
+        if name in result["metrics"]
+    )
+    click.echo(f"{result['name']} version {result['version']} ({result['alias']}): {metrics}")
+
+
+@contextmanager
+def salvaged(stages: Stages, run: OwnedRun) -> Iterator[None]:
+    """Keep what a run that does not finish leaves: metric points, logs, no half version.
+
+    Raises:
+        Interrupted: If a signal came; with what became of the work and how to go on.
+    """
+    try:
+        yield
+    except TrackingAway:
+        raise  # and closing the run says so once more
+    except Exception as err:
+        with suppress(TrackingError, TrackingAway):
+            run.send_metrics(journal_file(stages.root, run.run_id), within=SALVAGE_SECONDS)
+            run.salvage(sorted(stages.logs.rglob("*.log")))
+        if isinstance(err, Interrupted):
+            raise Interrupted(err.signum, stages.outcome_of_interruption()) from err
+        raise
+
+
+# --- kedro register --run -------------------------------------------------------------------------
+
+
+def register(project: Path, options: Mapping[str, str]) -> int:
+    """Register what a run has trained, end that run and return the exit status.
+
+    Args:
+        project: The project's root.
+        options: run, the MLflow run's id, as text.
+    """
+
+    def work(_: OwnedRun | None) -> None:  # one that `mlflow run` makes for the command itself
+        uri, run_id = tracking_uri(project), options["run"]
+        client = MlflowClient(uri)
+        close_dead(uri)
+        with answers_soon(uri):
+            found = client.get_run(run_id)
+        stages = _restore_stages(project, found)
+        with answers_soon(uri):
+            run = OwnedRun.reopen(client, run_id, uri)
+        try:
+            with salvaged(stages, run):
+                stages.environment |= run.environment()
+                finish(stages, run, register=True)
+                run.close("FINISHED", patience=patience_seconds())
+        except Exception as err:
+            close(run, judge(err))
+            raise
+
+    return run_in_mlflow(project, work, own_run=False)
+
+
+def _restore_stages(project: Path, run: Run) -> Stages:
+    """Return the stages of a run that has trained, as its launcher had them.
+
+    Raises:
+        Refused: If there is nothing to register, or nothing left to do.
+    """
+    run_id, tags = run.info.run_id, run.data.tags
+    if run.info.lifecycle_stage != "active":
+        raise Refused(f"run {run_id} is deleted. `mlflow runs restore --run-id {run_id}` first.")
+    if run.info.status == "RUNNING" and state_of(tags.get(OWNER_TAG, "")) == "alive":
+        raise Refused(f"run {run_id} is still under way: {tags[OWNER_TAG]}. Wait for its end.")
+    root = _folder_of(project, run)
+    if missing := [name for name in (*TRAINED, PREPARED_FILE) if not (root / name).is_file()]:
+        raise Refused(
+            f"run {run_id} has not trained to its end: there is no {missing[0]} in {root}. "
+            "Start it again with the command it was started with."
+        )
+    if run.info.status == "FINISHED" and (root / REGISTRATION_FILE).is_file():
+        done = json.loads((root / REGISTRATION_FILE).read_text(encoding="utf-8"))
+        raise Refused(
+            f"run {run_id} is registered and finished already: {done['name']} version "
+            f"{done['version']}."
+        )
+    versions = json.loads((root / PREPARED_FILE).read_text(encoding="utf-8"))
+    environment = stage_environment(project)
+    if sha256 := tags.get("account_tax.config_sha256"):
+        environment["ACCOUNT_TAX_CONFIG_SHA256"] = sha256
+    stages = Stages(project, root, environment, versions)
+    stages.prove_training(0)
+    return stages
+
+
+def _folder_of(project: Path, run: Run) -> Path:
+    """Return a run's own folder: below its parameter artifacts_root, else the project's."""
+    given = run.data.params.get("artifacts_root")
+    root = Path(given or resolve(project, []).values["artifacts_root"])
+    if root.name != run.info.run_id:
+        root = root / run.info.run_id
+    return (project / root).resolve()

@@ -1,0 +1,1 @@
+"""From the bytes of a ledger to splits of token ids."""

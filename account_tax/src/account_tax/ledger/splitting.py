@@ -1,0 +1,202 @@
+"""Drawing which split each row goes to.
+
+Rows that share a text or a group move together, as one unit; no unit is in two splits.
+N rows, U units; a stratum is a label, or all rows together where `stratified` is false.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from account_tax.confidential import public_source
+from account_tax.storage.names import SPLITS
+
+from .reading import DataError, Ledger
+
+if TYPE_CHECKING:
+    pass
+from collections.abc import Iterator
+
+
+def split_ledger(ledger: Ledger, data: dict[str, Any]) -> tuple[dict[str, pd.DataFrame], list[str]]:
+    """Return the rows of train, validation and test in the source's order, and the sorted labels.
+
+    No text and no group is in two splits. A folder's own splits stay as they are; otherwise rows
+    are drawn by `data.split`, which decides them for good: the same rows and seed, the same splits.
+
+    Args:
+        ledger: The rows.
+        data: The parameters of data.yml; used are source, split and group_column.
+
+    Raises:
+        DataError: If a class is too small to split, a split stays empty, a group is in two files
+            of a folder, or train lacks a label that validation or test has.
+    """
+    frame = ledger.frame
+    labels = sorted(frame["label"].unique())
+    if "split" not in frame:
+        frame = frame.assign(split=np.array(SPLITS)[draw_splits(frame, data["split"])])
+    splits = {
+        name: frame.loc[frame["split"] == name].drop(columns="split").reset_index(drop=True)
+        for name in SPLITS
+    }
+    if faults := _split_faults(frame, splits, data):
+        raise DataError(faults)
+    return splits, labels
+
+
+def _split_faults(
+    frame: pd.DataFrame, splits: Mapping[str, pd.DataFrame], data: dict[str, Any]
+) -> list[str]:
+    faults = []
+    if empty := [name for name, rows in splits.items() if rows.empty]:
+        name = public_source(data["source"])
+        faults.append(f"data.source = {name}: no rows are left for {', '.join(empty)}. Add rows.")
+    known = set(splits["train"]["label"])
+    for name in SPLITS[1:]:
+        if unknown := sorted(set(splits[name]["label"]) - known):
+            faults.append(
+                f"data.label_column = {data['label_column']}: {name} has labels that train has "
+                f"not: {unknown}. Add rows of them to train, or leave them out."
+            )
+    if "group" in frame:
+        pairs = frame.loc[frame["group"] != "", ["group", "split"]].drop_duplicates()
+        if shared := pairs.loc[pairs.duplicated("group"), "group"].nunique():
+            faults.append(
+                f"data.group_column = {data['group_column']}: {shared} groups are in more than one "
+                "split. Move each to one file, or set data.group_column to null."
+            )
+    return faults
+
+
+TRAIN, VALIDATION, TEST = range(len(SPLITS))
+
+
+def draw_splits(frame: pd.DataFrame, settings: dict[str, Any]) -> np.ndarray:
+    """Return the position in SPLITS of each row, (N,).
+
+    Args:
+        frame: Columns text and label; where there is a column group, no group is in two splits.
+        settings: data.split: the fractions, seed and stratified.
+
+    Raises:
+        DataError: If the fractions are not fractions, or a class is too small to be in each split.
+    """
+    fractions = np.array([settings[name] for name in SPLITS], dtype=np.float64)
+    if fractions.min() <= 0 or abs(fractions.sum() - 1) > 1e-6:
+        given = {name: settings[name] for name in SPLITS}
+        raise DataError([f"data.split = {given}: expected fractions above 0 that sum to 1."])
+    units = _rows_that_stay_together(frame)
+    strata, names = pd.factorize(frame["label"], sort=True)
+    if not settings["stratified"]:
+        strata, names = np.zeros_like(strata), ["all rows"]
+    if fault := _small_class_fault(units, strata, list(names), grouped="group" in frame):
+        raise DataError([fault])
+    # RandomState, not Generator: its stream is frozen, so a seed draws the same with any numpy.
+    random = np.random.RandomState(settings["seed"])
+    draw = _draw_groups if "group" in frame else _draw_texts
+    return draw(units, strata, fractions, random)[units]
+
+
+def _rows_that_stay_together(frame: pd.DataFrame) -> np.ndarray:
+    """Return a unit number for each row, (N,): rows of one text or one group share it.
+
+    A row without a group is a group of its own, and its text's.
+    """
+    texts = pd.factorize(frame["text"])[0]
+    if "group" not in frame:
+        return texts
+    groups = pd.factorize(frame["group"])[0]
+    alone = (frame["group"] == "").to_numpy()
+    groups[alone] = groups.max() + 1 + np.arange(alone.sum())
+    # Repeats of a text may tie groups together: take the lowest number along both until it settles.
+    units = pd.Series(groups)
+    while True:
+        lowest = units.groupby(texts).transform("min").groupby(groups).transform("min")
+        if lowest.equals(units):
+            return pd.factorize(units)[0]
+        units = lowest
+
+
+def _small_class_fault(
+    units: np.ndarray, strata: np.ndarray, names: list[str], *, grouped: bool
+) -> str | None:
+    pairs = pd.DataFrame({"unit": units, "stratum": strata}).drop_duplicates()
+    sizes = np.bincount(pairs["stratum"], minlength=len(names))
+    small = [f"{names[i]} ({sizes[i]})" for i in np.flatnonzero(sizes < len(SPLITS))]
+    if not small:
+        return None
+    of = "groups" if grouped else "different texts"
+    return (
+        f"data.split: too small to split into {len(SPLITS)}: {', '.join(small)}. Expected at least "
+        f"{len(SPLITS)} {of} of each class. Add rows, merge such classes, or leave them out."
+    )
+
+
+def _draw_texts(
+    units: np.ndarray, strata: np.ndarray, fractions: np.ndarray, random: np.random.RandomState
+) -> np.ndarray:
+    """Return the split of each unit, (U,): each stratum in the fractions, at least one in each."""
+    first_rows = np.unique(units, return_index=True)[1]
+    stratum = strata[first_rows]  # a unit's rows have one label, or the first row's counts
+    sizes = np.bincount(stratum)
+    shuffled = random.permutation(len(stratum))
+    ordered = shuffled[np.argsort(stratum[shuffled], kind="stable")]
+    rank = np.arange(len(ordered)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+
+    test = np.clip(_share_out(sizes, fractions[TEST]), 1, np.maximum(sizes - 2, 1))
+    held = np.clip(_share_out(sizes, fractions[VALIDATION]), 1, np.maximum(sizes - test - 1, 1))
+    in_test, in_held = np.repeat(test, sizes), np.repeat(test + held, sizes)
+    drawn = np.empty(len(ordered), dtype=np.int64)
+    drawn[ordered] = np.where(rank < in_test, TEST, np.where(rank < in_held, VALIDATION, TRAIN))
+    return drawn
+
+
+def _share_out(sizes: np.ndarray, fraction: float) -> np.ndarray:
+    """Return whole numbers near fraction x sizes, whose sum is as near to fraction x the sum."""
+    return np.diff(np.rint(fraction * np.cumsum(sizes)), prepend=0).astype(np.int64)
+
+
+def _draw_groups(
+    units: np.ndarray, strata: np.ndarray, fractions: np.ndarray, random: np.random.RandomState
+) -> np.ndarray:
+    """Return the split of each unit, (U,), greedily.
+
+    First each stratum, the rarest ahead, gets its smallest groups into every split; then the
+    others, the largest ahead, go where their strata are furthest below their fractions.
+    """
+    sizes = np.bincount(units)
+    shuffled = random.permutation(len(sizes))
+    by_size = shuffled[np.argsort(sizes[shuffled], kind="stable")]
+    members = np.split(strata[np.argsort(units, kind="stable")], np.cumsum(sizes)[:-1])
+    rows = np.bincount(strata)
+    filled = np.zeros((len(SPLITS), len(rows)))  # rows placed, by split and stratum
+    drawn = np.full(len(sizes), -1)
+
+    def place(unit: int, split: int) -> None:
+        drawn[unit] = split
+        np.add.at(filled[split], members[unit], 1)
+
+    for stratum, holders in _holders_by_rarity(units, strata, by_size):
+        for split in (TEST, VALIDATION, TRAIN):
+            unit = next((unit for unit in holders if drawn[unit] < 0), None)
+            if filled[split, stratum] == 0 and unit is not None:
+                place(unit, split)
+    for unit in by_size[::-1]:
+        if drawn[unit] < 0:
+            after = (filled[:, members[unit]] + sizes[unit]) / rows[members[unit]]
+            place(unit, int(np.argmin(after.sum(axis=1) / fractions)))
+    return drawn
+
+
+def _holders_by_rarity(
+    units: np.ndarray, strata: np.ndarray, by_size: np.ndarray
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield each stratum with the units that hold rows of it, smallest first."""
+    position = np.argsort(by_size)  # of a unit in by_size
+    for stratum in np.argsort(np.bincount(strata), kind="stable"):
+        yield int(stratum), by_size[np.unique(position[units[strata == stratum]])]

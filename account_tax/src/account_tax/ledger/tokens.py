@@ -1,0 +1,176 @@
+"""From splits of text to splits of token ids, and the digests of both."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    DatasetInfo,
+    Features,
+    List,
+    NamedSplit,
+    Value,
+)
+from datasets.table import InMemoryTable
+
+from .reading import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+from account_tax.storage.files import canonical_sha256
+
+TOKENIZE_ROWS = 10_000  # rows a tokenizer call; bounds the memory that Python's lists take
+
+
+def check_labels(num_labels: int | None, labels: list[str]) -> list[str]:
+    """Return the fault if `train.model.num_labels` contradicts the data; None takes the data's."""
+    if num_labels is None or num_labels == len(labels):
+        return []
+    return [
+        f"train.model.num_labels = {num_labels}: the data has {len(labels)} labels. "
+        f"Set it to {len(labels)}, or to null, which takes the data's number."
+    ]
+
+
+def load_base_tokenizer(
+    model: dict[str, Any], labels: list[str], max_length: int
+) -> PreTrainedTokenizerBase:
+    """Return the base model's tokenizer, after checking that data and model fit each other.
+
+    Args:
+        model: train.model; used are name, revision, sha256 and num_labels.
+        labels: The label names of the data.
+        max_length: data.max_length, in tokens.
+
+    Raises:
+        DataError: If num_labels contradicts the data, or max_length is more than the model takes.
+        BaseModelError: If the base can't be had.
+    """
+    # Imported here: it brings torch, which planning does without.
+    from account_tax.model.classifier import load_tokenizer, resolve_base
+
+    faults = check_labels(model["num_labels"], labels)
+    base = resolve_base(model["name"], model.get("revision"), model.get("sha256"))
+    tokenizer = load_tokenizer(base)
+    faults += check_length(max_length, tokenizer, model["name"])
+    if faults:
+        raise DataError(faults)
+    return tokenizer
+
+
+def check_length(max_length: int, tokenizer: PreTrainedTokenizerBase, name: str) -> list[str]:
+    """Return the fault if `data.max_length` is more tokens than the model takes."""
+    if max_length <= tokenizer.model_max_length:
+        return []
+    return [
+        f"data.max_length = {max_length}: {name} takes at most {tokenizer.model_max_length} "
+        "tokens. Set it to that or less."
+    ]
+
+
+def tokenize_splits(
+    splits: Mapping[str, pd.DataFrame],
+    labels: list[str],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+) -> DatasetDict:
+    """Return the splits as token ids, unpadded, without their text.
+
+    Args:
+        splits: Columns text, label and row_id.
+        labels: Label names; a row's label id is its label's position.
+        tokenizer: The base model's.
+        max_length: Tokens a row keeps at most, special tokens included.
+
+    Returns:
+        Of each split input_ids (list of int32), attention_mask (list of int8, all 1), labels
+        (ClassLabel), row_id (int64) and length (int32, the tokens of the row).
+    """
+    features = Features(
+        {
+            "input_ids": List(Value("int32")),
+            "attention_mask": List(Value("int8")),
+            "labels": ClassLabel(names=labels),
+            "row_id": Value("int64"),
+            "length": Value("int32"),
+        }
+    )
+    tokenized = {}
+    for name, rows in splits.items():
+        batches = [
+            _tokenize_rows(rows.iloc[start : start + TOKENIZE_ROWS], labels, tokenizer, max_length)
+            for start in range(0, len(rows), TOKENIZE_ROWS)
+        ]
+        table = InMemoryTable(pa.concat_tables(batches).cast(features.arrow_schema))
+        info = DatasetInfo(features=features)
+        tokenized[name] = Dataset(table, info=info, split=NamedSplit(name))
+    return DatasetDict(tokenized)
+
+
+def _tokenize_rows(
+    rows: pd.DataFrame, labels: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> pa.Table:
+    texts = rows["text"].tolist()
+    ids = token_ids(texts, tokenizer, truncation=True, max_length=max_length)
+    lengths = np.fromiter(map(len, ids), dtype=np.int32, count=len(ids))
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    flat = np.fromiter(chain.from_iterable(ids), dtype=np.int32, count=offsets[-1])
+    # Arrays, not lists of lists: a million rows would take gigabytes as Python objects.
+    return pa.table(
+        {
+            "input_ids": pa.ListArray.from_arrays(offsets, flat),
+            "attention_mask": pa.ListArray.from_arrays(offsets, np.ones(len(flat), np.int8)),
+            "labels": pd.Categorical(rows["label"], categories=labels).codes.astype(np.int64),
+            "row_id": rows["row_id"].to_numpy(),
+            "length": lengths,
+        }
+    )
+
+
+def token_ids(
+    texts: list[str], tokenizer: PreTrainedTokenizerBase, **options: Any
+) -> list[list[int]]:
+    """Return the ids of each text, unpadded."""
+    encoded = tokenizer(
+        texts,
+        padding=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+        **options,
+    )
+    return encoded["input_ids"]
+
+
+def split_digest(dataset: Dataset) -> str:
+    """Return the sha256 of a split's content: the same for the same rows on any machine.
+
+    Hashed are, as little-endian integers, the number of rows (int64), then all lengths (int32),
+    all token ids (int32), all label ids (int64) and all row ids (int64).
+    """
+    digest = hashlib.sha256(np.int64(len(dataset)).astype("<i8").tobytes())
+    columns = {"length": "<i4", "input_ids": "<i4", "labels": "<i8", "row_id": "<i8"}
+    for column, kind in columns.items():
+        for chunk in dataset.data.column(column).chunks:
+            values = chunk.flatten() if isinstance(chunk, pa.ListArray) else chunk
+            digest.update(values.to_numpy(zero_copy_only=False).astype(kind).tobytes())
+    return digest.hexdigest()
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the sha256 of what decides a tokenizer's ids: its rules and vocabulary."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:  # a tokenizer in Python has no rules to write out
+        return canonical_sha256([type(tokenizer).__name__, tokenizer.get_vocab()])
+    # The last call's truncation and padding stay in the backend; they are not the tokenizer's own.
+    return canonical_sha256({**json.loads(backend.to_str()), "truncation": None, "padding": None})

@@ -1,0 +1,1 @@
+"""The classifier and what is measured of it."""

@@ -1,0 +1,196 @@
+"""Calibration: what a score is worth, and from which score on a line needs no person.
+
+NumPy and SciPy only, no torch. A *score* is the probability of the predicted label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+
+from .metrics import compute_cross_entropy
+
+TEMPERATURE_BOUNDS = (0.05, 20.0)  # where logits say nothing of the label, T would not end
+BINS = 15  # Guo et al. 2017, section 2
+# What is kept of fitted numbers: they are part of a version's content, whose digest must not hang
+# on the last bits of a logit.
+DIGITS = 4
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Return the temperature T at which softmax(logits / T) has the least negative log likelihood.
+
+    It changes no label, only how sure a score is. Without rows, with a single class, or where
+    every prediction is right (the loss then falls without end as T does), it is undetermined: 1.
+
+    Args:
+        logits: Of rows that were not trained on, (N, C).
+        labels: Their class ids, (N,).
+
+    Source: Guo et al. 2017, On Calibration of Modern Neural Networks, section 4.2.
+    """
+    logits = np.asarray(logits, dtype=np.float64)
+    labels = np.asarray(labels)
+    if logits.shape[1] < 2 or (logits.argmax(axis=-1) == labels).all():
+        return 1.0
+    found: Any = minimize_scalar(  # over log T: the loss has one minimum there
+        lambda log_t: compute_cross_entropy(logits / np.exp(log_t), labels),
+        bounds=tuple(np.log(TEMPERATURE_BOUNDS)),
+        method="bounded",
+        options={"xatol": 1e-9},
+    )
+    return float(np.exp(found.x))
+
+
+def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Return the probabilities, (N, C) float64, of logits (N, C) divided by a temperature."""
+    scaled = np.asarray(logits, dtype=np.float64) / temperature
+    scores = np.exp(scaled - scaled.max(axis=-1, keepdims=True))  # exp cannot overflow
+    return scores / scores.sum(axis=-1, keepdims=True)
+
+
+def reliability_bins(
+    scores: np.ndarray, correct: np.ndarray, bins: int = BINS
+) -> list[dict[str, Any]]:
+    """Return how often predictions of about the same score are right: a reliability diagram.
+
+    Args:
+        scores: Probabilities of the predicted labels, (N,).
+        correct: Whether each prediction is right, (N,) bool.
+        bins: How many bins of equal width cover 0 to 1; each takes low < score <= high.
+
+    Returns:
+        For each bin low, high, rows, score (their mean) and accuracy; the last two are None in a
+        bin without rows.
+    """
+    scores, correct = np.asarray(scores, dtype=np.float64), np.asarray(correct, dtype=bool)
+    edges = np.linspace(0.0, 1.0, bins + 1)
+    place = np.clip(np.searchsorted(edges, scores, side="left") - 1, 0, bins - 1)
+    table = []
+    for index in range(bins):
+        inside = place == index
+        rows = int(inside.sum())
+        table.append(
+            {
+                "low": float(edges[index]),
+                "high": float(edges[index + 1]),
+                "rows": rows,
+                "score": float(scores[inside].mean()) if rows else None,
+                "accuracy": float(correct[inside].mean()) if rows else None,
+            }
+        )
+    return table
+
+
+def expected_calibration_error(scores: np.ndarray, correct: np.ndarray, bins: int = BINS) -> float:
+    """Return the mean distance of score and accuracy over the bins, weighted by rows, 0 to 1.
+
+    Without rows it is 0. Source: Naeini et al. 2015; Guo et al. 2017, equation 3.
+    """
+    filled = [each for each in reliability_bins(scores, correct, bins) if each["rows"]]
+    total = sum(each["rows"] for each in filled)
+    gaps = (each["rows"] * abs(each["score"] - each["accuracy"]) for each in filled)
+    return float(sum(gaps) / total) if total else 0.0
+
+
+def coverage_curve(scores: np.ndarray, correct: np.ndarray) -> list[dict[str, float]]:
+    """Return how many rows a threshold lets through, and how many of those are right.
+
+    Returns:
+        For each distinct score, falling: threshold, coverage (share of rows with at least that
+        score) and precision (share of those that are right). Equal scores stand or fall together.
+    """
+    scores, correct = np.asarray(scores, dtype=np.float64), np.asarray(correct, dtype=bool)
+    order = np.argsort(-scores, kind="stable")
+    falling, right = scores[order], np.cumsum(correct[order])
+    last = np.flatnonzero(np.append(falling[1:] != falling[:-1], True)) if len(falling) else []
+    return [
+        {
+            "threshold": float(falling[index]),
+            "coverage": float((index + 1) / len(falling)),
+            "precision": float(right[index] / (index + 1)),
+        }
+        for index in last
+    ]
+
+
+def choose_threshold(
+    scores: np.ndarray, correct: np.ndarray, target_precision: float
+) -> dict[str, float | None]:
+    """Return the lowest threshold from which on predictions are as often right as wanted.
+
+    Args:
+        scores: Probabilities of the predicted labels, (N,).
+        correct: Whether each prediction is right, (N,) bool.
+        target_precision: Share of the rows at or above the threshold that must be right, 0 to 1.
+
+    Returns:
+        threshold, coverage and precision there. Where no threshold reaches the target: threshold
+        None (every row needs a person), coverage 0 and precision None.
+    """
+    for point in reversed(coverage_curve(scores, correct)):
+        if point["precision"] >= target_precision:
+            return dict(point)
+    return {"threshold": None, "coverage": 0.0, "precision": None}
+
+
+# --- of a version ---------------------------------------------------------------------------------
+
+
+def calibrate(logits: np.ndarray, labels: np.ndarray, target_precision: float) -> dict[str, Any]:
+    """Return what a version keeps of its calibration, fitted to its validation split.
+
+    Args:
+        logits: Of rows that were not trained on, (N, C).
+        labels: Their class ids, (N,).
+        target_precision: See `choose_threshold`.
+
+    Returns:
+        temperature, target_precision, threshold (of the scaled score; None: no threshold reaches
+        the target), coverage (share of the rows at or above it), rows (N), and the expected
+        calibration error at temperature 1 (ece_before) and at the fitted one (ece_after).
+    """
+    temperature = float(f"{fit_temperature(logits, labels):.{DIGITS}g}")
+    correct = logits.argmax(axis=-1) == labels
+    scores = softmax(logits, temperature).max(axis=-1)
+    steps = 10**DIGITS
+    chosen = choose_threshold(np.floor(scores * steps) / steps, correct, target_precision)
+    before = expected_calibration_error(softmax(logits).max(axis=-1), correct)
+    return {
+        "temperature": temperature,
+        "target_precision": target_precision,
+        "threshold": chosen["threshold"],
+        "coverage": round(float(chosen["coverage"] or 0), DIGITS),
+        "rows": len(labels),
+        "ece_before": round(before, DIGITS),
+        "ece_after": round(expected_calibration_error(scores, correct), DIGITS),
+    }
+
+
+def measure_calibration(
+    logits: np.ndarray, labels: np.ndarray, calibration: Mapping[str, Any]
+) -> dict[str, float]:
+    """Return how a calibration holds on other rows than it was fitted to.
+
+    Args:
+        logits: (N, C).
+        labels: Class ids, (N,).
+        calibration: As `calibrate` returns it.
+
+    Returns:
+        ece and ece_uncalibrated; coverage, the share of rows at or above the threshold, and
+        coverage_precision, the share of those that are right (left out where there are none).
+    """
+    correct = logits.argmax(axis=-1) == labels
+    scores = softmax(logits, calibration["temperature"]).max(axis=-1)
+    threshold = calibration["threshold"]
+    filed = scores >= (np.inf if threshold is None else threshold)
+    found = {
+        "ece": expected_calibration_error(scores, correct),
+        "ece_uncalibrated": expected_calibration_error(softmax(logits).max(axis=-1), correct),
+        "coverage": float(filed.mean()) if len(filed) else 0.0,
+    }
+    return found | ({"coverage_precision": float(correct[filed].mean())} if filed.any() else {})

@@ -1,0 +1,1 @@
+"""The parameters: from words and files to typed, checked values."""

@@ -1,0 +1,459 @@
+"""The typed parameters: merge, cast, check, hash; every fault in one message."""
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from account_tax.errors import Refused
+
+from .conflicts import conflicts
+from .kinds import Section, cast_text, convert, describe
+from .schema import everything, refusal
+
+NOT_GIVEN = "from_recipe"  # MLproject's default: the recipe's value stands
+RECIPE_SECTIONS = ("data", "train", "registry")
+PRECISIONS = {"fp32": ("false", "false"), "bf16": ("true", "false"), "fp16": ("false", "true")}
+FLAGS = ("register", "dry_run")  # a bare `--dry-run` means true
+# Where a run writes and what it may register; they decide nothing about what comes out.
+NO_PART = (
+    "artifacts_root",
+    "train.training.output_dir",
+    "registry.allow_unlocked",
+    "registry.sign_key",
+)
+GATES = "registry.gates."  # what a review asks of a version; they have no part in it either
+BASE = "train.model.name"
+UNKNOWN = "unknown parameter"
+Tree = dict[str, Any]
+
+
+class ConfigError(Refused):
+    """Parameters that can't be used; `faults` has one line for each.
+
+    `usable` has the sections without a fault, so that what they point to can be checked as well
+    and everything is said at once; None where the files can't be read.
+    """
+
+    def __init__(self, faults: Sequence[str], usable: "Resolved | None" = None) -> None:
+        self.faults, self.usable = list(faults), usable
+        noun = "problem" if len(self.faults) == 1 else "problems"
+        lines = "".join(f"\n  {fault}" for fault in self.faults)
+        super().__init__(f"{len(self.faults)} {noun} in the parameters{lines}")
+
+
+@dataclass(frozen=True)
+class LaunchOptions:
+    """What the launcher itself needs to know."""
+
+    recipe: str = "starter"
+    num_gpus: int | Literal["auto"] = "auto"
+    register: bool = True
+    dry_run: bool = False
+    master_port: int | Literal["auto"] = "auto"
+    resume: str = "auto"
+    grace_seconds: float = 8.0
+    hang_timeout_seconds: float | None = 600.0
+    hostfile: str | None = None
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """The checked parameters of one run, and where each was set."""
+
+    launch: LaunchOptions
+    values: Tree
+    sources: dict[str, str]
+
+    def flat(self) -> Tree:
+        """Return the values by dotted key."""
+        return dict(_leaves(self.values))
+
+    @property
+    def sha256(self) -> str:
+        """The digest of what decides the result, so of all but places, gates and launch."""
+        kept = {
+            key: value
+            for key, value in self.flat().items()
+            if key not in NO_PART and not key.startswith(GATES)
+        }
+        text = json.dumps(kept, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def to_yaml(self) -> str:
+        """Return the values as YAML, in their own order."""
+        return yaml.safe_dump(self.values, sort_keys=False, allow_unicode=True)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One problem: the key, what is wrong, the value as shown, and where it was set.
+
+    Without a source it is looked up; an empty one means that there is no place to name.
+    `unreadable` marks a whole file, whose keys would all seem to be missing.
+    """
+
+    key: str
+    text: str
+    shown: str | None = None
+    source: str | None = None
+    unreadable: bool = False
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One value of the command line: its key, its text, and the name the user typed."""
+
+    key: str
+    text: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A tree of values, and the source of each dotted key in it."""
+
+    tree: Tree
+    sources: Mapping[str, str]
+
+
+def parse_command_line(args: Sequence[str]) -> list[tuple[str, str]]:
+    """Return `--a.b c`, `--a.b=c` and bare flags as (name, text) pairs.
+
+    Raises:
+        ConfigError: If a word is no option, or an option has no value.
+    """
+    pairs: list[tuple[str, str]] = []
+    faults: list[str] = []
+    words = list(args)
+    while words:
+        word = words.pop(0)
+        name, equals, text = word.removeprefix("--").partition("=")
+        name = name if "." in name else name.replace("-", "_")
+        if not word.startswith("--") or not name:
+            faults.append(f"{word}: expected an option such as --train.lora.r 8.")
+        elif equals:
+            pairs.append((name, text))
+        elif words and not words[0].startswith("--"):
+            pairs.append((name, words.pop(0)))
+        elif name in FLAGS:
+            pairs.append((name, "true"))
+        else:
+            faults.append(f"{word}: expected a value after it, as in {word}=VALUE.")
+    if faults:
+        raise ConfigError(faults)
+    return pairs
+
+
+def resolve(project: Path, overrides: Sequence[tuple[str, str]]) -> Resolved:
+    """Return the parameters of a run: conf < recipe < command line, cast and checked.
+
+    Args:
+        project: The folder with MLproject, conf/ and recipes/.
+        overrides: (name, text) pairs as `parse_command_line` returns them.
+
+    Raises:
+        ConfigError: If anything is wrong: all faults together, each with where it was set.
+    """
+    faults: list[Fault] = []
+    aliases = _read_aliases(project / "MLproject")
+    settings = _read_settings(overrides, aliases, faults)
+    tree, sources = _merge(_read_layers(project, settings, faults))
+    values: Tree = {}
+    if not any(fault.unreadable for fault in faults):
+        values = _check(everything(), tree, "", faults)
+        flat = dict(_leaves(values))
+        faults += [Fault(key, text, _show(flat[key])) for key, text in conflicts(flat.get)]
+    options = {name: values.pop(name) for name in asdict(LaunchOptions()) if name in values}
+    resolved = Resolved(LaunchOptions(**options), values, sources)
+    if faults:
+        raise ConfigError(
+            [_line(fault, sources, aliases) for fault in faults],
+            _usable(resolved, [fault.key for fault in faults]) if values else None,
+        )
+    return resolved
+
+
+def _usable(resolved: Resolved, faulty: Sequence[str]) -> Resolved:
+    """Return the parameters less every section that has a fault: data, registry or train.<part>."""
+    values = {key: value for key, value in resolved.values.items() if key != "train"}
+    parts: Tree = resolved.values.get("train", {})
+    for key in faulty:
+        section, _, rest = key.partition(".")
+        values.pop(section, None)
+        if section == "train":
+            parts = {name: part for name, part in parts.items() if name != rest.split(".")[0]}
+    return Resolved(resolved.launch, values | {"train": parts}, resolved.sources)
+
+
+def batch_faults(values: Tree, world_size: int) -> list[str]:
+    """Return what is wrong with the batch settings for this many ranks; usually nothing."""
+    block = values["train"].get("deepspeed")
+    if block is None:  # it has a fault of its own
+        return []
+    micro, steps = block["train_micro_batch_size_per_gpu"], block["gradient_accumulation_steps"]
+    total, product = block.get("train_batch_size"), micro * steps * world_size
+    if total in (None, product):
+        return []
+    return [
+        f"train.deepspeed.train_batch_size = {total}: {micro} (train_micro_batch_size_per_gpu) x "
+        f"{steps} (gradient_accumulation_steps) x {world_size} (ranks) is {product}. "
+        "Leave train_batch_size out, or make them agree."
+    ]
+
+
+def _read_aliases(mlproject: Path) -> dict[str, str]:
+    """Return key -> -P name from the train command, `--train.lora.r {lora_r}`."""
+    if not mlproject.exists():
+        return {}
+    project = yaml.safe_load(mlproject.read_text(encoding="utf-8"))
+    command = project["entry_points"]["train"]["command"]
+    return dict(re.findall(r"--([\w.]+)[ =]\{(\w+)\}", command))
+
+
+def _read_settings(
+    overrides: Sequence[tuple[str, str]], aliases: Mapping[str, str], faults: list[Fault]
+) -> dict[str, Setting]:
+    """Return the given values by key. A key given twice with two values is a fault."""
+    settings: dict[str, Setting] = {}
+    for name, text, source in _name_sources(overrides, aliases):
+        for setting in _expand(Setting(name, text, source), faults):
+            earlier = settings.setdefault(setting.key, setting)
+            if earlier.text.lower() != setting.text.lower():
+                reason = f"{earlier.source} sets it to {earlier.text}; give it once"
+                faults.append(Fault(setting.key, reason, setting.text, setting.source))
+    return settings
+
+
+def _name_sources(
+    overrides: Sequence[tuple[str, str]], aliases: Mapping[str, str]
+) -> Iterator[tuple[str, str, str]]:
+    """Yield (key, text, what the user typed) for each value that is given.
+
+    MLflow fills in MLproject's command, every -P name in it, and appends the undeclared ones. So
+    where all are there, the first of a key is its -P name's, and any other is a key given by -P.
+    """
+    keys = {alias: key for key, alias in aliases.items()}
+    declared = set(aliases) if set(aliases) <= {name for name, _ in overrides} else set[str]()
+    by_mlflow = bool(declared)
+    for name, text in overrides:
+        source = f"-P {aliases[name] if name in declared else name}" if by_mlflow else f"--{name}"
+        declared.discard(name)
+        if text != NOT_GIVEN:
+            yield keys.get(name, name), text, source
+
+
+def _expand(setting: Setting, faults: list[Fault]) -> list[Setting]:
+    """Return the settings one stands for: `precision` is two, any other itself."""
+    if setting.key != "precision":
+        return [setting]
+    if setting.text not in PRECISIONS:
+        reason = f"expected one of {', '.join(PRECISIONS)}"
+        faults.append(Fault("precision", reason, setting.text, setting.source))
+        return []
+    keys = ("train.training.bf16", "train.training.fp16")
+    texts = PRECISIONS[setting.text]
+    return [Setting(key, text, setting.source) for key, text in zip(keys, texts, strict=True)]
+
+
+def _read_layers(
+    project: Path, settings: Mapping[str, Setting], faults: list[Fault]
+) -> list[Layer]:
+    """Return what sets parameters, lowest first."""
+    options = asdict(LaunchOptions())
+    layers = [_layer(options, "default")]
+    shared: Tree = {}
+    for conf in (project / "conf" / "base", project / "conf" / "local"):
+        shared |= _read_yaml(conf / "globals.yml", project, {}, faults)
+    if root := settings.get("artifacts_root"):  # what is written below it moves along
+        shared["artifacts_root"] = root.text
+    for env in ("base", "local"):
+        for path in sorted((project / "conf" / env / "parameters").glob("*.yml")):
+            tree = _read_yaml(path, project, shared, faults)
+            shown = path.name if env == "base" else path.relative_to(project).as_posix()
+            layers.append(_layer(_without(tree, options, shown, faults), shown))
+    recipe = settings["recipe"].text if "recipe" in settings else options["recipe"]
+    layers.append(_read_recipe(project, recipe, shared, faults))
+    layers.append(_command_layer(settings))
+    return layers
+
+
+def _read_recipe(project: Path, name: str, shared: Tree, faults: list[Fault]) -> Layer:
+    recipes = {path.stem: path for path in sorted((project / "recipes").glob("*.yml"))}
+    if name not in recipes:
+        there = ", ".join(recipes) or "none"
+        faults.append(Fault("recipe", f"no such recipe. There are: {there}", name))
+        return Layer({}, {})
+    shown = f"recipes/{name}.yml"
+    tree = _read_yaml(recipes[name], project, shared, faults)
+    elsewhere = [*asdict(LaunchOptions()), "artifacts_root"]
+    return _layer(_without(tree, elsewhere, shown, faults), shown)
+
+
+def _command_layer(settings: Mapping[str, Setting]) -> Layer:
+    tree: Tree = {}
+    for setting in settings.values():
+        *parents, name = setting.key.split(".")
+        node = tree
+        for parent in parents:
+            below = cast(Tree, node[parent]) if isinstance(node.get(parent), dict) else Tree()
+            node[parent] = node = below
+        node[name] = cast_text(setting.text, _kind_of(setting.key))
+    return Layer(tree, {setting.key: setting.source for setting in settings.values()})
+
+
+def _read_yaml(path: Path, project: Path, shared: Tree, faults: list[Fault]) -> Tree:
+    """Return a file's mapping, read as Kedro reads it (1e-4 is a number, ${globals:...} works)."""
+    if not path.exists():
+        return {}
+    try:
+        # A plain reference, so that Kedro's own `globals` resolver, process-wide, stays its own.
+        text = path.read_text(encoding="utf-8").replace("${globals:", "${globals.")
+        node = OmegaConf.merge({"globals": shared}, OmegaConf.create(text))
+        tree = cast(Tree, OmegaConf.to_container(node, resolve=True))
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError) as err:
+        reason = f"can't be read as YAML with keys: {' '.join(str(err).split())}"
+        faults.append(Fault(path.relative_to(project).as_posix(), reason, None, "", True))
+        return {}
+    return {str(key): value for key, value in tree.items() if key != "globals"}
+
+
+def _without(tree: Tree, elsewhere: Iterable[str], shown: str, faults: list[Fault]) -> Tree:
+    """Return a file's mapping without the keys that are known, but not settable in it."""
+    for key in [key for key in elsewhere if key in tree]:
+        reason = f"can't be set in this file; it holds {', '.join(RECIPE_SECTIONS)} only"
+        faults.append(Fault(key, reason, _show(tree[key]), shown))
+    return {key: value for key, value in tree.items() if key not in elsewhere}
+
+
+def _layer(tree: Tree, source: str) -> Layer:
+    return Layer(tree, {key: source for key, _ in _leaves(tree)})
+
+
+def _merge(layers: Sequence[Layer]) -> tuple[Tree, dict[str, str]]:
+    """Return the layers laid over each other, and the source of each dotted key that remains."""
+    tree: Tree = {}
+    sources: dict[str, str] = {}
+    for layer in layers:
+        layer = _drop_pins(layer, tree)
+        tree = _overlay(tree, layer.tree)
+        sources |= layer.sources
+    return tree, {key: sources.get(key, "") for key, _ in _leaves(tree)}
+
+
+def merge_trees(*trees: Tree) -> Tree:
+    """Return trees merged as a run's layers are, lowest first."""
+    return _merge([_layer(tree, "") for tree in trees])[0]
+
+
+def _drop_pins(layer: Layer, below: Tree) -> Layer:
+    """Return the layer with the base's commit and sha256 cleared where it names another base."""
+    now, before = dict(_leaves(layer.tree)), dict(_leaves(below))
+    name = now.get(BASE)
+    if name is None or name == before.get(BASE):
+        return layer
+    pins = ("train.model.revision", "train.model.sha256")
+    stale = [pin for pin in pins if pin not in now and before.get(pin) is not None]
+    cleared: Tree = {"train": {"model": {pin.rpartition(".")[2]: None for pin in stale}}}
+    sources = dict.fromkeys(stale, layer.sources[BASE])
+    return Layer(_overlay(layer.tree, cleared), {**layer.sources, **sources})
+
+
+def _overlay(below: Tree, above: Tree) -> Tree:
+    """Return a deep merge: mappings merge, anything else is replaced."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        both = isinstance(old, dict) and isinstance(value, dict)
+        merged[key] = _overlay(cast(Tree, old), cast(Tree, value)) if both else value
+    return merged
+
+
+def _leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(cast(Tree, value), f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _check(section: Section, tree: Tree, prefix: str, faults: list[Fault]) -> Tree:
+    """Return the section's values, cast; whatever is faulty is reported and left out."""
+    values: Tree = {}
+    for name, value in tree.items():
+        key, kind = f"{prefix}{name}", section.fields.get(name)
+        if reason := refusal(key):
+            faults.append(Fault(key, reason, _show(value)))
+        elif kind is None:
+            faults.append(Fault(key, UNKNOWN))
+        elif isinstance(kind, Section) and isinstance(value, dict):
+            values[name] = _check(kind, cast(Tree, value), f"{key}.", faults)
+        else:
+            try:
+                values[name] = convert(value, kind)
+            except ValueError:
+                faults.append(Fault(key, f"expected {describe(kind)}", _show(value)))
+    for name in sorted(section.required - tree.keys()):
+        reason = f"missing; expected {describe(section.fields[name])}"
+        faults.append(Fault(f"{prefix}{name}", reason, source=""))
+    return values
+
+
+def _kind_of(key: str) -> Any:
+    """Return the type of a dotted key: Any below a free mapping, str where there is no such key."""
+    kind: Any = everything()
+    for name in key.split("."):
+        if not isinstance(kind, Section):
+            return Any
+        kind = kind.fields.get(name, str)
+    return kind
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, str):
+        return value or "''"
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _line(fault: Fault, sources: Mapping[str, str], aliases: Mapping[str, str]) -> str:
+    """Return a fault as one line: key = value (source): what is wrong, what to do."""
+    source = fault.source
+    if source is None:
+        below = [text for key, text in sources.items() if key.startswith(f"{fault.key}.")]
+        source = sources.get(fault.key) or next(iter(below), "")
+    shown = "" if fault.shown is None else f" = {fault.shown}"
+    place = f" ({source})" if source else ""
+    hint = ""
+    if fault.text == UNKNOWN and (near := _nearest(fault.key, aliases)):
+        hint = f" Did you mean {near}?"
+    return f"{fault.key}{shown}{place}: {fault.text}.{hint}"
+
+
+def _nearest(key: str, aliases: Mapping[str, str]) -> str | None:
+    """Return the known name a wrong one most likely stands for: beside it, else anywhere."""
+    parent, _, name = key.rpartition(".")
+    known = list(_keys(everything(), ""))
+    beside = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == parent}
+    if not parent:
+        beside |= {alias: alias for alias in aliases.values()}
+    anywhere = {k.rpartition(".")[2]: k for k in reversed(known)}
+    for pool, cutoff in ((beside, 0.6), (anywhere, 0.75)):
+        if match := difflib.get_close_matches(name, pool, n=1, cutoff=cutoff):
+            return pool[match[0]]
+    return None
+
+
+def _keys(section: Section, prefix: str) -> Iterator[str]:
+    for name, kind in section.fields.items():
+        if refusal(f"{prefix}{name}") is None:
+            yield f"{prefix}{name}"
+        if isinstance(kind, Section):
+            yield from _keys(kind, f"{prefix}{name}.")

@@ -1,0 +1,71 @@
+"""Values of parameters that cannot stand together."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+Get = Callable[[str], Any]  # a dotted key's value; None where it is unset or faulty itself
+Conflict = tuple[str, str]  # the key to change, and why
+
+
+def conflicts(get: Get) -> Iterator[Conflict]:
+    """Yield each pair of values that can't stand together, as the key to change and the reason."""
+    yield from _data_conflicts(get)
+    yield from _precision_conflicts(get)
+    yield from _best_model_conflicts(get)
+    yield from _offload_conflicts(get)
+
+
+def _data_conflicts(get: Get) -> Iterator[Conflict]:
+    shares = [get(f"data.split.{part}") for part in ("train", "validation", "test")]
+    if None not in shares and not math.isclose(sum(shares), 1.0, abs_tol=1e-6):
+        total = f"{sum(shares):.6g}"
+        yield "data.split.train", f"train, validation and test have to sum to 1, and sum to {total}"
+    if get("data.label_column") in (get("data.text_columns") or []):
+        yield "data.label_column", "is one of data.text_columns too: the text would hold its label"
+
+
+def _precision_conflicts(get: Get) -> Iterator[Conflict]:
+    if get("train.training.bf16") and get("train.training.fp16"):
+        yield (
+            "train.training.fp16",
+            "bf16 and fp16 can't both be true; set precision to one of them",
+        )
+
+
+def _best_model_conflicts(get: Get) -> Iterator[Conflict]:
+    at = "train.training."
+    metric, greater = get(f"{at}metric_for_best_model"), get(f"{at}greater_is_better")
+    if metric is not None and greater is not None and greater != (not metric.endswith("loss")):
+        better = "lower" if metric.endswith("loss") else "greater"
+        yield f"{at}greater_is_better", f"a {better} {metric} is the better one"
+    if not get(f"{at}load_best_model_at_end"):
+        return
+    if get(f"{at}save_only_model"):
+        yield f"{at}save_only_model", "DeepSpeed can't load the best model back from such a save"
+    evaluate, save = get(f"{at}eval_strategy"), get(f"{at}save_strategy")
+    if evaluate == "no":
+        yield f"{at}eval_strategy", "load_best_model_at_end needs evaluations to compare"
+    elif evaluate and save and save not in (evaluate, "best"):
+        yield f"{at}save_strategy", f"load_best_model_at_end needs eval_strategy's, {evaluate}"
+    if evaluate == save == "steps":
+        yield from _interval_conflicts(get(f"{at}eval_steps"), get(f"{at}save_steps"))
+
+
+def _interval_conflicts(evaluate: float | None, save: float | None) -> Iterator[Conflict]:
+    if evaluate is None or save is None:
+        return
+    times = save / evaluate
+    if (evaluate < 1) != (save < 1) or not math.isclose(times, max(1, round(times)), rel_tol=1e-9):
+        reason = f"load_best_model_at_end needs a multiple of eval_steps, {evaluate}"
+        yield "train.training.save_steps", reason
+
+
+def _offload_conflicts(get: Get) -> Iterator[Conflict]:
+    at = "train.deepspeed.zero_optimization"
+    for what, stages in (("offload_optimizer", (1, 2, 3)), ("offload_param", (3,))):
+        stage, device = get(f"{at}.stage"), get(f"{at}.{what}.device")
+        if stage is not None and device in ("cpu", "nvme") and stage not in stages:
+            needed = " or ".join(map(str, stages))
+            reason = f"works with ZeRO stage {needed} only, the stage is {stage}"
+            yield f"{at}.{what}.device", f"{reason}; set {at}.{what} to null"

@@ -1,0 +1,353 @@
+# pyright: strict
+"""What each parameter may be: keys, types and ranges, and which values can't stand together."""
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from typing import Annotated, Any, Literal, NotRequired, TypedDict, get_origin, get_type_hints
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from .kinds import Section, Words
+from .library_fields import class_fields
+
+
+def _whole_or_fraction(value: float) -> float:
+    if value < 1:
+        return value
+    if value != int(value):
+        raise ValueError("neither whole nor a fraction")
+    return int(value)
+
+
+def _alias(value: str) -> str:
+    if value.lower() == "latest" or re.fullmatch(r"[vV]\d+|.*[^\w-].*|", value):
+        raise ValueError("reserved by MLflow")
+    return value
+
+
+def _registered_name(value: str) -> str:
+    if not value.strip() or re.search("[/:]", value):
+        raise ValueError("not a registered model's name")
+    return value
+
+
+def _metric_name(value: str) -> str:
+    if value.removeprefix("eval_") not in METRICS:
+        raise ValueError("not a metric of the evaluation")
+    return value
+
+
+METRICS = ("loss", "accuracy", "f1", "precision", "recall")
+Count = Annotated[int, Field(ge=1), Words("a whole number of at least 1")]
+Natural = Annotated[int, Field(ge=0), Words("a whole number of at least 0")]
+Positive = Annotated[float, Field(gt=0), Words("a number above 0")]
+NonNegative = Annotated[float, Field(ge=0), Words("a number of at least 0")]
+Share = Annotated[float, Field(ge=0, lt=1), Words("a number of at least 0 and below 1")]
+Part = Annotated[float, Field(gt=0, lt=1), Words("a number between 0 and 1")]
+UpToOne = Annotated[float, Field(ge=0, le=1), Words("a number from 0 to 1")]
+Change = Annotated[float, Field(ge=-1, le=1), Words("a number from -1 to 1")]
+Steps = Annotated[
+    int | float,
+    Field(gt=0),
+    AfterValidator(_whole_or_fraction),
+    Words("a whole number of at least 1, or a fraction of the run below 1"),
+]
+Name = Annotated[str, Field(min_length=1), Words("a name")]
+Names = Annotated[list[Name], Field(min_length=1), Words("a list of at least one name")]
+Alias = Annotated[
+    str,
+    AfterValidator(_alias),
+    Words("letters, digits, - and _, and neither latest nor v1, v2, ... (MLflow keeps those)"),
+]
+RegisteredName = Annotated[str, AfterValidator(_registered_name), Words("a name without / and :")]
+Metric = Annotated[
+    str, AfterValidator(_metric_name), Words(f"one of {', '.join(METRICS)} (eval_ may precede)")
+]
+# YAML reads a bare `no` as false.
+NoIsText = BeforeValidator(lambda value: "no" if value is False else value)
+
+
+class LaunchFields(TypedDict):
+    """The launcher's own options."""
+
+    recipe: Name
+    num_gpus: Literal["auto"] | Count
+    hostfile: Name | None
+    register: bool
+    dry_run: bool
+    master_port: (
+        Literal["auto"]
+        | Annotated[int, Field(ge=1, le=65535), Words("a port number from 1 to 65535")]
+    )
+    resume: (
+        Literal["auto", "never"]
+        | Annotated[
+            str, Field(pattern="^[0-9a-f]{32}$"), Words("the id of a run, 32 hexadecimal digits")
+        ]
+    )
+    grace_seconds: NonNegative
+    hang_timeout_seconds: NonNegative | None
+
+
+class Split(TypedDict):
+    """How rows are shared out."""
+
+    train: Part
+    validation: Part
+    test: Part
+    seed: Natural
+    stratified: bool
+
+
+class Data(TypedDict):
+    """The ledger and how it is read."""
+
+    source: Name
+    text_columns: Names
+    label_column: Name
+    group_column: Name | None
+    separator: str
+    max_length: Annotated[int, Field(ge=3), Words("a whole number of at least 3")]
+    duplicates: Literal["drop", "keep"]
+
+
+class Gates(TypedDict):
+    """What a review asks of a version; null or false: not asked."""
+
+    min_accuracy: UpToOne | None
+    min_f1: UpToOne | None
+    max_loss: Positive | None
+    accuracy_min_absolute_change: Part | None
+    accuracy_min_relative_change: UpToOne | None
+    f1_min_absolute_change: Part | None
+    f1_min_relative_change: UpToOne | None
+    accuracy_change_lower_bound: Change | None
+    f1_change_lower_bound: Change | None
+    min_class_recall: UpToOne | None
+    min_class_f1: UpToOne | None
+    class_floor_rows: Count
+    min_class_rows: Count | None
+    max_calibration_error: UpToOne | None
+    min_coverage: UpToOne | None
+    locked_environment: bool
+    clean_tree: bool
+    cold_load_verified: bool
+    reproduced: Literal["bitwise", "within tolerance"] | None
+
+
+class Registry(TypedDict):
+    """Where the trained version goes."""
+
+    name: RegisteredName
+    alias: Alias
+    target_precision: Part
+    allow_unlocked: bool
+    sign_key: Name | None
+
+
+class Model(TypedDict):
+    """The base model."""
+
+    name: Name
+    revision: Name | None
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$"), Words("64 hexadecimal digits")] | None
+    num_labels: Annotated[int, Field(ge=2), Words("a whole number of at least 2")] | None
+    pooling: Literal["cls", "mean"]
+    config: dict[str, Any] | None
+
+
+class Zero(TypedDict):
+    """ZeRO, beside the fields DeepSpeed itself declares."""
+
+    stage: Literal[0, 1, 2, 3]
+    # Trainer fills these three from the model's hidden size where they say auto.
+    reduce_bucket_size: NotRequired[Count | Literal["auto"]]
+    stage3_prefetch_bucket_size: NotRequired[Natural | Literal["auto"]]
+    stage3_param_persistence_threshold: NotRequired[Natural | Literal["auto"]]
+
+
+class DeepSpeed(TypedDict):
+    """The top-level keys of DeepSpeed 0.19.8 that data-parallel training can use.
+
+    Source: deepspeed/runtime/config.py, DeepSpeedConfig._initialize_params; ZeRO's own keys come
+    from deepspeed/runtime/zero/config.py.
+    """
+
+    train_micro_batch_size_per_gpu: Count
+    gradient_accumulation_steps: Count
+    gradient_clipping: NonNegative
+    wall_clock_breakdown: bool
+    train_batch_size: NotRequired[Count | None]
+    steps_per_print: NotRequired[Count | None]
+    activation_checkpointing: NotRequired[dict[str, Any]]
+    aio: NotRequired[dict[str, Any]]
+    checkpoint: NotRequired[dict[str, Any]]
+    comms_logger: NotRequired[dict[str, Any]]
+    communication_data_type: NotRequired[str | None]
+    csv_monitor: NotRequired[dict[str, Any]]
+    data_types: NotRequired[dict[str, Any]]
+    disable_allgather: NotRequired[bool]
+    disable_python_gc: NotRequired[bool]
+    dump_state: NotRequired[bool]
+    flops_profiler: NotRequired[dict[str, Any]]
+    gradient_predivide_factor: NotRequired[Positive]
+    log_level: NotRequired[str]
+    memory_breakdown: NotRequired[bool]
+    prescale_gradients: NotRequired[bool]
+    tensorboard: NotRequired[dict[str, Any]]
+    timers: NotRequired[dict[str, Any]]
+    zero_allow_untested_optimizer: NotRequired[bool]
+    zero_force_ds_cpu_optimizer: NotRequired[bool]
+
+
+class Lora(TypedDict):
+    """The adapter, beside the other fields of peft.LoraConfig."""
+
+    enable: bool
+    r: Count
+    alpha: Count
+    target_modules: Names | Literal["all-linear"]
+    dropout: Share
+    bias: Literal["none", "all", "lora_only"]
+    task_type: Annotated[
+        Literal["SEQ_CLS"], Words("SEQ_CLS, the only task here: a line is filed under one account")
+    ]
+    init_lora_weights: NotRequired[bool | Name]  # pissa_niter_16 and the like are open-ended
+
+
+class Training(TypedDict):
+    """Optimisation, beside the other fields of transformers.TrainingArguments."""
+
+    output_dir: Name
+    num_train_epochs: Positive
+    max_steps: Count | None
+    eval_strategy: Annotated[Literal["no", "steps", "epoch"], NoIsText]
+    eval_steps: Steps
+    save_strategy: Annotated[Literal["no", "steps", "epoch", "best"], NoIsText]
+    save_steps: Steps
+    save_total_limit: Count | None
+    logging_steps: Steps
+    learning_rate: Positive
+    weight_decay: NonNegative
+    warmup_ratio: Share
+    fp16: bool
+    bf16: bool
+    gradient_checkpointing: bool
+    dataloader_num_workers: Natural
+    seed: Annotated[int, Field(ge=0, lt=2**32), Words("a whole number from 0 to 4294967295")]
+    report_to: list[Literal["mlflow"]]
+    load_best_model_at_end: bool
+    metric_for_best_model: Metric
+    greater_is_better: bool
+    warmup_steps: NotRequired[NonNegative]
+    per_device_eval_batch_size: NotRequired[Count]
+    train_sampling_strategy: NotRequired[
+        Literal["random", "sequential", "group_by_length", "batch_rebalance"]
+    ]
+
+
+class Metrics(TypedDict):
+    """How the classes' scores become one."""
+
+    average: Literal["macro", "micro", "weighted"]
+
+
+class Loss(TypedDict):
+    """The loss."""
+
+    class_weights: Literal["none", "balanced"]
+
+
+class Root(TypedDict):
+    """What stands beside the sections."""
+
+    artifacts_root: Name
+
+
+def section(declared: type, below: Mapping[str, Section] | None = None, **library: Any) -> Section:
+    """Return a declared section together with the library's fields it leaves undeclared."""
+    hints = get_type_hints(declared, include_extras=True)
+    optional = {key for key, kind in hints.items() if get_origin(kind) is NotRequired}
+    own = {key: kind.__args__[0] if key in optional else kind for key, kind in hints.items()}
+    below = below or {}
+    return Section({**library, **own, **below}, frozenset({*own, *below} - optional))
+
+
+@cache
+def parameters() -> Section:
+    """Return the whole schema. The libraries' fields come from their installed source."""
+    train = {
+        "model": section(Model),
+        "deepspeed": section(DeepSpeed, {"zero_optimization": _zero()}),
+        "lora": section(Lora, **class_fields("peft", "tuners/lora/config.py", "LoraConfig")),
+        "training": section(
+            Training, **class_fields("transformers", "training_args.py", "TrainingArguments")
+        ),
+        "metrics": section(Metrics),
+        "loss": section(Loss),
+    }
+    below = {
+        "data": section(Data, {"split": section(Split)}),
+        "train": Section(train, frozenset(train)),
+        "registry": section(Registry, {"gates": section(Gates)}),
+    }
+    return section(Root, below)
+
+
+def _zero() -> Section:
+    library = class_fields("deepspeed", "runtime/zero/config.py", "DeepSpeedZeroConfig")
+    zero = section(Zero, **library)
+    offload = {
+        f"offload_{what.lower()}": Section(
+            class_fields(
+                "deepspeed", "runtime/zero/offload_config.py", f"DeepSpeedZeroOffload{what}Config"
+            ),
+            frozenset({"device"}),
+            nullable=True,
+        )
+        for what in ("Param", "Optimizer")
+    }
+    return Section({**zero.fields, **offload}, zero.required)
+
+
+@cache
+def everything() -> Section:
+    """Return the parameters with the launcher's options beside them."""
+    launch = section(LaunchFields)
+    return Section({**launch.fields, **parameters().fields}, parameters().required)
+
+
+CONFIDENTIAL = "not available here: ledgers are confidential, nothing is sent to a hub"
+# Keys the libraries know and this project settles elsewhere, with where.
+REFUSED = {
+    "train.training.per_device_train_batch_size": "set "
+    "train.deepspeed.train_micro_batch_size_per_gpu instead",
+    "train.training.gradient_accumulation_steps": "set "
+    "train.deepspeed.gradient_accumulation_steps instead",
+    "train.training.max_grad_norm": "set train.deepspeed.gradient_clipping instead",
+    "train.training.deepspeed": "set the keys of train.deepspeed instead",
+    "train.training.fsdp": "set train.deepspeed.zero_optimization instead: DeepSpeed shards here",
+    "train.training.fsdp_config": "set train.deepspeed.zero_optimization instead",
+    "train.training.parallelism_config": "not available here: ranks share data only",
+    "train.training.label_smoothing_factor": "not available here: the loss is this project's own, "
+    "see train.loss",
+    "train.training.logging_nan_inf_filter": "not yours to set: a loss that is no number stops the "
+    "run",
+    "train.training.local_rank": "not yours to set: the launcher numbers the ranks",
+    "train.training.resume_from_checkpoint": "set resume instead: auto, never, or the id of a run",
+    "train.lora.lora_alpha": "set train.lora.alpha instead",
+    "train.lora.lora_dropout": "set train.lora.dropout instead",
+    "train.deepspeed.bf16": "set train.training.bf16 (or precision) instead",
+    "train.deepspeed.fp16": "set train.training.fp16 (or precision) instead",
+    "train.deepspeed.optimizer": "set train.training.optim and learning_rate instead",
+    "train.deepspeed.scheduler": "set train.training.lr_scheduler_type instead",
+    "train.deepspeed.wandb": CONFIDENTIAL,
+    "train.deepspeed.comet": CONFIDENTIAL,
+}
+REFUSED_PREFIXES = tuple(f"train.training.{word}" for word in ("push_to_hub", "hub_", "trackio_"))
+
+
+def refusal(key: str) -> str | None:
+    """Return why a key a library knows is not set here, or None."""
+    return CONFIDENTIAL if key.startswith(REFUSED_PREFIXES) else REFUSED.get(key)

@@ -1,0 +1,118 @@
+"""What can only be known with the data, the base model and torch at hand, before any rank starts.
+
+`python -m account_tax.pipelines.check PARAMETERS.yml REPORT.json` reads and splits the ledger,
+loads the base model and puts the adapters on it, writes what it found, and leaves nothing else
+behind.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from account_tax.ledger.tokens import check_length
+from account_tax.model.classifier import load_tokenizer, resolve_base
+from account_tax.pipelines.prepare.nodes import inputs_sha256, plan_data
+from account_tax.pipelines.train.training_core import apply_lora_adapters, instantiate_model
+from account_tax.processes.guard import guard_stage
+from account_tax.provenance.signing import SignatureError, load_private_key
+
+
+def check(values: dict[str, Any]) -> dict[str, Any]:
+    """Return faults and facts of the parameters `data` and `train`, either of which may be absent.
+
+    Returns:
+        `faults`, one line each; `gpus`, how many this process sees; and, as far as known, `labels`,
+        `rows` by split, `source_sha256`, `inputs_sha256`, `base` (its pin), `parameters` and
+        `trainable_parameters`.
+    """
+    report: dict[str, Any] = {"faults": [], "gpus": torch.cuda.device_count()}
+    train, data = values.get("train", {}), values.get("data")
+    model = train.get("model", {})
+    if data is not None:
+        plan = plan_data(data, {"num_labels": None, **model})
+        report["faults"] += plan.faults
+        report |= {"labels": plan.labels, "rows": plan.rows, "source_sha256": plan.source_sha256}
+    if model.get("name"):
+        report |= _check_model(train, data or {}, report)
+    if data is not None and report["source_sha256"] and "base" in report:
+        pinned = {"name": model["name"], **report["base"]}
+        report["inputs_sha256"] = inputs_sha256(data, pinned, report["source_sha256"])
+    report["faults"] += _precision_faults(train.get("training", {}))
+    report["faults"] += _key_faults(values.get("registry", {}))
+    return report
+
+
+def _check_model(
+    train: dict[str, Any], data: dict[str, Any], report: dict[str, Any]
+) -> dict[str, Any]:
+    """Build the model just as a rank does; return its size, or add a fault to the report."""
+    labels = report.get("labels") or ["one", "two"]  # any two do to look at the layers
+    name, length = train["model"]["name"], data.get("max_length", 0)
+    try:
+        base = resolve_base(name, *(train["model"].get(key) for key in ("revision", "sha256")))
+        tokenizer = load_tokenizer(base)
+        report["faults"] += check_length(length, tokenizer, name)
+        model = instantiate_model({**train["model"], "labels": labels}, tokenizer)
+        if train.get("lora", {}).get("enable", True) and "lora" in train:
+            model = apply_lora_adapters(model, train["lora"])
+    except Exception as err:  # a folder that is no model fails in as many ways as there are files
+        report["faults"].append(_model_fault(err, name))
+        return {}
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return {
+        "base": {"revision": base.revision, "sha256": base.sha256},
+        "parameters": sum(size for size, _ in sizes),
+        "trainable_parameters": sum(size for size, trains in sizes if trains),
+    }
+
+
+def _model_fault(err: Exception, name: str) -> str:
+    """Return an error as a line that starts with its parameter; this project's own do already."""
+    text = " ".join(str(err).split())
+    if text.startswith("train."):
+        return text
+    return (
+        f"train.model.name = {name}: can't be built as a classifier "
+        f"({type(err).__name__}: {text}). Check the model's files and train.model.config."
+    )
+
+
+def _precision_faults(training: dict[str, Any]) -> list[str]:
+    if training.get("fp16") and not torch.cuda.is_available():
+        return [
+            "train.training.fp16 = true: half precision needs a GPU, and none is visible. "
+            "Set precision to bf16 or fp32."
+        ]
+    if training.get("bf16") and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
+        name = torch.cuda.get_device_name()
+        return [f"train.training.bf16 = true: {name} has no bf16. Set precision to fp16 or fp32."]
+    return []
+
+
+def _key_faults(registry: dict[str, Any]) -> list[str]:
+    """Return the fault of a key that can't sign: better now than when the training is done."""
+    if not registry.get("sign_key"):
+        return []
+    try:
+        load_private_key(Path(registry["sign_key"]))
+    except SignatureError as err:
+        return [str(err)]
+    return []
+
+
+def main() -> None:
+    """Check the parameters of a file and write the report."""
+    guard_stage()
+    parameters, report = map(Path, sys.argv[1:])
+    found = check(yaml.safe_load(parameters.read_text(encoding="utf-8")))
+    report.write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Filing: each window of rows answered by the classifier, in the order of the input."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from account_tax.model.classifier import LoadedClassifier, join_texts, needs_review
+
+from .parts import Journal
+from .rows import Rows
+from .sinks import SCORE_DIGITS, Sink
+from .sources import Reject, Source, Window
+
+# Rows the model computes at once, for a CPU and for a GPU.
+MICRO_BATCH = {"cpu": 64, "cuda": 256}
+
+
+@dataclass(frozen=True)
+class Desk:
+    """Who files, and how: the classifier, how many labels it names, when a person has to look."""
+
+    classifier: LoadedClassifier
+    device: str
+    top_k: int
+    threshold: float | None
+
+    def file(self, window: Window[Rows]) -> tuple[Rows, pd.DataFrame, list[Reject]]:
+        """Return a window's readable rows, their answers, and all rows that can't be filed."""
+        settings = self.classifier.settings
+        columns = settings["text_columns"]
+        texts = join_texts(window.rows.frame(columns), columns, settings["separator"])
+        filled = (texts != "").to_numpy(dtype=bool)
+        reason = f"no text in {', '.join(columns)}"
+        numbers = zip(window.rows.numbers, filled, strict=True)
+        rejects = window.rejects + [Reject(number, reason) for number, has in numbers if not has]
+        rows = window.rows if filled.all() else window.rows.keep(filled)
+        answers = self.answer(texts[filled].tolist())
+        return rows, answers, sorted(rejects, key=lambda reject: reject.number)
+
+    def answer(self, texts: list[str]) -> pd.DataFrame:
+        """Return label, score and so on for each text, (N,); one that repeats is computed once."""
+        places, different = pd.factorize(np.array(texts, dtype=object))
+        logits = self.classifier.logits(list(different), MICRO_BATCH[self.device])
+        answers = self.classifier.rank(logits[places], self.top_k).round(SCORE_DIGITS)
+        answers["needs_review"] = needs_review(answers["score"], self.threshold)
+        return answers
+
+
+def file_ledger(
+    desk: Desk,
+    source: Source,
+    sink: Sink,
+    journal: Journal,
+    batch_rows: int,
+    tell: Callable[[int, float], None],
+) -> tuple[int, float]:
+    """File what the journal does not have yet; return the rows read for it and the seconds.
+
+    Args:
+        desk: Answers.
+        source: The ledger; windows that are in the journal are read past.
+        sink: Writes parts.
+        journal: Keeps them.
+        batch_rows: Rows of a window.
+        tell: Called after each window with the rows read in all, and the rows a second.
+    """
+    start, done, read = time.perf_counter(), len(journal.notes), 0
+    for index, window in enumerate(source.windows(batch_rows)):
+        if index < done:
+            continue
+        rows, answers, rejects = desk.file(window)
+        sink.write_part(journal.part(index), rows, answers)
+        counts = {
+            "read": window.read,
+            "written": len(answers),
+            "review": int(answers["needs_review"].to_numpy().sum()),
+        }
+        journal.commit(rejects, counts)
+        read += window.read
+        tell(journal.total("read"), read / (time.perf_counter() - start))
+    return read, time.perf_counter() - start

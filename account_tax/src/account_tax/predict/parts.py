@@ -1,0 +1,138 @@
+"""The parts of an output that is being made, kept so that a killed run can be taken up again.
+
+They lie in a hidden folder beside the output. A part counts once its note, a JSON file written in
+one move after it, is there; parts of another input, model or set of options are never used.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from account_tax.errors import Refused
+from account_tax.model.classifier import file_sha256
+from account_tax.storage.files import flush, write_whole
+
+from .sinks import Sink
+from .sources import Reject
+
+KEY_FILE = "key.json"
+
+
+class Journal:
+    """The parts of one output that are done; made by `open_journal`."""
+
+    def __init__(self, folder: Path, suffix: str):
+        self._folder, self._suffix = folder, suffix
+        self.notes: list[dict[str, Any]] = []
+        while (note := self._read_note(len(self.notes))) is not None:
+            self.notes.append(note)
+
+    @property
+    def parts(self) -> list[Path]:
+        """The files of the parts that are done, in their order."""
+        return [self.part(index) for index in range(len(self.notes))]
+
+    def part(self, index: int) -> Path:
+        """Return where a part's rows are written."""
+        return self._folder / f"part-{index:06d}{self._suffix}"
+
+    def _note(self, index: int) -> Path:
+        return self._folder / f"part-{index:06d}.json"
+
+    def _read_note(self, index: int) -> dict[str, Any] | None:
+        """Return a part's note if part and note are whole; a power cut may leave half a file."""
+        with suppress(OSError, ValueError):
+            note = json.loads(self._note(index).read_text(encoding="utf-8"))
+            if note["sha256"] == file_sha256(self.part(index)):
+                return note
+        return None
+
+    def commit(self, rejects: Iterable[Reject], counts: Mapping[str, int]) -> None:
+        """Count the next part, whose file was just written, as done."""
+        index = len(self.notes)
+        flush(self.part(index))
+        note = {
+            "sha256": file_sha256(self.part(index)),
+            "counts": dict(counts),
+            "rejects": [[reject.number, reject.reason] for reject in rejects],
+        }
+        write_whole(self._note(index), json.dumps(note))
+        self.notes.append(note)
+
+    def total(self, count: str) -> int:
+        """Return the sum of a count over the parts that are done."""
+        return sum(note["counts"][count] for note in self.notes)
+
+    def publish(self, sink: Sink, output: Path, rejects: Path, unit: str) -> None:
+        """Give the parts their names as one file, the rejects theirs; forget the parts.
+
+        The output comes last: where it is, everything is.
+        """
+        joined = self._folder / f"joined{self._suffix}"
+        sink.join(self.parts, joined)
+        flush(joined)
+        listed = [
+            json.dumps({unit: number, "reason": reason}) + "\n"
+            for note in self.notes
+            for number, reason in note["rejects"]
+        ]
+        rejects.unlink(missing_ok=True)
+        if listed:
+            write_whole(rejects, "".join(listed))
+        joined.replace(output)
+        shutil.rmtree(self._folder)
+
+
+@contextmanager
+def open_journal(output: Path, key: Mapping[str, Any]) -> Iterator[tuple[Journal, bool]]:
+    """Give the journal of an output, and whether parts of another key were removed.
+
+    Args:
+        output: The file that is being made.
+        key: What its content depends on.
+
+    Raises:
+        Refused: If another process is making it, or its folder can't be written to.
+    """
+    folder = parts_folder(output)
+    try:
+        folder.mkdir(exist_ok=True)
+        lock = (folder / "lock").open("w")
+    except OSError as err:
+        raise Refused(
+            f"output = {output} (-P output): can't write there ({err.strerror})."
+        ) from err
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a killed process lets go of it
+        except OSError as err:
+            raise Refused(
+                f"output = {output} (-P output): another process is writing it. Wait for it, or "
+                "name another file."
+            ) from err
+        stale = _keep_only(folder, key)
+        yield Journal(folder, output.suffix), stale
+
+
+def parts_folder(output: Path) -> Path:
+    """Return the hidden folder of the parts."""
+    return output.with_name(f".{output.name}.parts")
+
+
+def _keep_only(folder: Path, key: Mapping[str, Any]) -> bool:
+    """Remove the parts of another key; return whether there were any."""
+    text, file = json.dumps(key, sort_keys=True), folder / KEY_FILE
+    with suppress(OSError):
+        if file.read_text(encoding="utf-8") == text:
+            return False
+    stale = [path for path in folder.iterdir() if path.name.startswith("part-")]
+    for path in stale:
+        path.unlink()
+    write_whole(file, text)
+    return bool(stale)

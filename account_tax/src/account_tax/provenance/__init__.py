@@ -1,0 +1,1 @@
+"""What a version is made of, and the proof of it."""

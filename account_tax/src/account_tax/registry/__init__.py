@@ -1,0 +1,1 @@
+"""A registered version met from outside: found, downloaded, checked, read."""

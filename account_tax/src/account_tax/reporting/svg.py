@@ -1,0 +1,60 @@
+"""The look of every figure: colours, fonts and sizes of an SVG that repeats byte by byte."""
+
+import unicodedata
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+BLUE, GREY, INK = "#2f5d8a", "#b8bec6", "#30343a"
+
+
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "account-tax",  # element ids would be random
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same layout on every machine
+    "text.parse_math": False,  # a $ in a label is a dollar
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": GREY,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+
+
+@contextmanager
+def svg_style() -> Iterator[None]:
+    """Draw within it in the project's style, Hangul included."""
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        # The font has no Hangul; the viewer's has, and the text stays text.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        yield
+
+
+def sized_figure(
+    width: float, height: float, *, left: float, right: float, bottom: float, top: float
+) -> tuple[Figure, Axes]:
+    """Return a figure whose plotting area has the size, with these margins, all in inches."""
+    total_width, total_height = left + width + right, bottom + height + top
+    figure = Figure(figsize=(total_width, total_height))
+    axes = figure.add_axes(
+        (left / total_width, bottom / total_height, width / total_width, height / total_height)
+    )
+    return figure, axes
+
+
+def text_inches(labels: Sequence[str], font_size: float) -> float:
+    """Return the width of the longest label; a Hangul syllable is as wide as its height."""
+    ems = max(
+        sum(1.0 if unicodedata.east_asian_width(char) in "WF" else 0.62 for char in label)
+        for label in labels
+    )
+    return ems * font_size / 72

@@ -1,0 +1,1 @@
+"""What lies on disk: names, whole writes, checkpoints, prepared data."""

@@ -1,0 +1,108 @@
+"""Files on disk: written whole, known by a digest, held by one process at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    pass
+
+
+class Held(RuntimeError):
+    """Another process holds a lock; `owner` is what it wrote there."""
+
+    def __init__(self, file: Path, owner: dict[str, Any]):
+        super().__init__(f"{file} is held by process {owner.get('pid', 'unknown')}")
+        self.owner = owner
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a file's mapping; empty where there is none or it can't be read."""
+    with suppress(OSError, ValueError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return content if isinstance(content, dict) else {}
+    return {}
+
+
+@contextmanager
+def hold(file: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Hold a lock; yields what writes down who does. It ends with the process, however that ends.
+
+    Raises:
+        Held: If another process holds it.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a+", encoding="utf-8") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Held(file, read_json(file)) from None
+
+        def sign(owner: Mapping[str, Any]) -> None:
+            handle.truncate(0)
+            handle.write(json.dumps({"pid": os.getpid(), **owner}))
+            handle.flush()
+
+        yield sign
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a mapping; whoever reads it sees the whole of it or what was there before."""
+    scratch = path.with_name(f".{path.name}.new")
+    write_synced(scratch, content)
+    scratch.replace(path)
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Return every file below a folder, in one order."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_synced(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a mapping and wait until it is on the disk."""
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def canonical_sha256(value: Any) -> str:
+    """Return the sha256 of a value's JSON: keys sorted, no spaces, UTF-8."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is never seen half written."""
+    scratch = path.with_name(f".{path.name}.new")
+    scratch.write_text(text, encoding="utf-8")
+    flush(scratch)
+    scratch.replace(path)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file is on the disk: a part counts only after a power cut, too."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,45 @@
+"""Finding data that was prepared before from the same bytes and parameters."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from .names import SPLITS
+
+
+def find_prepared(folder: Path, key: str) -> str | None:
+    """Return the newest whole version under data/04_feature made from these inputs, if any.
+
+    Args:
+        folder: Holds tokenized_datasets, tokenizer and dataset_metadata.json, versioned by Kedro.
+        key: See `inputs_sha256`.
+    """
+    for version in sorted((folder / "dataset_metadata.json").glob("*"), reverse=True):
+        try:
+            metadata = json.loads((version / "dataset_metadata.json").read_text("utf-8"))
+        except (OSError, ValueError):  # begun and not finished, or not ours
+            continue
+        if metadata.get("inputs_sha256") == key and _is_whole(folder, version.name):
+            return version.name
+    return None
+
+
+def publish_prepared(scratch: Path, folder: Path, version: str) -> None:
+    """Move a whole version from one folder to another of the same disk, its metadata last."""
+    for dataset in ("tokenized_datasets", "tokenizer", "dataset_metadata.json"):
+        (folder / dataset).mkdir(parents=True, exist_ok=True)
+        (scratch / dataset / version).rename(folder / dataset / version)
+
+
+def _is_whole(folder: Path, version: str) -> bool:
+    datasets = folder / "tokenized_datasets" / version / "tokenized_datasets"
+    tokenizer = folder / "tokenizer" / version / "tokenizer"
+    needed = [tokenizer / "tokenizer_config.json", datasets / "dataset_dict.json"]
+    for split in SPLITS:
+        state = datasets / split / "state.json"
+        if not state.is_file():
+            return False
+        files = json.loads(state.read_text("utf-8"))["_data_files"]
+        needed += [datasets / split / file["filename"] for file in files]
+    return all(path.is_file() for path in needed)

@@ -1,0 +1,1 @@
+"""The MLflow run: its store, its owner, its metrics."""

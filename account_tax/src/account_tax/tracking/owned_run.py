@@ -1,0 +1,286 @@
+"""The MLflow run as a command owns it: adopted or started, logged to once, ended once."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import click
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
+from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
+
+from account_tax.processes.identity import identify
+from account_tax.provenance.code import PACKAGE
+from account_tax.storage.names import VERIFIED_TAG
+
+from . import after_parent
+from .metric_journal import send_batch
+from .ownership import OWNER_TAG, REASON_TAG
+from .store import (
+    RETRY_SECONDS,
+    TrackingAway,
+    TrackingError,
+    answers_soon,
+    experiment_id,
+    is_final,
+    refuse_another_store,
+    tracking_uri,
+)
+
+CONTINUES_TAG = "account_tax.continues"  # of an attempt: the run that it let go on
+MAX_BATCH = 100  # params a request; the server's own limit
+
+
+class OwnedRun:
+    """One MLflow run: `mlflow run` made it and handed its id over, or it is started here."""
+
+    def __init__(self, client: MlflowClient, run_id: str, experiment_name: str, tracking_uri: str):
+        self._client = client
+        self.run_id, self.experiment_name, self.tracking_uri = run_id, experiment_name, tracking_uri
+        self._attempt_id: str | None = None  # of `mlflow run`, where an earlier run goes on
+        self.ended = False
+
+    @classmethod
+    def open(cls, project: Path) -> OwnedRun:
+        """Return the run of MLFLOW_RUN_ID, or a new one in MLFLOW_EXPERIMENT_NAME.
+
+        Raises:
+            TrackingError: If the server does not answer or does not know the run.
+        """
+        uri, run_id = tracking_uri(project), os.environ.get("MLFLOW_RUN_ID")
+        if run_id:
+            refuse_another_store(uri, run_id)
+        with answers_soon(uri):
+            client = MlflowClient(uri)
+            if run_id:
+                return cls.reopen(client, run_id, uri)
+            tags = {OWNER_TAG: identify()}  # from its first moment, so that it can be closed
+            run = client.create_run(experiment_id(client), tags=tags)
+            experiment = client.get_experiment(run.info.experiment_id)
+        return cls(client, run.info.run_id, experiment.name, uri)
+
+    @classmethod
+    def reopen(cls, client: MlflowClient, run_id: str, uri: str) -> OwnedRun:
+        """Return a run of the store, this process's from now on and RUNNING again."""
+        experiment = client.get_experiment(claim(client, run_id).info.experiment_id)
+        return cls(client, run_id, experiment.name, uri)
+
+    def status_of(self, run_id: str) -> str | None:
+        """Return another run's status; None where the server knows no such run."""
+        with answers_soon(self.tracking_uri):
+            try:
+                info = self._client.get_run(run_id).info
+            except MlflowException as err:
+                unknown = ErrorCode.Name(RESOURCE_DOES_NOT_EXIST), "INVALID_PARAMETER_VALUE"
+                if err.error_code in unknown:
+                    return None
+                raise
+        return info.status if info.lifecycle_stage == "active" else None
+
+    def go_on(self, run_id: str, step: int) -> None:
+        """Be an earlier, interrupted run from here on: it is RUNNING again.
+
+        The run that the command began as goes, where the command made it. One that `mlflow run`
+        made stays as a small record of this attempt, below the other: `mlflow run` will end it.
+        """
+        client, begun = self._client, self.run_id
+        with answers_soon(self.tracking_uri):
+            run = claim(client, run_id)
+            self.experiment_name = client.get_experiment(run.info.experiment_id).name
+            if begun != run_id and "MLFLOW_RUN_ID" in os.environ:
+                self.set_tags({
+                    MLFLOW_PARENT_RUN_ID: run_id,
+                    CONTINUES_TAG: run_id,
+                    MLFLOW_RUN_NOTE: f"An attempt that continued run {run_id} from step {step}. "
+                    "Parameters, metrics and the model are that run's.",
+                })  # fmt: skip
+                self._attempt_id = begun
+            elif begun != run_id:
+                client.set_terminated(begun, "KILLED")
+                client.delete_run(begun)
+        self.run_id = run_id
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables by which a stage finds this run."""
+        return {
+            "MLFLOW_RUN_ID": self.run_id,
+            "MLFLOW_TRACKING_URI": self.tracking_uri,
+            "MLFLOW_EXPERIMENT_NAME": self.experiment_name,
+        }
+
+    def log_params(self, values: Mapping[str, Any]) -> None:
+        """Log each resolved value once, under its dotted key.
+
+        A param never changes: where the key itself was the -P name, its text is logged already.
+        """
+        logged = self._client.get_run(self.run_id).data.params
+        params = [
+            Param(key, str(value)[:MAX_PARAM_VAL_LENGTH])
+            for key, value in sorted(values.items())
+            if key not in logged
+        ]
+        for start in range(0, len(params), MAX_BATCH):
+            self._client.log_batch(self.run_id, params=params[start : start + MAX_BATCH])
+
+    def set_tags(self, tags: Mapping[str, str | None]) -> None:
+        """Set tags of the run; one that is None goes."""
+        given = {key: text[:MAX_TAG_VAL_LENGTH] for key, text in tags.items() if text is not None}
+        entries = [RunTag(key, text) for key, text in given.items()]
+        self._client.log_batch(self.run_id, tags=entries)
+        if gone := tags.keys() - given.keys():
+            for key in gone & self._client.get_run(self.run_id).data.tags.keys():
+                self._client.delete_tag(self.run_id, key)
+
+    def tag_other(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags of another run, if the server knows it."""
+        with suppress(MlflowException):
+            for key, value in tags.items():
+                self._client.set_tag(run_id, key, value[:MAX_TAG_VAL_LENGTH])
+
+    def log_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Log each metric once, as the command's result."""
+        now_ms = int(time.time() * 1000)
+        points = [Metric(key, float(value), now_ms, 0) for key, value in metrics.items()]
+        self._client.log_batch(self.run_id, metrics=points)
+
+    def log_text(self, text: str, name: str) -> None:
+        """Store a text as an artifact of the run."""
+        self._client.log_text(self.run_id, text, name)
+
+    def log_bytes(self, raw: bytes, name: str) -> None:
+        """Store bytes as an artifact of the run."""
+        with tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch) / name
+            file.write_bytes(raw)
+            self._client.log_artifact(self.run_id, str(file))
+
+    def salvage(self, logs: Iterable[Path]) -> None:
+        """Attach the logs of a run that did not finish, and take back what it half registered.
+
+        Raises:
+            TrackingError: If the server does not answer.
+        """
+        with answers_soon(self.tracking_uri):
+            for log in logs:
+                self._client.log_artifact(self.run_id, str(log), "logs")
+            self._withdraw_unverified()
+
+    def _withdraw_unverified(self) -> None:
+        """Delete this run's versions that no cold load has confirmed, and models of no version."""
+        client, kept = self._client, set[str | None]()
+        for version in client.search_model_versions(f"run_id = '{self.run_id}'"):
+            if version.tags.get(VERIFIED_TAG) == "true":
+                kept.add(version.source)
+                continue
+            client.delete_model_version(version.name, version.version)
+            if not client.search_model_versions(f"name = '{version.name}'"):
+                client.delete_registered_model(version.name)
+        experiment = self._client.get_run(self.run_id).info.experiment_id
+        mine = f"source_run_id = '{self.run_id}'"
+        for model in client.search_logged_models([experiment], filter_string=mine):
+            if f"models:/{model.model_id}" not in kept:
+                client.delete_logged_model(model.model_id)
+
+    def send_metrics(
+        self, journal: Path, *, patience: float = 0.0, within: float = math.inf
+    ) -> None:
+        """Store what is left of a journal's points; where time is short, what `within` s allow.
+
+        Raises:
+            TrackingAway: If the server does not answer, for `patience` seconds.
+            TrackingError: If it answers, and refuses.
+        """
+        until = time.monotonic() + within
+
+        def send() -> None:
+            self._client.get_run(self.run_id)  # also where nothing is left: does it answer?
+            while send_batch(self._client, self.run_id, journal) and time.monotonic() < until:
+                pass
+
+        self._insist(send, patience)
+
+    def close(self, status: str, reason: str = "", *, patience: float = 0.0) -> None:
+        """End the run as FINISHED, FAILED or KILLED, the reason as a tag.
+
+        Raises:
+            TrackingAway: If the server does not answer, for `patience` seconds.
+            TrackingError: If it answers, and refuses.
+        """
+
+        def end() -> None:
+            if reason:
+                self.set_tags({REASON_TAG: _fit(reason)})
+            self._client.set_terminated(self.run_id, status)
+            if self._attempt_id:
+                self._client.set_terminated(self._attempt_id, status)
+            self.ended = True
+
+        self._insist(end, patience)
+        if status == "KILLED" and "MLFLOW_RUN_ID" in os.environ:
+            self._repeat_after_parent(status)
+
+    def _insist(self, work: Callable[[], None], patience: float) -> None:
+        """Do something until it succeeds, for a time; all of it may be done twice."""
+        deadline, said = time.monotonic() + patience, False
+        while True:
+            try:
+                with answers_soon(self.tracking_uri):
+                    return work()
+            except TrackingError as err:
+                if is_final(err):
+                    raise
+                if time.monotonic() + RETRY_SECONDS > deadline:
+                    waited = f" It was waited for, {patience:.0f} s." if patience else ""
+                    raise TrackingAway(f"{err}{waited}") from err
+                if not said:
+                    wait = f"waiting for the tracking server, {patience:.0f} s at most"
+                    click.echo(wait, err=True)
+                said = True
+                time.sleep(RETRY_SECONDS)
+
+    def _repeat_after_parent(self, status: str) -> None:
+        """Start a process that sets the status once more when this process's parent has ended.
+
+        `mlflow run` (3.17) means to leave an ended run alone, but takes its status' name for a
+        number (mlflow/projects/__init__.py, _maybe_set_run_terminated) and so marks it as FAILED.
+        """
+        given = [str(os.getppid()), self.tracking_uri, self._attempt_id or self.run_id, status]
+        subprocess.Popen(
+            [sys.executable, "-m", after_parent.__name__, *given],
+            env=os.environ | {"PYTHONPATH": str(PACKAGE.parent)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+
+def claim(client: MlflowClient, run_id: str) -> Run:
+    """Make a run this process's own, RUNNING and without a former end's reason; return it."""
+    run = client.get_run(run_id)
+    # The owner first: who finds it RUNNING must not find a former owner, who is gone.
+    client.set_tag(run_id, OWNER_TAG, identify())
+    client.update_run(run_id, status="RUNNING")
+    if REASON_TAG in run.data.tags:
+        client.delete_tag(run_id, REASON_TAG)
+    return run
+
+
+def _fit(reason: str) -> str:
+    """Return the reason as long as a tag may be: its beginning and its end say most."""
+    if len(reason) <= MAX_TAG_VAL_LENGTH:
+        return reason
+    half = MAX_TAG_VAL_LENGTH // 2 - 5
+    return f"{reason[:half]}\n[...]\n{reason[-half:]}"

@@ -1,0 +1,56 @@
+"""Which MLflow run belongs to which process, and what becomes of one whose owner is gone."""
+
+from __future__ import annotations
+
+import socket
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from account_tax.processes.identity import parse_identity, state_of
+
+OWNER_TAG = "account_tax.owner"
+REASON_TAG = "account_tax.reason"
+SLURM_TAG = "account_tax.slurm_job"  # the scheduler knows what became of those
+GONE = (
+    "the process that owned this run, {pid} on {host}, is gone and did not say how it ended. "
+    "The same command goes on from the last checkpoint, if there is one; what has trained to its "
+    "end is finished by kedro register --run {run_id}."
+)
+MAX_FOUND = 1000  # runs one search returns at most
+
+
+def close_dead_runs(client: MlflowClient) -> list[str]:
+    """Close as FAILED every run of the store that RUNS by a process of this host that is gone.
+
+    Args:
+        client: The store's client; it is asked for its experiments and for their runs.
+
+    Returns:
+        The ids of the runs that were closed.
+    """
+    experiments = [each.experiment_id for each in client.search_experiments()]
+    mine = f"tags.`{OWNER_TAG}` LIKE 'host={socket.gethostname()} %'"
+    running = f"attributes.status = 'RUNNING' and {mine}"
+    found = client.search_runs(experiments, running, max_results=MAX_FOUND)
+    dead = [run for run in found if _is_dead(run)]
+    # Asked again: another command may have taken one up in the meantime, owner first.
+    return [
+        run.info.run_id
+        for run in dead
+        if _is_dead(client.get_run(run.info.run_id)) and _close(client, run)
+    ]
+
+
+def _close(client: MlflowClient, run: Run) -> bool:
+    run_id, owner = run.info.run_id, parse_identity(run.data.tags[OWNER_TAG])
+    client.set_tag(run_id, REASON_TAG, GONE.format_map(owner | {"run_id": run_id}))
+    client.set_terminated(run_id, "FAILED")
+    return True
+
+
+def _is_dead(run: Run) -> bool:
+    tags = run.data.tags
+    if run.info.status != "RUNNING" or SLURM_TAG in tags:
+        return False
+    return state_of(tags.get(OWNER_TAG, "")) == "gone"

@@ -1,0 +1,148 @@
+"""The tracking server or file: which it is, whether it answers, how long to wait for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from account_tax.errors import Failed, Refused
+
+DEFAULT_EXPERIMENT = "account-tax"
+PATIENCE_VARIABLE = "ACCOUNT_TAX_TRACKING_PATIENCE"  # seconds
+PATIENCE_SECONDS = 120.0  # how long the end of a run waits for a server that is away
+RETRY_SECONDS = 2.0
+FINAL_ANSWERS = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "PERMISSION_DENIED")
+SHORT_WAITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+
+
+class TrackingError(Refused):
+    """The tracking server can't be used."""
+
+
+class TrackingAway(Failed):
+    """The tracking server has not answered for as long as it was waited for."""
+
+
+def is_final(err: TrackingError) -> bool:
+    """Return whether the server has answered, so that asking again changes nothing."""
+    return getattr(err.__cause__, "error_code", None) in FINAL_ANSWERS
+
+
+def patience_seconds() -> float:
+    """Return how long the end of a run waits for a server that is away."""
+    given = os.environ.get(PATIENCE_VARIABLE, "")
+    return float(given) if given.isdigit() else PATIENCE_SECONDS
+
+
+def tracking_uri(project: Path) -> str:
+    """Return the store of runs and models: MLFLOW_TRACKING_URI, or mlflow.db in the project.
+
+    A relative path of SQLite is made absolute, so that every stage finds the same file.
+    """
+    given = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project / 'mlflow.db'}"
+    if (file := _relative_file(given)) is None:
+        return given
+    return given.replace(f":///{file}", f":///{_folder_meant(file) / file}", 1)
+
+
+def _folder_meant(file: str) -> Path:
+    """Return the folder from which the run that was handed over is found at a relative path.
+
+    `mlflow run URI` makes the run in the folder it is typed in, and starts the project in a clone
+    elsewhere, with the same relative path: so the folders of the processes above are tried too.
+    """
+    here, run_id = Path.cwd(), os.environ.get("MLFLOW_RUN_ID")
+    if run_id:
+        for folder in (here, *_parents_folders()):
+            if _has_run(folder / file, run_id):
+                return folder
+    return here
+
+
+def _parents_folders() -> Iterator[Path]:
+    for parent in psutil.Process().parents():
+        with suppress(psutil.Error):  # another user's
+            yield Path(parent.cwd())
+
+
+def _has_run(store: Path, run_id: str) -> bool:
+    """Return whether a file is a store that knows a run; none is made where there is no file."""
+    if not store.is_file():
+        return False
+    with suppress(MlflowException), short_waits():
+        MlflowClient(f"sqlite:///{store}").get_run(run_id)
+        return True
+    return False
+
+
+def _relative_file(uri: str) -> str | None:
+    """Return the path in a `sqlite:///` URI, if it depends on the working directory."""
+    scheme, file = uri.partition(":///")[0], _path_of(uri)
+    relative = scheme.split("+")[0] == "sqlite" and file not in ("", ":memory:")
+    return file if relative and not file.startswith("/") else None
+
+
+def _path_of(uri: str) -> str:
+    return uri.partition(":///")[2].partition("?")[0]
+
+
+def refuse_another_store(uri: str, run_id: str) -> None:
+    """Refuse a relative path at which nobody on the way to here has the run.
+
+    Another store would be made otherwise, which nobody would look into.
+
+    Raises:
+        TrackingError: With the form that means the same file everywhere.
+    """
+    given = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if (file := _relative_file(given)) is None or _has_run(Path(_path_of(uri)), run_id):
+        return
+    raise TrackingError(
+        f"MLFLOW_TRACKING_URI = {given}: a path relative to the folder it is used in. The run "
+        f"{run_id} was started from another folder than {Path.cwd()}, where the project runs, so "
+        "it is not in the store that this names here. Give the full path, with four slashes: "
+        f"sqlite:////FOLDER/{Path(file).name}"
+    )
+
+
+@contextmanager
+def answers_soon(uri: str) -> Iterator[None]:
+    """Turn errors of the store to TrackingError, and wait for a server seconds, not minutes."""
+    try:
+        with short_waits():
+            yield
+    except MlflowException as err:
+        raise TrackingError(
+            f"MLFLOW_TRACKING_URI = {uri}: {err.message} "
+            "Start the server, or unset the variable to log to mlflow.db in the project."
+        ) from err
+
+
+@contextmanager
+def short_waits() -> Iterator[None]:
+    """Make MLflow wait for a server seconds, not minutes, where nothing else was asked for.
+
+    While a run is under way MLflow's own patience is right; before and after it a person waits.
+    """
+    before = {name: os.environ.get(name) for name in SHORT_WAITS}
+    os.environ.update({name: before[name] or value for name, value in SHORT_WAITS.items()})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def experiment_id(client: MlflowClient) -> str:
+    """Return the experiment that new runs go to, made where there is none."""
+    if given := os.environ.get("MLFLOW_EXPERIMENT_ID"):
+        return given
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", DEFAULT_EXPERIMENT)
+    experiment = client.get_experiment_by_name(name)
+    return experiment.experiment_id if experiment else client.create_experiment(name)

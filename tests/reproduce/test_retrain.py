@@ -15,7 +15,7 @@ from account_tax.reproduce.retrain import (
     compare_weights,
     retrain,
 )
-from tests.provenance.test_statement import git, write
+from tests.provenance.test_code import git, write
 
 
 @pytest.fixture

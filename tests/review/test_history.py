@@ -26,7 +26,7 @@ from account_tax.review.history import (
     seal_entry,
     write_entry,
 )
-from account_tax.review.history_text import format_history, one_line
+from account_tax.review.history_text import format_history
 from account_tax.review.registry_state import HEAD_TAG, verify_history
 from tests.registered import FAILED, NOW, PASSED
 
@@ -343,7 +343,3 @@ def test_the_history_is_shown_as_a_table_with_the_reasons(client, model):
     assert "   expires: 2026-12-31" in lines
     assert max(len(line) for line in lines) <= 110
     assert lines[-1] == "   author: lee"
-
-
-def test_words_can_not_write_to_the_terminal():
-    assert one_line("a\x1b[2J\r\n\tb\u202e c") == "a [2J b c"

@@ -1,6 +1,5 @@
 import pytest
 
-from account_tax.model.licence import base_licence
 from account_tax.pipelines.register.card import UNLOCKED_MARK, describe_version, write_card
 
 
@@ -69,10 +68,6 @@ def test_a_card_that_is_too_long_without_classes_is_cut(facts):
     description = describe_version(facts)
     assert 4500 < len(description) <= 5000
     assert description.endswith("\n\n… the whole card is model_card.md of the run.")
-
-
-def test_licence_of_a_base_without_a_package_is_left_to_the_base():
-    assert base_licence("bert-base-uncased") == "see the base"
 
 
 def test_an_environment_off_the_lock_is_marked(facts):

@@ -77,11 +77,9 @@ def build_statement(
     Source: in-toto attestation, Statement v1; SLSA provenance v1.
     """
     environment = json.loads(record.environment) if record.environment else None
-    files = {name: entry["sha256"] for name, entry in manifest["files"].items()}
-    files["manifest.json"] = digests["manifest_sha256"]
     return {
         "_type": STATEMENT_TYPE,
-        "subject": [{"name": name, "digest": {"sha256": files[name]}} for name in sorted(files)],
+        "subject": _subject(manifest, digests),
         "predicateType": PREDICATE_TYPE,
         "predicate": {
             "buildDefinition": {
@@ -103,15 +101,7 @@ def build_statement(
                     *_environment_dependencies(environment),
                 ],
             },
-            "runDetails": {
-                "builder": {"id": BUILDER, "version": _versions("mlflow", "kedro")},
-                "metadata": {
-                    "invocationId": record.run_id,
-                    "startedOn": _timestamp(record.started),
-                    "finishedOn": _timestamp(finished),
-                },
-                "byproducts": list(_byproducts(record)),
-            },
+            "runDetails": _run_details(record, finished),
         },
     }
 
@@ -119,6 +109,24 @@ def build_statement(
 def statement_bytes(statement: Mapping[str, Any]) -> bytes:
     """Return the statement as it is stored, hashed and signed."""
     return (json.dumps(statement, ensure_ascii=False, indent=2) + "\n").encode()
+
+
+def _subject(manifest: Mapping[str, Any], digests: Mapping[str, str]) -> list[dict[str, Any]]:
+    files = {name: entry["sha256"] for name, entry in manifest["files"].items()}
+    files["manifest.json"] = digests["manifest_sha256"]
+    return [{"name": name, "digest": {"sha256": files[name]}} for name in sorted(files)]
+
+
+def _run_details(record: RunRecord, finished: float) -> dict[str, Any]:
+    return {
+        "builder": {"id": BUILDER, "version": _versions("mlflow", "kedro")},
+        "metadata": {
+            "invocationId": record.run_id,
+            "startedOn": _timestamp(record.started),
+            "finishedOn": _timestamp(finished),
+        },
+        "byproducts": list(_byproducts(record)),
+    }
 
 
 def _code_dependencies(tags: Mapping[str, str]) -> Iterator[dict[str, Any]]:

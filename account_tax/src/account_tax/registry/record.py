@@ -15,7 +15,6 @@ from mlflow.entities.model_registry import ModelVersion
 
 from account_tax.ledger.reading import SAMPLE
 from account_tax.provenance.statement import recorded_digest
-from account_tax.reproduce.differences import _changed_tags
 from account_tax.storage.names import (
     PARAMETERS_FILE,
     PATCH_FILE,
@@ -152,6 +151,13 @@ def _changed(
             listed = listed or tags.get("patch_sha256")
         if listed and _sha256(raw.get(name)) != listed:
             yield Difference(cause, _instead(name, raw.get(name), listed))
+
+
+def _changed_tags(statement: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator[Difference]:
+    for name, tag in {"code": "commit", PATCH_FILE: "patch_sha256"}.items():
+        found, listed = tags.get(tag), recorded_digest(statement, name)
+        if found != listed:
+            yield Difference("code", f"the run's tag {TAG}{tag}: {found} instead of {listed}")
 
 
 def _sha256(raw: bytes | None) -> str | None:

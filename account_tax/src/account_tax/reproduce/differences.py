@@ -5,24 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from account_tax.provenance.statement import recorded_digest
 from account_tax.registry.record import Difference
-from account_tax.storage.names import (
-    PATCH_FILE,
-    TAG,
-)
 
 # Inputs in the order in which a difference is named: each makes those after it hard to judge.
 CAUSES = ("files", "data", "base", "code", "configuration", "environment", "hardware")
 HARDWARE = ("cpu", "gpus", "driver")  # of environment.json; cores decide speed only
 SYSTEM = ("python", "libc", "torch_cuda")
-
-
-def _changed_tags(statement: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator[Difference]:
-    for name, tag in {"code": "commit", PATCH_FILE: "patch_sha256"}.items():
-        found, listed = tags.get(tag), recorded_digest(statement, name)
-        if found != listed:
-            yield Difference("code", f"the run's tag {TAG}{tag}: {found} instead of {listed}")
 
 
 # --- then and now ---------------------------------------------------------------------------------

@@ -43,18 +43,7 @@ def find(evidence: Evidence, gates: Mapping[str, Any], target_precision: float) 
     predictions = {role: each.predicted for role, each in answers.items()} | evidence.baselines
     ours, theirs = predictions["challenger"], predictions[reference]
     found = summarize_models(evidence.truth, predictions, evidence.names, reference)
-    findings = {
-        "challenger": _describe(evidence.challenger),
-        "champion": _describe(evidence.champion) if evidence.champion else None,
-        "champion_note": evidence.champion_note,
-        "reference": {
-            "key": reference,
-            "title": _title(evidence, reference),
-            "short": _short(evidence, reference),
-        },
-        "source": public_source(evidence.data["source"]),
-        "rows": len(evidence.truth),
-        "train_rows": evidence.train_rows,
+    findings = _subject(evidence, reference) | {
         "accounts": sum(each["rows"] > 0 for each in found["classes"]),
         "titles": {role: _title(evidence, role) for role in predictions},
         **found,
@@ -80,6 +69,23 @@ def find(evidence: Evidence, gates: Mapping[str, Any], target_precision: float) 
     return findings | {
         "gates": [asdict(each) for each in outcomes],
         "gates_passed": all(each.passed for each in outcomes),
+    }
+
+
+def _subject(evidence: Evidence, reference: str) -> Findings:
+    """Return what is reviewed, what it is compared with, and on which rows."""
+    return {
+        "challenger": _describe(evidence.challenger),
+        "champion": _describe(evidence.champion) if evidence.champion else None,
+        "champion_note": evidence.champion_note,
+        "reference": {
+            "key": reference,
+            "title": _title(evidence, reference),
+            "short": _short(evidence, reference),
+        },
+        "source": public_source(evidence.data["source"]),
+        "rows": len(evidence.truth),
+        "train_rows": evidence.train_rows,
     }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -17,6 +16,8 @@ from typing import Literal
 
 from account_tax.backends.same_everywhere import probe_ranks
 from account_tax.parameters.config import ConfigError
+
+from . import over_ssh
 
 CONNECT_SECONDS = 10
 CHECK_SECONDS = 300  # Python's first start on a cold shared file system
@@ -67,7 +68,7 @@ class Hosts:
             python_path = f"PYTHONPATH={environment.get('PYTHONPATH', '')}"
             answers = self._ssh_each(
                 {
-                    host: in_folder(
+                    host: over_ssh.in_folder(
                         ["env", python_path, f"NODE={host}", f"PROBED_RANK={rank}", "sh", *words]
                     )
                     for host, rank in zip(self.slots, first_ranks, strict=True)
@@ -117,7 +118,7 @@ class Hosts:
             for number, host in enumerate(self.slots)
         }
         plan = {"ssh": list(self.ssh), "commands": commands}
-        return [sys.executable, "-m", "account_tax.backends.ssh.over_ssh", json.dumps(plan)]
+        return [sys.executable, "-m", over_ssh.__name__, json.dumps(plan)]
 
     def raise_if_preempted(self, status: int, saved: Path) -> None:
         """Return: nobody takes hosts away and gives them back."""
@@ -182,9 +183,3 @@ def read_hosts(
     return Hosts(
         wanted, hostfile, slots, ["ssh", *options, *shlex.split(environment.get(SSH_ARGS, ""))]
     )
-
-
-def in_folder(words: Sequence[str]) -> str:
-    """Return the shell's command line that runs words in this process's working directory."""
-    # What a machine does not see is said by what runs there.
-    return f"cd {shlex.quote(os.getcwd())} 2>/dev/null; exec {shlex.join(words)}"

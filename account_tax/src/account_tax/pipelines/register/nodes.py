@@ -88,9 +88,7 @@ def register_model(
         RegistrationError: If the version does not repeat the trainer's logits; none is left.
     """
     check_alias(registry_params["alias"])
-    environment = describe_environment(Path.cwd())
-    if not (environment["locked"] or registry_params["allow_unlocked"]):
-        raise RegistrationError(unlocked_fault(environment))
+    environment = _require_locked(registry_params["allow_unlocked"])
     client, run_id = mlflow_run()
     folder = Path(artifacts_root) / ADAPTER_FOLDER
     complete_settings(folder, dataset_metadata, test_evaluation["calibration"])
@@ -107,15 +105,7 @@ def register_model(
             folder, manifest, dataset_metadata, os.environ.get("ACCOUNT_TAX_CONFIG_SHA256")
         ),
     }
-    client.log_artifact(run_id, str(folder / MANIFEST_FILE))
-    client.log_dict(run_id, dataset_metadata, "dataset_metadata.json")
-    client.log_text(run_id, write_card(facts), "model_card.md")
-    candidate = Candidate(
-        folder,
-        manifest["content_sha256"],
-        version_tags(facts) | {STATEMENT_TAG: log_statement(client, run_id, facts, manifest)},
-        describe_version(facts),
-    )
+    candidate = _log_candidate(client, run_id, folder, manifest, facts)
     registration = register_version(
         client, run_id, registry_params["name"], registry_params["alias"], candidate
     )
@@ -123,6 +113,30 @@ def register_model(
         sign_registered(client, registration["name"], registration["version"], folder, Path(key))
     log.info("%s is %s", registration["model_uri"], registration["alias"])
     return registration | {"metrics": test_evaluation["metrics"], "digests": facts["digests"]}
+
+
+def _require_locked(allow_unlocked: bool) -> dict[str, Any]:
+    """Return the running environment, or raise RegistrationError where it is not the locked one."""
+    environment = describe_environment(Path.cwd())
+    if not (environment["locked"] or allow_unlocked):
+        raise RegistrationError(unlocked_fault(environment))
+    return environment
+
+
+def _log_candidate(
+    client: MlflowClient,
+    run_id: str,
+    folder: Path,
+    manifest: dict[str, Any],
+    facts: dict[str, Any],
+) -> Candidate:
+    """Return the candidate version, after its manifest, card and statement went to the run."""
+    client.log_artifact(run_id, str(folder / MANIFEST_FILE))
+    client.log_dict(run_id, facts["dataset"], "dataset_metadata.json")
+    client.log_text(run_id, write_card(facts), "model_card.md")
+    tags = version_tags(facts)
+    tags[STATEMENT_TAG] = log_statement(client, run_id, facts, manifest)
+    return Candidate(folder, manifest["content_sha256"], tags, describe_version(facts))
 
 
 # --- their parts ----------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ PACKAGE = Path(__file__).parents[1]
 def digest_package(package: Path = PACKAGE) -> str:
     """Return the sha256 over the name and content of every source file below a package's folder."""
     digest = hashlib.sha256()
-    for file in sorted(package.rglob("*.py")):
+    for file in sorted(each for each in package.rglob("*") if each.suffix in (".py", ".yml")):
         digest.update(f"{file.relative_to(package).as_posix()}\0".encode())
         digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -18,6 +17,7 @@ import yaml
 from account_tax.errors import Failed, Preempted
 from account_tax.parameters.config import Resolved
 from account_tax.processes.identity import identify
+from account_tax.storage.files import sha256_of, write_json
 from account_tax.storage.names import (
     ADAPTER_FOLDER,
     BEST_FOLDER,
@@ -93,8 +93,7 @@ class Stages:
     def use_prepared(self, version: str) -> None:
         """Load this version of the data, and note it for whoever goes on with the run."""
         self.versions = dict.fromkeys(DATASETS, version)
-        text = json.dumps(self.versions, indent=2) + "\n"
-        (self.root / PREPARED_FILE).write_text(text, encoding="utf-8")
+        write_json(self.root / PREPARED_FILE, self.versions)
 
     def kedro(self, pipeline: str, *options: str) -> list[str]:
         """Return the arguments of `kedro` that run one pipeline with this configuration."""
@@ -167,7 +166,7 @@ class Stages:
         content = json.loads(marker.read_text(encoding="utf-8"))
         for name, sha256 in content["weights"].items():
             file = self.root / ADAPTER_FOLDER / name
-            if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
+            if not file.is_file() or sha256_of(file) != sha256:
                 raise Failed(f"training failed: {file} is not the file the marker lists.")
         return content
 

@@ -15,8 +15,9 @@ from mlflow import MlflowClient
 
 from account_tax.commands import run_in_mlflow
 from account_tax.errors import Failed
-from account_tax.model.classifier import file_sha256, load_classifier
+from account_tax.model.classifier import load_classifier
 from account_tax.processes.groups import Interrupted
+from account_tax.storage.files import sha256_of
 from account_tax.tracking.owned_run import OwnedRun
 
 from .answering import Desk, file_ledger
@@ -47,7 +48,7 @@ def predict(project: Path, words: Mapping[str, str]) -> int:
             run.set_tags(_tags(plan))
             metrics = _file(plan)
         run.log_metrics(metrics)
-        run.set_tags({"account_tax.output_sha256": file_sha256(plan.options.output)})
+        run.set_tags({"account_tax.output_sha256": sha256_of(plan.options.output)})
         _refuse_rejects(plan, int(metrics["predict/rows_rejected"]))
 
     return run_in_mlflow(project, work)

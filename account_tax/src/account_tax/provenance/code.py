@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from account_tax.errors import Failed
+from account_tax.storage.files import sha256_of
 from account_tax.storage.names import PATCH_FILE
 
 PACKAGE = Path(__file__).parents[1]
@@ -23,7 +24,7 @@ def digest_package(package: Path = PACKAGE) -> str:
     digest = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
         digest.update(f"{file.relative_to(package).as_posix()}\0".encode())
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
+        digest.update(bytes.fromhex(sha256_of(file)))
     return digest.hexdigest()
 
 

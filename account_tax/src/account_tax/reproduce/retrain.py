@@ -16,12 +16,13 @@ from mlflow.entities.model_registry import ModelVersion
 from safetensors.torch import load_file
 
 from account_tax.ledger.reading import DataError, source_digest
-from account_tax.model.classifier import BaseModelError, file_sha256, resolve_base
+from account_tax.model.classifier import BaseModelError, resolve_base
 from account_tax.processes.groups import run_stage
 from account_tax.provenance.code import BEFORE, code_in_words, git, git_answer
 from account_tax.provenance.environment import describe_environment
 from account_tax.registry.download import download_run_artifact
 from account_tax.registry.record import Difference, Record
+from account_tax.storage.files import sha256_of
 from account_tax.storage.names import ADAPTER_FOLDER, PARAMETERS_FILE, PATCH_FILE, RECORD_FILE
 
 from .differences import configuration_differences, environment_differences, first_cause
@@ -287,9 +288,7 @@ def compare_weights(classifier: Path, again: Mapping[str, Path]) -> dict[str, An
     other = [
         name
         for name in names
-        if name not in then
-        or name not in again
-        or file_sha256(then[name]) != file_sha256(again[name])
+        if name not in then or name not in again or sha256_of(then[name]) != sha256_of(again[name])
     ]
     largest, strange = 0.0, [name for name in other if name not in then or name not in again]
     for name in other:

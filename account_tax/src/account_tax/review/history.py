@@ -14,7 +14,6 @@ against that, keep the last digest elsewhere.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import socket
@@ -34,6 +33,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from account_tax.errors import Refused
+from account_tax.storage.files import canonical_sha256
 
 SCHEMA = 1  # of an entry; a reader refuses one it does not know
 RUN_NAME = "account-tax review history"
@@ -136,8 +136,7 @@ def digest_entry(content: Mapping[str, Any]) -> str:
     Canonical: keys sorted, no blanks, ASCII. Entries hold no floats, whose text is not canonical.
     """
     hashed = {key: value for key, value in content.items() if key != "sha256"}
-    canonical = json.dumps(hashed, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return canonical_sha256(hashed, ensure_ascii=True)
 
 
 def seal_entry(entry: Entry) -> Entry:

@@ -17,6 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import IntervalStrategy
 
 from account_tax.processes.ranks import is_rank0
+from account_tax.storage.files import write_whole
 from account_tax.storage.names import PROGRESS_VARIABLE
 from account_tax.tracking.metric_sender import log_metrics
 
@@ -257,6 +258,5 @@ class ProgressCallback(TrainerCallback):
             "beats": self._beats,
             "doing": self._doing,
         }
-        scratch = Path(self._file + ".new")
-        scratch.write_text(json.dumps(progress), encoding="utf-8")
-        scratch.replace(self._file)  # the launcher never reads half a line
+        # Training waits for no disk: the file is of no use after a power cut.
+        write_whole(Path(self._file), json.dumps(progress), synced=False)

@@ -19,6 +19,7 @@ from account_tax.processes.ranks import free_port
 from account_tax.provenance.code import CODE_TAGS
 from account_tax.provenance.environment import environment_tags
 from account_tax.storage.names import (
+    CONFIG_VARIABLE,
     INTERRUPTED_FILE,
     PARAMETERS_FILE,
     PATCH_FILE,
@@ -76,7 +77,7 @@ def _run_plan(project: Path, plan: Plan, run: OwnedRun, start: Start) -> None:
     root = Path(plan.resolved.values["artifacts_root"]) / run.run_id
     resolved = _into_folder(plan.resolved, root, start.folder)
     environment = stage_environment(project) | run.environment()
-    environment["ACCOUNT_TAX_CONFIG_SHA256"] = resolved.sha256
+    environment[CONFIG_VARIABLE] = resolved.sha256
     stages = Stages(project, (project / root).resolve(), environment)
     stages.write_configuration(resolved)
     _record(run, plan, resolved)

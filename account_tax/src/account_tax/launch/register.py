@@ -19,7 +19,7 @@ from account_tax.errors import Refused
 from account_tax.parameters.config import resolve
 from account_tax.processes.groups import Interrupted, run_stage
 from account_tax.processes.identity import state_of
-from account_tax.storage.names import PREPARED_FILE, REGISTRATION_FILE
+from account_tax.storage.names import CONFIG_VARIABLE, PREPARED_FILE, REGISTRATION_FILE, TAG
 from account_tax.tracking.metric_journal import count_unsent, journal_file
 from account_tax.tracking.owned_run import OwnedRun
 from account_tax.tracking.ownership import OWNER_TAG
@@ -148,8 +148,8 @@ def _restore_stages(project: Path, run: Run) -> Stages:
         )
     versions = json.loads((root / PREPARED_FILE).read_text(encoding="utf-8"))
     environment = stage_environment(project)
-    if sha256 := tags.get("account_tax.config_sha256"):
-        environment["ACCOUNT_TAX_CONFIG_SHA256"] = sha256
+    if sha256 := tags.get(f"{TAG}config_sha256"):
+        environment[CONFIG_VARIABLE] = sha256
     stages = Stages(project, root, environment, versions)
     stages.prove_training(0)
     return stages

@@ -34,8 +34,8 @@ from .plan import Plan, store_of
 
 RANKS_END_SECONDS = 30.0  # for the ranks of a launcher that was killed
 ANEW = "resume=never trains anew"
-DAMAGED_TAG = "account_tax.damaged_checkpoints"
-RESUMED_TAG = "account_tax.resumed_from"
+DAMAGED_TAG = f"{TAG}damaged_checkpoints"
+RESUMED_TAG = f"{TAG}resumed_from"
 CODE_BEFORE_TAG = f"{TAG}{BEFORE}"
 
 

@@ -12,11 +12,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.models import Model
 from yaml import YAMLError
 
-from account_tax.model.classifier import (
-    MANIFEST_FILE,
-    TamperedModelError,
-    check_manifest,
-)
+from account_tax.model.classifier import MANIFEST_FILE, TamperedModelError, check_manifest
 from account_tax.provenance.signing import (
     SIGNATURES,
     PublicKey,

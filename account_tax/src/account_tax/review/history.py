@@ -19,8 +19,8 @@ import os
 import socket
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 
 from account_tax.errors import Refused
 from account_tax.storage.files import canonical_sha256
+from account_tax.tracking.store import mlflow_defaults
 
 SCHEMA = 1  # of an entry; a reader refuses one it does not know
 RUN_NAME = "account-tax review history"
@@ -260,21 +261,10 @@ def _read_files(client: MlflowClient, run_id: str, digests: Mapping[int, str]) -
 
 def read_file(client: MlflowClient, run_id: str, name: str) -> str:
     """Return the text of an entry's file; bytes that are no UTF-8 are replaced, and so found."""
-    with tempfile.TemporaryDirectory() as scratch, _no_progress_bar():
+    no_bar = mlflow_defaults({MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.name: "false"})
+    with tempfile.TemporaryDirectory() as scratch, no_bar:
         path = client.download_artifacts(run_id, f"{ENTRY_FOLDER}/{name}", scratch)
         return Path(path).read_text(encoding="utf-8", errors="replace")
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Keep MLflow from showing how a file of a kilobyte comes in."""
-    name = MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.name
-    before = os.environ.get(name)
-    os.environ[name] = "false"
-    try:
-        yield
-    finally:
-        os.environ.pop(name) if before is None else os.environ.update({name: before})
 
 
 def _check_entry(

@@ -8,10 +8,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from account_tax.processes.identity import parse_identity, state_of
+from account_tax.storage.names import TAG
 
-OWNER_TAG = "account_tax.owner"
-REASON_TAG = "account_tax.reason"
-SLURM_TAG = "account_tax.slurm_job"  # the scheduler knows what became of those
+OWNER_TAG = f"{TAG}owner"
+REASON_TAG = f"{TAG}reason"
+SLURM_TAG = f"{TAG}slurm_job"  # the scheduler knows what became of those
 GONE = (
     "the process that owned this run, {pid} on {host}, is gone and did not say how it ended. "
     "The same command goes on from the last checkpoint, if there is one; what has trained to its "

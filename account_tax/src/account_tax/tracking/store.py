@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -46,9 +46,15 @@ def tracking_uri(project: Path) -> str:
     A relative path of SQLite is made absolute, so that every stage finds the same file.
     """
     given = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project / 'mlflow.db'}"
-    if (file := _relative_file(given)) is None:
-        return given
-    return given.replace(f":///{file}", f":///{_folder_meant(file) / file}", 1)
+    file = _relative_file(given)
+    return given if file is None else absolute_store(given, _folder_meant(file))
+
+
+def absolute_store(uri: str, folder: Path | None = None) -> str:
+    """Return a store's URI as it reads from any folder; a relative path is one of `folder`."""
+    if (file := _relative_file(uri)) is None:
+        return uri
+    return uri.replace(f":///{file}", f":///{(folder or Path.cwd()) / file}", 1)
 
 
 def _folder_meant(file: str) -> Path:
@@ -124,19 +130,24 @@ def answers_soon(uri: str) -> Iterator[None]:
         ) from err
 
 
-@contextmanager
-def short_waits() -> Iterator[None]:
+def short_waits() -> AbstractContextManager[None]:
     """Make MLflow wait for a server seconds, not minutes, where nothing else was asked for.
 
     While a run is under way MLflow's own patience is right; before and after it a person waits.
     """
-    before = {name: os.environ.get(name) for name in SHORT_WAITS}
-    os.environ.update({name: before[name] or value for name, value in SHORT_WAITS.items()})
+    return mlflow_defaults(SHORT_WAITS)
+
+
+@contextmanager
+def mlflow_defaults(values: Mapping[str, str]) -> Iterator[None]:
+    """Set those of MLflow's variables that nobody has set, for a time."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update({name: before[name] or value for name, value in values.items()})
     try:
         yield
     finally:
         for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
 def experiment_id(client: MlflowClient) -> str:

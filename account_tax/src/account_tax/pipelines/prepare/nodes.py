@@ -10,10 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from datasets import (
-    Dataset,
-    DatasetDict,
-)
+from datasets import Dataset, DatasetDict
 
 from account_tax.confidential import public_source
 from account_tax.ledger.reading import DataError, Ledger, read_ledger

@@ -13,11 +13,7 @@ from mlflow.entities import Metric
 
 from account_tax.errors import RegistrationError
 from account_tax.model.calibration import calibrate, measure_calibration
-from account_tax.model.classifier import (
-    MANIFEST_FILE,
-    SETTINGS_FILE,
-    load_classifier,
-)
+from account_tax.model.classifier import MANIFEST_FILE, SETTINGS_FILE, load_classifier
 from account_tax.model.evaluation import answer_split, score_answers
 from account_tax.processes.ranks import get_mlflow_env
 from account_tax.provenance.environment import (

@@ -9,28 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import (
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainingArguments,
-)
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
-from account_tax.model.classifier import (
-    SETTINGS_FILE,
-    BaseReference,
-)
+from account_tax.model.classifier import SETTINGS_FILE, BaseReference
 from account_tax.model.probe_texts import PROBE_TEXTS
-from account_tax.processes.ranks import (
-    is_rank0,
-)
+from account_tax.processes.ranks import is_rank0
 from account_tax.storage.checkpoints import require_whole, step_of
 from account_tax.storage.files import sha256_of, write_json
-from account_tax.storage.names import (
-    ADAPTER_FOLDER,
-    BEST_FOLDER,
-    MARKER_FILE,
-    MODEL_METADATA_FILE,
-)
+from account_tax.storage.names import ADAPTER_FOLDER, BEST_FOLDER, MARKER_FILE, MODEL_METADATA_FILE
 
 from .batches import Rows
 from .trainer import LedgerTrainer

@@ -29,10 +29,7 @@ from transformers import (
     set_seed,
 )
 
-from account_tax.model.classifier import (
-    build_classifier,
-    resolve_base,
-)
+from account_tax.model.classifier import build_classifier, resolve_base
 from account_tax.model.metrics import compute_classification_metrics
 from account_tax.processes.ranks import (
     get_mlflow_env,
@@ -42,9 +39,7 @@ from account_tax.processes.ranks import (
 )
 from account_tax.storage.checkpoints import ATTEMPT_FILE, RANKS_LOCK
 from account_tax.storage.files import hold, read_json
-from account_tax.storage.names import (
-    PROGRESS_VARIABLE,
-)
+from account_tax.storage.names import PROGRESS_VARIABLE
 from account_tax.tracking.metric_sender import close_metrics, open_metrics
 
 from .batches import Rows, balanced_class_weights

@@ -22,6 +22,7 @@ from account_tax.storage.files import sha256_of
 
 SEEN_TRIES = 50  # x 0.1 s: NFS shows another machine's new file with a delay
 SHOWN = 3  # packages a message names
+PROBE_SECONDS = 300  # Python's first start on a cold shared file system
 MARK = ".seen-"
 
 # Plain sh, since a machine may see neither the project nor this Python. $1 is Python, $2 the

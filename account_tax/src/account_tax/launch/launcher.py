@@ -131,10 +131,8 @@ def _prepare_anew(stages: Stages, folder: Path, key: str) -> str:
     """Prepare in a folder of the run's own and publish the whole version: never a part of one."""
     scratch = folder / f".{stages.root.name}"
     stages.write_prepare_catalog(scratch)
-    command, log = stages.single("prepare", "--env=prepare"), stages.logs / "prepare.log"
     try:
-        status = run_stage(command, cwd=stages.project, environment=stages.environment, log=log)
-        stages.prove("prepare", status)
+        stages.prove("prepare", stages.run("prepare", "--env=prepare"))
         version = find_prepared(scratch, key)
         if version is None:
             raise Failed("prepare failed: it ended well but left no data of this run.")

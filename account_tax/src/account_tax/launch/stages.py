@@ -16,8 +16,11 @@ import yaml
 
 from account_tax.errors import Failed, Preempted
 from account_tax.parameters.config import Resolved
+from account_tax.processes.answers import last_lines
+from account_tax.processes.groups import run_stage
 from account_tax.processes.identity import identify
-from account_tax.storage.files import sha256_of, write_json
+from account_tax.provenance.code import python_path
+from account_tax.storage.files import read_json, sha256_of, write_json
 from account_tax.storage.names import (
     ADAPTER_FOLDER,
     BEST_FOLDER,
@@ -33,7 +36,6 @@ from account_tax.storage.names import (
     REGISTRATION_FILE,
 )
 
-TAIL_LINES = 12
 # Of an attempt; the next one of the run may not be judged by it.
 OUTCOME = (
     *(MARKER_FILE, PROGRESS_FILE, METRICS_FILE, REGISTRATION_FILE),
@@ -105,6 +107,11 @@ class Stages:
             *([f"--load-versions={versions}"] if versions else []),
             *options,
         ]
+
+    def run(self, stage: str, *options: str) -> int:
+        """Run a stage in one process, its output in its log; return the exit status."""
+        command, log = self.single(stage, *options), self.logs / f"{stage}.log"
+        return run_stage(command, cwd=self.project, environment=self.environment, log=log)
 
     def single(self, pipeline: str, *options: str) -> list[str]:
         """Return the command that runs a pipeline in one process."""
@@ -182,8 +189,7 @@ class Stages:
 
     def _said(self, key: str, name: str) -> Any:
         """Return what rank 0 left in a file below the root, None where there is none."""
-        file = self.root / name
-        return json.loads(file.read_text(encoding="utf-8"))[key] if file.is_file() else None
+        return read_json(self.root / name).get(key)
 
     def prove_registration(self, status: int) -> dict[str, Any]:
         """Return what was registered, if the stage ended well and its result is there."""
@@ -238,9 +244,7 @@ def _in_words(status: int) -> str:
 
 
 def _tail(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
-    kept = [line for line in lines if line.strip()][-TAIL_LINES:]
-    return "\n".join([f"--- {log.name}, last lines", *kept])
+    return "\n".join([f"--- {log.name}, last lines", *last_lines(log)])
 
 
 def _dump(path: Path, content: dict[str, Any]) -> None:
@@ -250,8 +254,6 @@ def _dump(path: Path, content: dict[str, Any]) -> None:
 
 def stage_environment(project: Path) -> dict[str, str]:
     """Return what every stage finds in its environment, the package among it."""
-    source = str(project / "account_tax" / "src")
-    path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
     quiet = {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUTF8": "1"}
     launcher = {LAUNCHER_VARIABLE: identify()}
-    return os.environ | quiet | launcher | {"PYTHONPATH": path}
+    return os.environ | quiet | launcher | python_path(project)

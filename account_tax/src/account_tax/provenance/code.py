@@ -28,6 +28,12 @@ def digest_package(package: Path = PACKAGE) -> str:
     return digest.hexdigest()
 
 
+def python_path(project: Path) -> dict[str, str]:
+    """Return the variable by which a Python started from here finds a project's package first."""
+    places = [str(project / "account_tax" / "src"), os.environ.get("PYTHONPATH")]
+    return {"PYTHONPATH": os.pathsep.join(filter(None, places))}
+
+
 CODE_TAGS = ("commit", "dirty", "patch_sha256", "left_out")
 BEFORE = "code_before"  # of a run that went on with other code: what it was trained with until then
 

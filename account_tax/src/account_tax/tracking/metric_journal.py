@@ -208,9 +208,6 @@ def send_batch(client: MlflowClient, run_id: str, file: Path) -> int:
     return len(points)
 
 
-# --- the process's own journal --------------------------------------------------------------------
-
-
 def newest_timestamp(file: Path) -> int:
     """Return the time of a journal's newest point, ms since the epoch; 0 where it has none."""
     return max((point.timestamp for point in read_points(file)), default=0)

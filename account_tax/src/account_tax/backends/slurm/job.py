@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from account_tax.processes.answers import answer_of
+
 from .config import SlurmConfig
 from .script import OUTPUT_FILE, STATUS_FILE
 
@@ -108,7 +110,7 @@ class SlurmJob:
 
     def state(self) -> JobState | None:
         """Return what the job is doing; None while Slurm does not answer."""
-        shown = call("scontrol", "show", "job", "-o", self.job_id)
+        shown = show_job(self.job_id)
         if shown.returncode == 0 and "JobState=" in shown.stdout:
             return self._with_own_status(parse_job(shown.stdout))
         if "Invalid job id" not in shown.stderr:
@@ -143,24 +145,23 @@ class SlurmJob:
 
 
 def call(*words: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess:
-    """Run a command of Slurm's; one that is missing or hangs has the status 127."""
-    try:
-        return subprocess.run(
-            words,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=COMMAND_SECONDS,
-            check=False,
-            start_new_session=True,  # Ctrl-C is the submitter's
-        )
-    except (OSError, subprocess.TimeoutExpired) as err:
-        return subprocess.CompletedProcess(words, 127, "", str(err))
+    """Run a command of Slurm's and return what it said."""
+    return answer_of(words, COMMAND_SECONDS, environment)
+
+
+def show_job(job_id: str) -> subprocess.CompletedProcess:
+    """Return what Slurm tells of a job, in one line of NAME=VALUE."""
+    return call("scontrol", "show", "job", "-o", job_id)
+
+
+def parse_fields(shown: str) -> dict[str, str]:
+    """Return the values of a line of NAME=VALUE by their names."""
+    return dict(re.findall(r"(\w+)=(\S*)", shown))
 
 
 def parse_job(shown: str) -> JobState:
-    """Return the state that a line of `scontrol show job -o` tells."""
-    fields = dict(re.findall(r"(\w+)=(\S*)", shown))
+    """Return the state that a job's line tells."""
+    fields = parse_fields(shown)
     code, _, signum = fields.get("ExitCode", "0:0").partition(":")
     reason = fields.get("Reason", "None")
     return JobState(

@@ -133,9 +133,7 @@ class TorchMemoryCallback(TrainerCallback):
         if is_rank0():
             log_metrics(memory_mb(), state.global_step)
 
-    def on_evaluate(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Log where an evaluation ends: it often needs the most."""
-        self.on_log(args, state, control)
+    on_evaluate = on_log  # where an evaluation ends: it often needs the most
 
 
 def memory_mb() -> dict[str, float]:

@@ -163,7 +163,9 @@ class Stages:
         """
         marker = self.root / MARKER_FILE
         if status != 0 or not marker.is_file():
-            if _told_to_end(status) or (self.root / INTERRUPTED_FILE).is_file():
+            # A rank that could not save yet, or no more, ends by SIGTERM without the file.
+            told = _signal_in(status) == signal.SIGTERM
+            if told or (self.root / INTERRUPTED_FILE).is_file():
                 raise Preempted(
                     f"ended by SIGTERM: {self.outcome_of_interruption()}", goes_on=False
                 )
@@ -226,11 +228,6 @@ def _signal_in(status: int) -> int:
     A stage killed by signal n has -n; of a rank so killed `deepspeed` makes 256 - n, srun 128 + n.
     """
     return -status if status < 0 else 256 - status if status > 192 else status - 128
-
-
-def _told_to_end(status: int) -> bool:
-    """Return whether a rank that could not save yet, or no more, ended by SIGTERM."""
-    return _signal_in(status) == signal.SIGTERM
 
 
 def _in_words(status: int) -> str:

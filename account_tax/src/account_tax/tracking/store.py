@@ -63,18 +63,14 @@ def _folder_meant(file: str) -> Path:
     `mlflow run URI` makes the run in the folder it is typed in, and starts the project in a clone
     elsewhere, with the same relative path: so the folders of the processes above are tried too.
     """
-    here, run_id = Path.cwd(), os.environ.get("MLFLOW_RUN_ID")
-    if run_id:
-        for folder in (here, *_parents_folders()):
-            if _has_run(folder / file, run_id):
-                return folder
-    return here
-
-
-def _parents_folders() -> Iterator[Path]:
-    for parent in psutil.Process().parents():
-        with suppress(psutil.Error):  # another user's
-            yield Path(parent.cwd())
+    here = psutil.Process()
+    if run_id := os.environ.get("MLFLOW_RUN_ID"):
+        for process in (here, *here.parents()):
+            with suppress(psutil.Error):  # another user's
+                folder = Path(process.cwd())
+                if _has_run(folder / file, run_id):
+                    return folder
+    return Path.cwd()
 
 
 def _has_run(store: Path, run_id: str) -> bool:

@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from account_tax.processes.answers import answer_of
@@ -112,17 +112,12 @@ class SlurmJob:
         """Return what the job is doing; None while Slurm does not answer."""
         shown = show_job(self.job_id)
         if shown.returncode == 0 and "JobState=" in shown.stdout:
-            return self._with_own_status(parse_job(shown.stdout))
+            state, own = parse_job(shown.stdout), self._own_status()
+            # The job wrote its own status; Slurm's is lost with a signal.
+            return replace(state, status=own) if state.ended and own is not None else state
         if "Invalid job id" not in shown.stderr:
             return None
         return self._forgotten()
-
-    def _with_own_status(self, state: JobState) -> JobState:
-        """Return a state with the status the job wrote itself: Slurm's is lost with a signal."""
-        own = self._own_status()
-        if state.ended and own is not None:
-            return JobState(state.name, state.reason, state.restarts, own)
-        return state
 
     def _forgotten(self) -> JobState:
         """Return how a job ended that the controller has dropped (MinJobAge, minutes)."""

@@ -23,6 +23,7 @@ from account_tax.tracking.metric_sender import log_metrics
 
 MEBIBYTE = 2**20
 FINISHING = "finishing"
+EVALUATED = ("loss", "accuracy", "f1", "precision", "recall")
 
 
 class MLflowMetricsCallback(TrainerCallback):
@@ -40,24 +41,15 @@ class MLflowMetricsCallback(TrainerCallback):
         "learning_rate": "train/learning_rate",
         "grad_norm": "train/grad_norm",
         "train_runtime": "train/runtime_seconds",
+        **{f"eval_{name}": f"eval/{name}" for name in EVALUATED},
     }
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any
     ) -> None:
         """Log one entry of Trainer's history."""
-        logs = logs or {}
-        metrics = {self.NAMES[key]: value for key, value in logs.items() if key in self.NAMES}
-        metrics |= {
-            key.replace("eval_", "eval/", 1): value
-            for key, value in logs.items()
-            if key in ("eval_loss", "eval_accuracy", "eval_f1", "eval_precision", "eval_recall")
-        }
+        found = (logs or {}).items()
+        metrics = {self.NAMES[key]: value for key, value in found if key in self.NAMES}
         if metrics:
             position = {"train/epoch": state.epoch or 0.0, "train/global_step": state.global_step}
             log_metrics(metrics | position, state.global_step, final=self._trained)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -33,8 +34,8 @@ def test_a_lock_names_its_holder_and_ends_with_it_however_that_ends(tmp_path):
     with pytest.raises(Held) as held, hold(lock):
         pass
     assert held.value.owner == {"pid": holder.pid, "run_id": "abc"}
-    holder.kill()
-    holder.communicate()
-    with hold(lock) as sign:
+    threading.Timer(0.5, holder.kill).start()
+    with hold(lock, patience_seconds=30) as sign:  # it is waited for
         sign({})
         assert read_json(lock)["pid"] == os.getpid()
+    holder.communicate()

@@ -256,12 +256,6 @@ def test_a_logged_model_that_never_became_a_version_is_withdrawn(client, run):
     assert not client.search_logged_models([experiment])
 
 
-def test_register_and_launcher_mean_the_same_tag():
-    from account_tax.storage.names import VERIFIED_TAG
-
-    assert mlflow_run.VERIFIED_TAG == VERIFIED_TAG
-
-
 # --- a server that is not there -------------------------------------------------------------------
 
 

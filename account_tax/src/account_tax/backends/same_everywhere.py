@@ -6,7 +6,6 @@ makes faults of them.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -19,9 +18,11 @@ from typing import Any
 
 from account_tax.provenance.code import PACKAGE, digest_package
 from account_tax.provenance.environment import LOCK_FILE, installed_packages
+from account_tax.storage.files import sha256_of
 
 SEEN_TRIES = 50  # x 0.1 s: NFS shows another machine's new file with a delay
 SHOWN = 3  # packages a message names
+PROBE_SECONDS = 300  # Python's first start on a cold shared file system
 MARK = ".seen-"
 
 # Plain sh, since a machine may see neither the project nor this Python. $1 is Python, $2 the
@@ -102,7 +103,7 @@ def describe_here(project: Path) -> dict[str, Any]:
     lock = project / LOCK_FILE
     return {
         f"the code in {PACKAGE}": digest_package(),
-        LOCK_FILE: hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else "missing",
+        LOCK_FILE: sha256_of(lock) if lock.is_file() else "missing",
         "Python": platform.python_version(),
         "packages": installed_packages(),
     }

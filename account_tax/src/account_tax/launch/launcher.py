@@ -19,6 +19,7 @@ from account_tax.processes.ranks import free_port
 from account_tax.provenance.code import CODE_TAGS
 from account_tax.provenance.environment import environment_tags
 from account_tax.storage.names import (
+    CONFIG_VARIABLE,
     INTERRUPTED_FILE,
     PARAMETERS_FILE,
     PATCH_FILE,
@@ -76,7 +77,7 @@ def _run_plan(project: Path, plan: Plan, run: OwnedRun, start: Start) -> None:
     root = Path(plan.resolved.values["artifacts_root"]) / run.run_id
     resolved = _into_folder(plan.resolved, root, start.folder)
     environment = stage_environment(project) | run.environment()
-    environment["ACCOUNT_TAX_CONFIG_SHA256"] = resolved.sha256
+    environment[CONFIG_VARIABLE] = resolved.sha256
     stages = Stages(project, (project / root).resolve(), environment)
     stages.write_configuration(resolved)
     _record(run, plan, resolved)
@@ -130,10 +131,8 @@ def _prepare_anew(stages: Stages, folder: Path, key: str) -> str:
     """Prepare in a folder of the run's own and publish the whole version: never a part of one."""
     scratch = folder / f".{stages.root.name}"
     stages.write_prepare_catalog(scratch)
-    command, log = stages.single("prepare", "--env=prepare"), stages.logs / "prepare.log"
     try:
-        status = run_stage(command, cwd=stages.project, environment=stages.environment, log=log)
-        stages.prove("prepare", status)
+        stages.prove("prepare", stages.run("prepare", "--env=prepare"))
         version = find_prepared(scratch, key)
         if version is None:
             raise Failed("prepare failed: it ended well but left no data of this run.")

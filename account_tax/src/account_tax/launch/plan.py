@@ -22,6 +22,7 @@ from account_tax.parameters.config import (
     parse_command_line,
     resolve,
 )
+from account_tax.processes.answers import last_lines
 from account_tax.processes.groups import run_stage
 from account_tax.provenance.code import Code, code_in_words, describe_code
 from account_tax.provenance.environment import (
@@ -34,6 +35,8 @@ from account_tax.storage.checkpoints import size_of
 from .refusals import find_machine_faults
 from .schedule import Schedule
 from .stages import stage_environment
+
+SHOWN = 30  # lines of a check that failed itself
 
 
 @dataclass(frozen=True)
@@ -174,17 +177,12 @@ def _check(project: Path, values: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         parameters, report = Path(scratch) / "parameters.yml", Path(scratch) / "report.json"
         parameters.write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
-        command = [
-            sys.executable,
-            "-m",
-            "account_tax.pipelines.check",
-            str(parameters),
-            str(report),
-        ]
+        files = map(str, (parameters, report))
+        command = [sys.executable, "-m", "account_tax.pipelines.check", *files]
         log = Path(scratch) / "check.log"
         status = run_stage(command, cwd=project, environment=stage_environment(project), log=log)
         if status != 0 or not report.exists():
-            text = log.read_text(encoding="utf-8", errors="replace")[-2000:]
+            text = "\n".join(last_lines(log, SHOWN))
             raise Failed(f"the check itself failed (exit status {status}).\n{text}")
         return json.loads(report.read_text(encoding="utf-8"))
 

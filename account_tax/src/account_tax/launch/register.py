@@ -17,9 +17,9 @@ from mlflow.entities import Run
 from account_tax.commands import close, close_dead, judge, run_in_mlflow
 from account_tax.errors import Refused
 from account_tax.parameters.config import resolve
-from account_tax.processes.groups import Interrupted, run_stage
+from account_tax.processes.groups import Interrupted
 from account_tax.processes.identity import state_of
-from account_tax.storage.names import PREPARED_FILE, REGISTRATION_FILE
+from account_tax.storage.names import CONFIG_VARIABLE, PREPARED_FILE, REGISTRATION_FILE, TAG
 from account_tax.tracking.metric_journal import count_unsent, journal_file
 from account_tax.tracking.owned_run import OwnedRun
 from account_tax.tracking.ownership import OWNER_TAG
@@ -53,16 +53,10 @@ def finish(stages: Stages, run: OwnedRun, register: bool) -> None:
             f"When it answers again: kedro register --run {run.run_id}"
         ) from err
     click.echo(f"register: test split{', cold load, registry' if register else ' only'}")
-    status = run_stage(
-        stages.single("register", *([] if register else ["--to-nodes=evaluate_test_split_node"])),
-        cwd=stages.project,
-        environment=stages.environment,
-        log=stages.logs / "register.log",
-    )
     if not register:
-        stages.prove("register", status)
+        stages.prove("register", stages.run("register", "--to-nodes=evaluate_test_split_node"))
         return
-    result = stages.prove_registration(status)
+    result = stages.prove_registration(stages.run("register"))
     metrics = ", ".join(
         f"{name.removeprefix('test/')} {result['metrics'][name]:.4f}"
         for name in ("test/accuracy", "test/f1", "test/loss")
@@ -148,8 +142,8 @@ def _restore_stages(project: Path, run: Run) -> Stages:
         )
     versions = json.loads((root / PREPARED_FILE).read_text(encoding="utf-8"))
     environment = stage_environment(project)
-    if sha256 := tags.get("account_tax.config_sha256"):
-        environment["ACCOUNT_TAX_CONFIG_SHA256"] = sha256
+    if sha256 := tags.get(f"{TAG}config_sha256"):
+        environment[CONFIG_VARIABLE] = sha256
     stages = Stages(project, root, environment, versions)
     stages.prove_training(0)
     return stages

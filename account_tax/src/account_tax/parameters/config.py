@@ -1,7 +1,6 @@
 """The typed parameters: merge, cast, check, hash; every fault in one message."""
 
 import difflib
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from account_tax.errors import Refused
+from account_tax.storage.files import canonical_sha256
 
 from .conflicts import conflicts
 from .kinds import Section, cast_text, convert, describe
@@ -85,8 +85,7 @@ class Resolved:
             for key, value in self.flat().items()
             if key not in NO_PART and not key.startswith(GATES)
         }
-        text = json.dumps(kept, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return canonical_sha256(kept)
 
     def to_yaml(self) -> str:
         """Return the values as YAML, in their own order."""

@@ -15,8 +15,10 @@ from mlflow import MlflowClient
 
 from account_tax.commands import run_in_mlflow
 from account_tax.errors import Failed
-from account_tax.model.classifier import file_sha256, load_classifier
+from account_tax.model.classifier import load_classifier
 from account_tax.processes.groups import Interrupted
+from account_tax.storage.files import sha256_of
+from account_tax.storage.names import TAG
 from account_tax.tracking.owned_run import OwnedRun
 
 from .answering import Desk, file_ledger
@@ -47,7 +49,7 @@ def predict(project: Path, words: Mapping[str, str]) -> int:
             run.set_tags(_tags(plan))
             metrics = _file(plan)
         run.log_metrics(metrics)
-        run.set_tags({"account_tax.output_sha256": file_sha256(plan.options.output)})
+        run.set_tags({f"{TAG}output_sha256": sha256_of(plan.options.output)})
         _refuse_rejects(plan, int(metrics["predict/rows_rejected"]))
 
     return run_in_mlflow(project, work)
@@ -135,12 +137,12 @@ def _tags(plan: Plan) -> dict[str, str]:
     """Return what was filed by what: names and digests, no path and no text."""
     version = plan.model.version
     return {
-        "account_tax.model": f"models:/{version.name}/{version.version}",
-        "account_tax.content_sha256": plan.model.content_sha256,
-        "account_tax.input": plan.options.input.name,
-        "account_tax.input_sha256": plan.input_sha256,
-        "account_tax.output": plan.options.output.name,
-        "account_tax.threshold": "none" if plan.threshold is None else f"{plan.threshold:g}",
+        f"{TAG}model": f"models:/{version.name}/{version.version}",
+        f"{TAG}content_sha256": plan.model.content_sha256,
+        f"{TAG}input": plan.options.input.name,
+        f"{TAG}input_sha256": plan.input_sha256,
+        f"{TAG}output": plan.options.output.name,
+        f"{TAG}threshold": "none" if plan.threshold is None else f"{plan.threshold:g}",
     }
 
 

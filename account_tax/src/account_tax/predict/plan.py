@@ -19,11 +19,11 @@ from account_tax.model.classifier import (
     SETTINGS_FILE,
     BaseModelError,
     TamperedModelError,
-    file_sha256,
     resolve_base,
 )
 from account_tax.registry.download import download_version
 from account_tax.registry.find import find_version, parse_model_uri
+from account_tax.storage.files import sha256_of
 
 from .options import Options, make_options, read_words, rejects_file
 from .sources import SOURCES, Source, open_source, repeated
@@ -108,7 +108,7 @@ def make_plan(client: MlflowClient, words: Mapping[str, str], scratch: Path) -> 
         raise Refused(_join(faults))
     assert model is not None
     assert source is not None
-    return Plan(make_options(values), model, source, file_sha256(values["input"]))
+    return Plan(make_options(values), model, source, sha256_of(values["input"]))
 
 
 def added_columns(top_k: int) -> list[str]:

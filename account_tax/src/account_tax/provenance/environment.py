@@ -12,8 +12,6 @@ import os
 import platform
 import re
 import runpy
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +22,8 @@ from typing import Any
 import psutil
 import yaml
 from packaging.utils import canonicalize_name
+
+from account_tax.processes.answers import answer_of
 
 LOCK_FILE = "conda.yaml"
 SHOWN = 5  # differences in a message; environment.json has all
@@ -152,16 +152,10 @@ def _torch_cuda() -> str | None:
 
 def _gpus() -> dict[str, Any]:
     """Return the models of the GPUs and the driver's version, as nvidia-smi says them."""
-    nothing = {"gpus": [], "driver": None}
-    command = shutil.which("nvidia-smi")
-    if command is None:
-        return nothing
-    query = [command, "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
-    except (subprocess.SubprocessError, OSError):  # a driver that is broken has no GPUs for torch
-        return nothing
-    rows = [line.split(", ") for line in done.stdout.splitlines() if line.strip()]
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    done = answer_of(query, 30)
+    said = "" if done.returncode else done.stdout  # a driver that is broken has no GPUs for torch
+    rows = [line.split(", ") for line in said.splitlines() if line.strip()]
     return {"gpus": [row[0] for row in rows], "driver": rows[0][1] if rows else None}
 
 

@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from account_tax.errors import Refused
+from account_tax.storage.files import files_below, sha256_of
 
 SIGNATURES = "signatures"  # folder among the artifacts of the training's run
 MODEL_SIGNATURE, STATEMENT_SIGNATURE = "model.sig", "provenance.sig"
@@ -124,13 +125,9 @@ def sign_statement(raw: bytes, key: PrivateKey) -> dict[str, Any]:
 
 def model_statement(folder: Path, name: str) -> dict[str, Any]:
     """Return the statement model-signing makes of a folder: each file's sha256, and theirs."""
-    files = {
-        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes())
-        for file in sorted(folder.rglob("*"))
-        if file.is_file()
-    }
+    files = {file.relative_to(folder).as_posix(): sha256_of(file) for file in files_below(folder)}
     names = sorted(files)
-    root = hashlib.sha256(b"".join(files[each].digest() for each in names)).hexdigest()
+    root = hashlib.sha256(bytes.fromhex("".join(files[each] for each in names))).hexdigest()
     return {
         "_type": "https://in-toto.io/Statement/v1",
         "subject": [{"name": name, "digest": {"sha256": root}}],
@@ -143,8 +140,7 @@ def model_statement(folder: Path, name: str) -> dict[str, Any]:
                 "ignore_paths": IGNORED,
             },
             "resources": [
-                {"name": each, "algorithm": "sha256", "digest": files[each].hexdigest()}
-                for each in names
+                {"name": each, "algorithm": "sha256", "digest": files[each]} for each in names
             ],
         },
     }

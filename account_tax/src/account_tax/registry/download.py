@@ -12,12 +12,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.models import Model
 from yaml import YAMLError
 
-from account_tax.model.classifier import (
-    MANIFEST_FILE,
-    TamperedModelError,
-    check_manifest,
-    file_sha256,
-)
+from account_tax.model.classifier import MANIFEST_FILE, TamperedModelError, check_manifest
 from account_tax.provenance.signing import (
     SIGNATURES,
     PublicKey,
@@ -26,6 +21,7 @@ from account_tax.provenance.signing import (
     load_public_key,
     verify_key,
 )
+from account_tax.storage.files import sha256_of
 from account_tax.storage.names import STATEMENT_FILE
 
 
@@ -94,7 +90,7 @@ def _check_manifest_tag(version: ModelVersion, classifier: Path) -> None:
     It lies beside the files it lists, so whoever changes one can change the other.
     """
     file, expected = classifier / MANIFEST_FILE, version.tags.get("manifest_sha256")
-    found = file_sha256(file) if file.is_file() else "missing"
+    found = sha256_of(file) if file.is_file() else "missing"
     if expected is None or found != expected:
         raise TamperedModelError(
             f"{version.name} version {version.version}: {MANIFEST_FILE}: sha256 {found}, the "
@@ -108,7 +104,7 @@ def _check_code(version: ModelVersion, folder: Path, classifier: Path) -> None:
     manifest = json.loads((classifier / MANIFEST_FILE).read_text(encoding="utf-8"))
     for name, entry in manifest["code"].items():
         code = folder / name
-        if not code.is_file() or file_sha256(code) != entry["sha256"]:
+        if not code.is_file() or sha256_of(code) != entry["sha256"]:
             raise TamperedModelError(
                 f"{version.name} version {version.version}: {name} is not the code that its "
                 "manifest lists. Restore the registry's copy, or register it again."

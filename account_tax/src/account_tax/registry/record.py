@@ -16,6 +16,7 @@ from mlflow.entities.model_registry import ModelVersion
 from account_tax.ledger.reading import SAMPLE
 from account_tax.provenance.statement import recorded_digest
 from account_tax.storage.names import (
+    DATASET_METADATA_FILE,
     PARAMETERS_FILE,
     PATCH_FILE,
     RECORD_FILE,
@@ -25,8 +26,6 @@ from account_tax.storage.names import (
 )
 
 from .download import download_run_artifact
-
-DATASET_FILE = "dataset_metadata.json"
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class Record:
     @property
     def missing(self) -> list[str]:
         """The names of the files without which nothing can be trained again."""
-        kept = {PARAMETERS_FILE: self.parameters, DATASET_FILE: self.dataset}
+        kept = {PARAMETERS_FILE: self.parameters, DATASET_METADATA_FILE: self.dataset}
         return [name for name, content in kept.items() if content is None]
 
     @property
@@ -97,7 +96,7 @@ def read_record(
         source: Where the data are now, if they have moved.
     """
     run = client.get_run(str(version.run_id))
-    names = (STATEMENT_FILE, PARAMETERS_FILE, RECORD_FILE, DATASET_FILE, PATCH_FILE)
+    names = (STATEMENT_FILE, PARAMETERS_FILE, RECORD_FILE, DATASET_METADATA_FILE, PATCH_FILE)
     raw: dict[str, bytes] = {}
     for name in names:
         if file := download_run_artifact(client, run.info.run_id, name, folder):
@@ -111,7 +110,7 @@ def read_record(
         statement,
         _localise(raw.get(PARAMETERS_FILE), project, source),
         json.loads(environment) if environment else None,
-        json.loads(raw[DATASET_FILE]) if DATASET_FILE in raw else None,
+        json.loads(raw[DATASET_METADATA_FILE]) if DATASET_METADATA_FILE in raw else None,
         raw.get(PATCH_FILE) if "patch_sha256" in tags else None,
         tuple(_changed(version, raw, statement, tags)),
     )

@@ -11,13 +11,11 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from account_tax.errors import Refused
+from account_tax.storage.names import CONTENT_TAG
 
 from .gates import GateResult
 from .history_text import one_line
-from .registry_state import (
-    CONTENT_TAG,
-    Registry,
-)
+from .registry_state import Registry
 from .states import MOVES
 
 NOTHING_CHANGED = "Nothing was changed."

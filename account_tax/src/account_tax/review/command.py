@@ -18,9 +18,10 @@ from mlflow.exceptions import MlflowException
 
 from account_tax.commands import run_in_mlflow
 from account_tax.errors import Failed, Refused
-from account_tax.model.classifier import file_sha256
 from account_tax.registry.find import find_version
 from account_tax.reporting.description import write_section
+from account_tax.storage.files import sha256_of
+from account_tax.storage.names import TAG
 from account_tax.tracking.owned_run import OwnedRun
 from account_tax.tracking.store import tracking_uri
 
@@ -162,10 +163,10 @@ def publish(client: MlflowClient, run: OwnedRun, version: ModelVersion, findings
         }
         for name, text in files.items():
             (Path(folder) / name).write_text(text, encoding="utf-8")
-        sha256 = file_sha256(Path(folder) / REPORT)
+        sha256 = sha256_of(Path(folder) / REPORT)
         client.log_artifacts(run.run_id, folder, FOLDER)
     _log_metrics(client, run.run_id, findings)
-    run.set_tags({"account_tax.reviewed": f"models:/{version.name}/{version.version}"})
+    run.set_tags({f"{TAG}reviewed": f"models:/{version.name}/{version.version}"})
     experiment = client.get_run(run.run_id).info.experiment_id
     write_section(client, version, "review", describe_review(findings, experiment))
     tags = {

@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 
 from account_tax.errors import Failed, Refused
 from account_tax.registry.find import find_version
+from account_tax.storage.names import CONTENT_TAG
 from account_tax.tracking.store import short_waits
 
 from .allowed import (
@@ -43,7 +44,6 @@ from .history import (
 )
 from .history_text import format_history, one_line
 from .registry_state import (
-    CONTENT_TAG,
     Registry,
     link_history,
     read_settled,

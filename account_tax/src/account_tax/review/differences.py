@@ -7,6 +7,7 @@ from typing import Any
 
 from account_tax.confidential import public_source
 from account_tax.parameters.config import GATES, NO_PART, LaunchOptions, Resolved
+from account_tax.storage.names import TAG
 
 from .records import Record
 
@@ -59,12 +60,12 @@ def _data_facts(record: Record) -> dict[str, str]:
 
 def _code_facts(record: Record) -> dict[str, str]:
     tags = record.tags
-    dirty = tags.get("account_tax.dirty")
+    dirty = tags.get(f"{TAG}dirty")
     words = {"true": "no: changes that no commit has", "false": "yes"}
     return {
-        "commit": _short(tags.get("account_tax.commit")),
+        "commit": _short(tags.get(f"{TAG}commit")),
         "tree as committed": words.get(str(dirty), NOT_RECORDED),
-        "recipe": tags.get("account_tax.recipe", NOT_RECORDED),
+        "recipe": tags.get(f"{TAG}recipe", NOT_RECORDED),
     }
 
 

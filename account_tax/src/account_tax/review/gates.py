@@ -12,6 +12,8 @@ from mlflow.models.evaluation.validation import (
     validate_evaluation_results,
 )
 
+from account_tax.storage.names import TAG
+
 MOST_NAMED = 10  # accounts in one sentence
 Status = Literal["passed", "failed", "not measured"]
 
@@ -223,7 +225,7 @@ def _locked_environment(name: str, _: bool, measured: Measured) -> GateResult:
 
 
 def _clean_tree(name: str, _: bool, measured: Measured) -> GateResult:
-    dirty = measured.run_tags.get("account_tax.dirty")
+    dirty = measured.run_tags.get(f"{TAG}dirty")
     if dirty is None:
         why = "The training run does not record its commit."
         return GateResult(name, "not measured", "", "clean", why)

@@ -14,14 +14,13 @@ against that, keep the last digest elsewhere.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import socket
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from account_tax.errors import Refused
+from account_tax.storage.files import canonical_sha256
+from account_tax.tracking.store import mlflow_defaults
 
 SCHEMA = 1  # of an entry; a reader refuses one it does not know
 RUN_NAME = "account-tax review history"
@@ -136,8 +137,7 @@ def digest_entry(content: Mapping[str, Any]) -> str:
     Canonical: keys sorted, no blanks, ASCII. Entries hold no floats, whose text is not canonical.
     """
     hashed = {key: value for key, value in content.items() if key != "sha256"}
-    canonical = json.dumps(hashed, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return canonical_sha256(hashed, ensure_ascii=True)
 
 
 def seal_entry(entry: Entry) -> Entry:
@@ -261,21 +261,10 @@ def _read_files(client: MlflowClient, run_id: str, digests: Mapping[int, str]) -
 
 def read_file(client: MlflowClient, run_id: str, name: str) -> str:
     """Return the text of an entry's file; bytes that are no UTF-8 are replaced, and so found."""
-    with tempfile.TemporaryDirectory() as scratch, _no_progress_bar():
+    no_bar = mlflow_defaults({MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.name: "false"})
+    with tempfile.TemporaryDirectory() as scratch, no_bar:
         path = client.download_artifacts(run_id, f"{ENTRY_FOLDER}/{name}", scratch)
         return Path(path).read_text(encoding="utf-8", errors="replace")
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Keep MLflow from showing how a file of a kilobyte comes in."""
-    name = MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.name
-    before = os.environ.get(name)
-    os.environ[name] = "false"
-    try:
-        yield
-    finally:
-        os.environ.pop(name) if before is None else os.environ.update({name: before})
 
 
 def _check_entry(

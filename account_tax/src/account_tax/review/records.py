@@ -14,9 +14,8 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from account_tax.registry.download import download_run_artifact
-from account_tax.storage.names import PARAMETERS_FILE, RECORD_FILE
+from account_tax.storage.names import DATASET_METADATA_FILE, PARAMETERS_FILE, RECORD_FILE
 
-DATASET_FILE = "dataset_metadata.json"
 GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # deleted for good, or never one
 # What dataset_metadata.json repeats of data.yml, for runs without parameters.yml.
 DATA_KEYS = ("source", "text_columns", "label_column", "group_column", "separator", "max_length",
@@ -69,7 +68,7 @@ def read_record(client: MlflowClient, version: ModelVersion, scratch: Path) -> R
     ended = run.info.end_time
     return Record(
         read(PARAMETERS_FILE, yaml.safe_load),
-        read(DATASET_FILE, json.loads),
+        read(DATASET_METADATA_FILE, json.loads),
         read(RECORD_FILE, json.loads),
         run.data.tags,
         run.data.metrics,

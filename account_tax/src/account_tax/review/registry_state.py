@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
+from account_tax.storage.names import CONTENT_TAG
+
 from .history import HISTORY_TAG, Entry, History, HistoryError, load_history, mark_of, read_digests
 from .states import (
     APPROVED,
@@ -28,7 +30,6 @@ from .states import (
 EXPIRES_TAG = "review_expires"
 ENTRY_TAG = "review_entry"  # of a version: the number and digest of the last entry about it
 HEAD_TAG = "review_history_head"  # of the registered model: of the last entry that is shown whole
-CONTENT_TAG = "content_sha256"  # as register sets it; its module would bring torch here
 # Databricks' deployment jobs wait for a tag of the version whose key is the name of their approval
 # task, until its value, in any case, is "approved". A task is one where its name begins with
 # "approval"; the template's is Approval_Check. Sources: docs.databricks.com/aws/en/mlflow/

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from account_tax.processes.ranks import get_mlflow_env, is_rank0
 
 from .metric_journal import MAX_BATCH, Journal, count_unsent, journal_file, log, send_batch
+from .store import mlflow_defaults
 
 EVERY_SECONDS = 1.0  # between two requests: points are gathered meanwhile
 LONGEST_PAUSE_SECONDS = 10.0  # between two tries while the store does not answer
@@ -61,7 +62,7 @@ class Sender(threading.Thread):
         return not self.is_alive()
 
 
-_open: list[tuple[Journal, Sender, dict[str, str | None]]] = []  # at most one
+_open: list[tuple[Journal, Sender, ExitStack]] = []  # at most one
 
 
 def open_metrics(artifacts_root: Path) -> None:
@@ -73,12 +74,12 @@ def open_metrics(artifacts_root: Path) -> None:
     close_metrics()  # of a training before, in the same process
     if not (is_rank0() and run["run_id"]):
         return
-    before: dict[str, str | None] = {name: os.environ.get(name) for name in ONE_TRY}
-    os.environ.update({name: before[name] or value for name, value in ONE_TRY.items()})
+    defaults = ExitStack()
+    defaults.enter_context(mlflow_defaults(ONE_TRY))
     journal = Journal(journal_file(artifacts_root, run["run_id"]))
     sender = Sender(journal, run["run_id"], run["tracking_uri"])
     sender.start()
-    _open.append((journal, sender, before))
+    _open.append((journal, sender, defaults))
 
 
 def log_metrics(metrics: Mapping[str, float], step: int, *, final: bool = False) -> None:
@@ -90,7 +91,7 @@ def log_metrics(metrics: Mapping[str, float], step: int, *, final: bool = False)
 def close_metrics(seconds: float = END_SECONDS) -> None:
     """Wait some seconds for the last points to be stored; where they are not, say what to do."""
     while _open:
-        journal, sender, before = _open.pop()
+        journal, sender, defaults = _open.pop()
         if sender.end(seconds):
             journal.close()
         else:
@@ -100,5 +101,4 @@ def close_metrics(seconds: float = END_SECONDS) -> None:
                 count_unsent(journal.file),
                 journal.file,
             )
-        for name, value in before.items():
-            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+        defaults.close()

@@ -23,7 +23,7 @@ from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 
 from account_tax.processes.identity import identify
 from account_tax.provenance.code import PACKAGE
-from account_tax.storage.names import VERIFIED_TAG
+from account_tax.storage.names import TAG, VERIFIED_TAG
 
 from . import after_parent
 from .metric_journal import send_batch
@@ -39,7 +39,7 @@ from .store import (
     tracking_uri,
 )
 
-CONTINUES_TAG = "account_tax.continues"  # of an attempt: the run that it let go on
+CONTINUES_TAG = f"{TAG}continues"  # of an attempt: the run that it let go on
 MAX_BATCH = 100  # params a request; the server's own limit
 
 

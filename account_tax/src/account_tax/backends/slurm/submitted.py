@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from types import FrameType
 from typing import NoReturn, TextIO
 
 import click
@@ -20,6 +19,7 @@ from mlflow.exceptions import ExecutionException, MlflowException
 from mlflow.projects.submitted_run import SubmittedRun
 
 from account_tax.confidential import hide_secrets
+from account_tax.processes.groups import Interrupted, raise_on_signals
 
 from .config import SlurmConfig
 from .job import JobState, SlurmJob, describe_demand
@@ -86,7 +86,7 @@ class SlurmRun(SubmittedRun):
         try:
             with _signals_interrupt():
                 good = self.wait()
-        except _Asked as asked:
+        except Interrupted as asked:
             click.echo(f"{asked}: cancelling Slurm job {self.job.job_id}", err=True)
             self.cancel()
             _leave(f"Slurm job {self.job.job_id} was cancelled", 128 + asked.signum)
@@ -146,22 +146,12 @@ class SlurmRun(SubmittedRun):
             client.log_text(self._run_id, hide_secrets(text, os.environ), "logs/job.log")
 
 
-class _Asked(Exception):
-    """The submitter was asked to stop by a signal."""
-
-    def __init__(self, signum: int):
-        super().__init__(signal.Signals(signum).name)
-        self.signum = signum
-
-
 @contextmanager
 def _signals_interrupt() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into `_Asked`; a hangup leaves the job running."""
-
-    def ask(signum: int, frame: FrameType | None) -> None:
-        raise _Asked(signum)
-
-    before = {each: signal.signal(each, ask) for each in (signal.SIGINT, signal.SIGTERM)}
+    """Turn SIGINT and SIGTERM into `Interrupted`; a hangup leaves the job running."""
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    before = {each: signal.getsignal(each) for each in kinds}
+    raise_on_signals(kinds)
     try:
         yield
     finally:

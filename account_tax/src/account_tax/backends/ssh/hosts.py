@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from account_tax.backends.same_everywhere import probe_ranks
+from account_tax.backends.same_everywhere import PROBE_SECONDS, probe_ranks
 from account_tax.parameters.config import ConfigError
+from account_tax.processes.answers import answer_of
 
 from . import over_ssh
 
 CONNECT_SECONDS = 10
-CHECK_SECONDS = 300  # Python's first start on a cold shared file system
-UNREACHABLE = 255  # ssh's own exit status
 COUNT_GPUS = "nvidia-smi -L 2>/dev/null; true"  # a line each; ssh's own status stays
 SSH_ARGS = "PDSH_SSH_ARGS_APPEND"  # deepspeed's variable for more options of ssh
 LINE = re.compile(r"(?P<host>[\w.@:-]+)\s+slots=(?P<slots>[1-9]\d*)\s*(#.*)?")
@@ -73,7 +72,7 @@ class Hosts:
                     )
                     for host, rank in zip(self.slots, first_ranks, strict=True)
                 },
-                CHECK_SECONDS,
+                PROBE_SECONDS,
             ).values()
             return "".join(a.stdout for a in answers), " ".join(a.stderr for a in answers)
 
@@ -126,9 +125,7 @@ class Hosts:
     def _address(self) -> str:
         """Return where the first host is reached: its name may be one of ssh's configuration."""
         host = next(iter(self.slots))
-        shown = subprocess.run(
-            [*self.ssh, "-G", host], capture_output=True, text=True, timeout=60, check=False
-        )
+        shown = answer_of([*self.ssh, "-G", host], CONNECT_SECONDS)
         match = re.search(r"^hostname (\S+)", shown.stdout, re.MULTILINE)
         return match[1] if match else host.rpartition("@")[2]
 
@@ -138,13 +135,7 @@ class Hosts:
         """Run a command on each host, all at once."""
 
         def one(host: str, command: str) -> subprocess.CompletedProcess[str]:
-            words = [*self.ssh, "-n", host, command]
-            try:
-                return subprocess.run(
-                    words, capture_output=True, text=True, timeout=seconds, check=False
-                )
-            except (FileNotFoundError, subprocess.TimeoutExpired) as err:
-                return subprocess.CompletedProcess(words, UNREACHABLE, "", str(err))
+            return answer_of([*self.ssh, "-n", host, command], seconds)
 
         with ThreadPoolExecutor(len(commands)) as pool:
             answers = list(pool.map(one, commands, commands.values()))

@@ -1,6 +1,5 @@
 """The two steps after training: evaluate the test split, register the classifier."""
 
-import hashlib
 import json
 import logging
 import os
@@ -14,12 +13,7 @@ from mlflow.entities import Metric
 
 from account_tax.errors import RegistrationError
 from account_tax.model.calibration import calibrate, measure_calibration
-from account_tax.model.classifier import (
-    MANIFEST_FILE,
-    SETTINGS_FILE,
-    file_sha256,
-    load_classifier,
-)
+from account_tax.model.classifier import MANIFEST_FILE, SETTINGS_FILE, load_classifier
 from account_tax.model.evaluation import answer_split, score_answers
 from account_tax.processes.ranks import get_mlflow_env
 from account_tax.provenance.environment import (
@@ -27,7 +21,13 @@ from account_tax.provenance.environment import (
     environment_tags,
     unlocked_fault,
 )
-from account_tax.storage.names import ADAPTER_FOLDER, STATEMENT_TAG
+from account_tax.storage.files import canonical_sha256, sha256_of, write_json
+from account_tax.storage.names import (
+    ADAPTER_FOLDER,
+    CONFIG_VARIABLE,
+    DATASET_METADATA_FILE,
+    STATEMENT_TAG,
+)
 from account_tax.tracking.metric_journal import journal_file, newest_timestamp, send_batch
 
 from .attest import log_statement, sign_registered
@@ -102,7 +102,7 @@ def register_model(
         "train": train_params,
         "environment": environment,
         "digests": collect_digests(
-            folder, manifest, dataset_metadata, os.environ.get("ACCOUNT_TAX_CONFIG_SHA256")
+            folder, manifest, dataset_metadata, os.environ.get(CONFIG_VARIABLE)
         ),
     }
     candidate = _log_candidate(client, run_id, folder, manifest, facts)
@@ -132,7 +132,7 @@ def _log_candidate(
 ) -> Candidate:
     """Return the candidate version, after its manifest, card and statement went to the run."""
     client.log_artifact(run_id, str(folder / MANIFEST_FILE))
-    client.log_dict(run_id, facts["dataset"], "dataset_metadata.json")
+    client.log_dict(run_id, facts["dataset"], DATASET_METADATA_FILE)
     client.log_text(run_id, write_card(facts), "model_card.md")
     tags = version_tags(facts)
     tags[STATEMENT_TAG] = log_statement(client, run_id, facts, manifest)
@@ -153,7 +153,7 @@ def complete_settings(
     settings = json.loads(path.read_text(encoding="utf-8"))
     settings |= {key: dataset_metadata[key] for key in ("text_columns", "separator", "max_length")}
     settings["calibration"] = calibration
-    path.write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    write_json(path, settings)
 
 
 def write_manifest(folder: Path) -> dict[str, Any]:
@@ -168,14 +168,13 @@ def write_manifest(folder: Path) -> dict[str, Any]:
         "files": {file.relative_to(folder).as_posix(): _entry(file) for file in files},
         "code": {CODE_FILE.name: _entry(CODE_FILE)},
     }
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    manifest = content | {"content_sha256": hashlib.sha256(canonical.encode()).hexdigest()}
-    path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    manifest = content | {"content_sha256": canonical_sha256(content, ensure_ascii=True)}
+    write_json(path, manifest)
     return manifest
 
 
 def _entry(file: Path) -> dict[str, Any]:
-    return {"sha256": file_sha256(file), "bytes": file.stat().st_size}
+    return {"sha256": sha256_of(file), "bytes": file.stat().st_size}
 
 
 def collect_digests(
@@ -195,7 +194,7 @@ def collect_digests(
     }
     digests = {
         "content_sha256": manifest["content_sha256"],
-        "manifest_sha256": file_sha256(folder / MANIFEST_FILE),
+        "manifest_sha256": sha256_of(folder / MANIFEST_FILE),
         **weights,
         "data/source_sha256": dataset_metadata["source_sha256"],
         **splits,

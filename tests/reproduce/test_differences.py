@@ -12,7 +12,7 @@ from account_tax.reproduce.differences import (
     environment_differences,
     first_cause,
 )
-from tests.test_provenance import make_statement
+from tests.provenance.test_statement import make_statement
 
 ENVIRONMENT = {
     "packages": {"numpy": "2.1", "torch": "2.13.0"},

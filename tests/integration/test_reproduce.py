@@ -196,11 +196,11 @@ def test_one_parameter_changed_in_the_record_is_configuration(trained):
     assert "DIFFERENT (configuration: parameters.yml: sha256 " in finished.output
 
 
-def test_one_package_changed_is_environment(trained, tmp_path):
+def test_one_package_changed_is_environment(trained):
     root = trained.project.folder
     file = trained.artifact("environment.json")
     with changed(file, lambda text: text.replace('"numpy": "', '"numpy": "0.')):
-        record = read_record(trained.client, trained.version, tmp_path, root, None)
+        record = read_record(trained.client, trained.version)
     found = [(each.cause, each.text) for each in find_differences(root, record)]
     assert {cause for cause, _ in found} == {"environment"}
     assert found[0][1].startswith("environment.json: sha256 ")

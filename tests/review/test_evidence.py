@@ -14,6 +14,7 @@ from account_tax.ledger.reading import read_ledger
 from account_tax.ledger.splitting import split_ledger
 from account_tax.ledger.tokens import split_digest, tokenize_splits
 from account_tax.model.classifier import LoadedClassifier
+from account_tax.registry.record import Record
 from account_tax.review.evidence import (
     Contender,
     Evidence,
@@ -22,7 +23,6 @@ from account_tax.review.evidence import (
     read_slices,
     remake_test_split,
 )
-from account_tax.review.records import Record
 from tests.conftest import WORDS
 
 ACCOUNTS = {"meals": WORDS[:5], "travel": WORDS[5:10], "office": WORDS[10:]}

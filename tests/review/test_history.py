@@ -10,12 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from account_tax.errors import Refused
 from account_tax.review.decision import decide, rollback
 from account_tax.review.history import (
     BEFORE_FIRST,
     EntryTakenError,
+    count_entries,
     file_of,
     open_run,
     parse_entry,
@@ -174,6 +176,26 @@ def test_no_entry_takes_the_number_of_another(client, decided):
 def test_the_run_is_made_once(client, model):
     registered = client.get_registered_model(model)
     assert open_run(client, registered) == open_run(client, registered)
+
+
+class CountingClient(MlflowClient):
+    """The real client, which counts what it downloads."""
+
+    def __init__(self, uri):
+        super().__init__(uri)
+        self.downloads = []
+
+    def download_artifacts(self, run_id, path, dst_path=None):
+        self.downloads.append(path)
+        return super().download_artifacts(run_id, path, dst_path)
+
+
+def test_a_decision_reads_the_history_in_one_download(client, decided):
+    counting = CountingClient(client.tracking_uri)
+    assert count_entries(counting, decided) == 3
+    approve(counting, decided, 3)
+    own = file_at(client, decided, 4).name  # read back: does the store give what was written?
+    assert counting.downloads == ["entries", f"entries/{own}"]
 
 
 # --- tampering ------------------------------------------------------------------------------------

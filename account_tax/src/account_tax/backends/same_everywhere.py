@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from account_tax.provenance.code import PACKAGE, digest_package
-from account_tax.provenance.environment import LOCK_FILE, installed_packages
+from account_tax.provenance.environment import LOCK_FILE, differing, installed_packages
 from account_tax.storage.files import sha256_of
 
 SEEN_TRIES = 50  # x 0.1 s: NFS shows another machine's new file with a delay
@@ -111,15 +111,16 @@ def describe_here(project: Path) -> dict[str, Any]:
 
 def find_differences(mine: dict[str, Any], first: dict[str, Any]) -> Iterator[str]:
     """Yield how a rank differs from the first one, one line a matter."""
-    for what in sorted((mine.keys() | first.keys()) - {"packages"}):
-        if mine.get(what) != first.get(what):
-            here, there = (str(each.get(what, "missing"))[:12] for each in (mine, first))
+    for what, *both in differing(mine, first):
+        if what != "packages":
+            here, there = (str(each or "missing")[:12] for each in both)
             yield f"{what} is {here}, on the first node {there}"
-    ours, theirs = mine["packages"], first["packages"]
-    names = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
-    if names:
-        each = [f"{n} {ours.get(n, 'missing')} for {theirs.get(n, 'none')}" for n in names[:SHOWN]]
-        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    if other := differing(mine["packages"], first["packages"]):
+        each = [
+            f"{name} {ours or 'missing'} for {there or 'none'}"
+            for name, ours, there in other[:SHOWN]
+        ]
+        more = f" and {len(other) - SHOWN} more" if len(other) > SHOWN else ""
         yield f"packages differ from the first node's: {', '.join(each)}{more}"
 
 

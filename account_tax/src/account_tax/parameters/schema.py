@@ -20,8 +20,13 @@ def _whole_or_fraction(value: float) -> float:
     return int(value)
 
 
+def reserved_by_mlflow(alias: str) -> bool:
+    """Return whether MLflow keeps an alias for itself: latest, and v with a number."""
+    return bool(re.fullmatch(r"latest|v\d+", alias, re.IGNORECASE))
+
+
 def _alias(value: str) -> str:
-    if value.lower() == "latest" or re.fullmatch(r"[vV]\d+|.*[^\w-].*|", value):
+    if reserved_by_mlflow(value) or not re.fullmatch(r"[\w-]+", value):
         raise ValueError("reserved by MLflow")
     return value
 

@@ -108,13 +108,20 @@ def find_differences(lock: Lock | None) -> list[str]:
 
 
 def _compare(found: Mapping[str, str], locked: Mapping[str, str]) -> Iterator[str]:
-    for name in sorted(found.keys() | locked.keys()):
-        if name not in locked:
-            yield f"{name} {found[name]}: not in the lock"
-        elif name not in found:
-            yield f"{name}: not installed, the lock has {locked[name]}"
-        elif found[name] != locked[name]:
-            yield f"{name} {found[name]}: the lock has {locked[name]}"
+    for name, here, pinned in differing(found, locked):
+        if pinned is None:
+            yield f"{name} {here}: not in the lock"
+        elif here is None:
+            yield f"{name}: not installed, the lock has {pinned}"
+        else:
+            yield f"{name} {here}: the lock has {pinned}"
+
+
+def differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Return each name at which two mappings differ, with both values; what one lacks is None."""
+    names = sorted(ours.keys() | theirs.keys())
+    both = [(name, ours.get(name), theirs.get(name)) for name in names]
+    return [each for each in both if each[1] != each[2]]
 
 
 # --- the machine ----------------------------------------------------------------------------------

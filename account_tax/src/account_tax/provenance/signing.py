@@ -32,6 +32,8 @@ from cryptography.hazmat.primitives.serialization import (
 from account_tax.errors import Refused
 from account_tax.storage.files import files_below, sha256_of
 
+from .environment import differing
+
 SIGNATURES = "signatures"  # folder among the artifacts of the training's run
 MODEL_SIGNATURE, STATEMENT_SIGNATURE = "model.sig", "provenance.sig"
 KEY_TAG = "signed_by"  # of a version: the fingerprint of the key
@@ -221,9 +223,7 @@ def check_signatures(classifier: Path, statement: Path, signatures: Path, key: P
         raise SignatureError(f"{MODEL_SIGNATURE}: signs no model.")
     there = _resources(model_statement(classifier, ""))
     listed = _resources(signed)
-    other = sorted(
-        name for name in there.keys() | listed.keys() if there.get(name) != listed.get(name)
-    )
+    other = [name for name, *_ in differing(there, listed)]
     if other:
         raise SignatureError(f"{MODEL_SIGNATURE}: signed were other files: {', '.join(other)}.")
     raw = statement.read_bytes() if statement.is_file() else b""

@@ -24,6 +24,8 @@ from account_tax.provenance.signing import (
 from account_tax.storage.files import sha256_of
 from account_tax.storage.names import STATEMENT_FILE
 
+from .record import fetch_artifacts
+
 
 def download_version(version: ModelVersion, folder: Path, public_key: Path | None = None) -> Path:
     """Download a version below `folder` and return the classifier's own folder, checked.
@@ -53,23 +55,11 @@ def download_version(version: ModelVersion, folder: Path, public_key: Path | Non
 
 def _check_signed(version: ModelVersion, classifier: Path, folder: Path, key: PublicKey) -> None:
     """Check the signatures that lie among the artifacts of the version's run."""
-    client, run_id = MlflowClient(), str(version.run_id)
-    for name in (STATEMENT_FILE, SIGNATURES):
-        download_run_artifact(client, run_id, name, folder)
+    fetch_artifacts(MlflowClient(), str(version.run_id), (STATEMENT_FILE, SIGNATURES), folder)
     try:
         check_signatures(classifier, folder / STATEMENT_FILE, folder / SIGNATURES, key)
     except SignatureError as err:
         raise SignatureError(f"{version.name} version {version.version}: {err}") from err
-
-
-def download_run_artifact(
-    client: MlflowClient, run_id: str, name: str, folder: Path
-) -> Path | None:
-    """Return a run's artifact, a file or folder, downloaded below `folder`; None if not there."""
-    if name not in {item.path for item in client.list_artifacts(run_id)}:
-        return None
-    folder.mkdir(parents=True, exist_ok=True)
-    return Path(client.download_artifacts(run_id, name, str(folder)))
 
 
 def _find_classifier(version: ModelVersion, folder: Path) -> Path:

@@ -21,8 +21,7 @@ from account_tax.processes.answers import last_lines
 from account_tax.processes.groups import run_stage
 from account_tax.provenance.code import BEFORE, code_in_words, git, git_answer, python_path
 from account_tax.provenance.environment import describe_environment
-from account_tax.registry.download import download_run_artifact
-from account_tax.registry.record import Difference, Record
+from account_tax.registry.record import Difference, Record, read_artifacts
 from account_tax.storage.files import sha256_of
 from account_tax.storage.names import ADAPTER_FOLDER, PARAMETERS_FILE, PATCH_FILE, RECORD_FILE
 
@@ -253,15 +252,13 @@ def _read_training(workshop: Workshop) -> Trained:
     experiments = [each.experiment_id for each in client.search_experiments()]
     run = client.search_runs(experiments, max_results=1)[0]  # the newest
     adapter = workshop.project / "data" / "06_models" / run.info.run_id / ADAPTER_FOLDER
-    kept = {}
-    for name in (PARAMETERS_FILE, RECORD_FILE):
-        file = download_run_artifact(client, run.info.run_id, name, workshop.logs / run.info.run_id)
-        kept[name] = yaml.safe_load(file.read_text(encoding="utf-8")) if file else None
+    raw = read_artifacts(client, run.info.run_id, (PARAMETERS_FILE, RECORD_FILE))
+    kept = {name: yaml.safe_load(text) for name, text in raw.items()}
     return Trained(
         {file.name: file for file in sorted(adapter.glob("*.safetensors"))},
         {key: value for key, value in run.data.metrics.items() if key.startswith("test/")},
-        kept[PARAMETERS_FILE],
-        kept[RECORD_FILE],
+        kept.get(PARAMETERS_FILE),
+        kept.get(RECORD_FILE),
     )
 
 

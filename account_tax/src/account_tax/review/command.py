@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ from .allowed import DENIED
 from .decision import decide, rollback
 from .evidence import gather_evidence, load_contender
 from .findings import Findings, find, gate_results
-from .history import read_history
+from .history import count_entries, read_history
 from .history_text import format_history
 from .registry_state import verify_history
 from .report import describe_review, render_html, render_markdown
@@ -47,6 +48,7 @@ def review(project: Path, options: Mapping[str, str], more: Sequence[str]) -> in
         request = parse_request(project, options, more)
         uri = run.tracking_uri if run else tracking_uri(project)
         mlflow.set_tracking_uri(uri)
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         client = MlflowClient(uri)
         with _clear_errors(uri):
             if request.history or request.verify_history:
@@ -100,7 +102,7 @@ def _review_and_decide(client: MlflowClient, run: OwnedRun, request: Request) ->
         click.echo(rollback(client, request.name, **who).message)
         return
     version = find_version(client, request.name, request.version)
-    seen = len(read_history(client, request.name))  # before the champion is looked up
+    seen = count_entries(client, request.name)  # before the champion is looked up
     gates = []
     if request.decision != "retire":  # a version goes out of service whatever its numbers are
         try:

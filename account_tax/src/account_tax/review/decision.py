@@ -223,7 +223,7 @@ def _record(client: MlflowClient, registry: Registry, entry: Entry) -> Entry:
     with _while_recording(client, name, run_id, entry):
         record_entry(client, run_id, entry)
     try:
-        settle(client, name)
+        settle(client, name, [*registry.history.entries, entry])
     except (MlflowException, OSError) as err:
         raise Failed(
             f"{entry.decision} of {name} version {entry.version} stands: it is entry {entry.n} of "

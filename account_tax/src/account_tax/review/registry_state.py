@@ -7,6 +7,7 @@ one that is interrupted has either not happened or is finished by whoever decide
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mlflow import MlflowClient
@@ -74,8 +75,8 @@ class Registry:
         return int(number) if number.isdecimal() else 0
 
 
-def read_registry(client: MlflowClient, name: str) -> Registry:
-    """Return a registered model as it is now.
+def read_registry(client: MlflowClient, name: str, known: Iterable[Entry] = ()) -> Registry:
+    """Return a registered model as it is now; `known` as `load_history` takes them.
 
     Raises:
         HistoryError: If its history is deleted.
@@ -83,7 +84,7 @@ def read_registry(client: MlflowClient, name: str) -> Registry:
     model = client.get_registered_model(name)  # first: its tags may lag behind entries, not lead
     found = client.search_model_versions(f"name = '{name}'")
     versions = {int(version.version): version for version in found}
-    return Registry(model, versions, load_history(client, model))
+    return Registry(model, versions, load_history(client, model, known))
 
 
 def read_settled(client: MlflowClient, name: str) -> Registry:
@@ -102,8 +103,8 @@ def read_settled(client: MlflowClient, name: str) -> Registry:
         if faults := find_cuts(registry) + registry.history.faults:
             break
         if registry.shown < len(registry.history.digests):
-            settle(client, name)
-            registry = read_registry(client, name)
+            settle(client, name, registry.history.entries)
+            registry = read_registry(client, name, registry.history.entries)
         faults = find_contradictions(registry)
         if not faults or not registry.history.entries:
             return registry
@@ -235,7 +236,7 @@ def find_deleted(registry: Registry) -> list[str]:
 # --- showing what was recorded --------------------------------------------------------------------
 
 
-def settle(client: MlflowClient, name: str) -> None:
+def settle(client: MlflowClient, name: str, known: Iterable[Entry] = ()) -> None:
     """Make tags and aliases show every recorded decision; harmless at any time.
 
     A process that was held up could show a state that is no longer the last one. So the history is
@@ -244,8 +245,8 @@ def settle(client: MlflowClient, name: str) -> None:
     """
     since: int | None = None
     while True:
-        registry = read_registry(client, name)
-        history = registry.history
+        registry = read_registry(client, name, known)
+        history, known = registry.history, registry.history.entries
         if history.run_id is None or history.faults:
             return
         since = registry.shown if since is None else min(since, registry.shown)

@@ -20,6 +20,7 @@ from account_tax.model.calibration import (
     coverage_curve,
     expected_calibration_error,
     reliability_bins,
+    score_threshold,
 )
 
 RESAMPLES = 2000
@@ -274,10 +275,8 @@ def measure_calibration(
     if recorded is None:
         at = choose_threshold(scores, correct, target_precision)
     else:
-        target_precision, threshold = recorded["target_precision"], recorded["threshold"]
-        kept = scores >= (np.inf if threshold is None else threshold)
-        precision = float(correct[kept].mean()) if kept.any() else None
-        at = {"threshold": threshold, "coverage": float(kept.mean()), "precision": precision}
+        target_precision = recorded["target_precision"]
+        at = score_threshold(scores, correct, recorded["threshold"])
     return {
         "expected_calibration_error": expected_calibration_error(scores, correct),
         "bins": reliability_bins(scores, correct),

@@ -6,7 +6,6 @@ nodes in another.
 
 import inspect
 import json
-import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
 from account_tax.errors import RegistrationError
 from account_tax.model.classifier import PACKAGE_SCHEME, SETTINGS_FILE, AccountClassifier
+from account_tax.parameters.schema import reserved_by_mlflow
 from account_tax.provenance.environment import LOCKED
 from account_tax.registry.cold import load_cold
 from account_tax.storage.names import CONTENT_TAG, LONGEST_TAG, VERIFIED_TAG
@@ -49,7 +49,7 @@ class Candidate:
 
 def check_alias(alias: str) -> None:
     """Raise RegistrationError if MLflow keeps the alias for itself."""
-    if alias.lower() == "latest" or re.fullmatch(r"v\d+", alias, re.IGNORECASE):
+    if reserved_by_mlflow(alias):
         raise RegistrationError(
             f"registry.alias = {alias}: MLflow reserves `latest` and `v<number>`. "
             "Choose another word, such as challenger."

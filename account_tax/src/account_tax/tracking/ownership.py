@@ -11,6 +11,7 @@ from account_tax.processes.identity import parse_identity, state_of
 
 OWNER_TAG = "account_tax.owner"
 REASON_TAG = "account_tax.reason"
+REFUSED_TAG = "account_tax.refused"  # true: its command was refused before it did anything
 SLURM_TAG = "account_tax.slurm_job"  # the scheduler knows what became of those
 GONE = (
     "the process that owned this run, {pid} on {host}, is gone and did not say how it ended. "

@@ -14,15 +14,19 @@ from account_tax.parameters.options import VersionOptions, read_options
 from account_tax.parameters.schema import File, Name, Natural
 from account_tax.provenance.signing import load_public_key, verify_key
 
-RUNGS = ["R0", "R1", "R2", "R3"]
+Rung = Literal["R0", "R1", "R2", "R3"]
+RUNGS: list[Rung] = ["R0", "R1", "R2", "R3"]
 
 
-def _in_order(rungs: list[str]) -> list[str]:
+def _in_order(rungs: list[Rung]) -> list[Rung]:
     return [rung for rung in RUNGS if rung in {"R0", *rungs}]
 
 
-Rung = Annotated[Literal["R0", "R1", "R2", "R3"], BeforeValidator(str.upper)]
-Rungs = Annotated[list[Rung], AfterValidator(_in_order), Words(f"some of {', '.join(RUNGS)}")]
+Rungs = Annotated[
+    list[Annotated[Rung, BeforeValidator(str.upper)]],
+    AfterValidator(_in_order),
+    Words(f"some of {', '.join(RUNGS)}"),
+]
 
 
 @dataclass(frozen=True, kw_only=True)

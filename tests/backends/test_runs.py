@@ -1,4 +1,5 @@
 from account_tax.backends.runs import show_runs
+from account_tax.tracking.ownership import REFUSED_TAG
 
 
 def test_kedro_runs_settles_a_run_whose_job_slurm_has_forgotten(
@@ -12,7 +13,7 @@ def test_kedro_runs_settles_a_run_whose_job_slurm_has_forgotten(
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     run_id = new_run("8", status=1)
     client.update_run(run_id, status="RUNNING")
-    assert show_runs(tmp_path) == 0
+    assert show_runs(tmp_path, []) == 0
     header, first, *_ = capsys.readouterr().out.splitlines()
     assert header.split() == ["run", "status", "job", "since", "reason"]
     assert first.startswith(f"{run_id}  FAILED")
@@ -22,7 +23,7 @@ def test_kedro_runs_settles_a_run_whose_job_slurm_has_forgotten(
 def test_kedro_runs_says_that_slurm_is_not_here(client, new_run, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
     run_id = new_run("9")
-    show_runs(tmp_path)
+    show_runs(tmp_path, [])
     line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith(run_id))
     assert line.endswith("Slurm does not answer here")
     assert client.get_run(run_id).info.status == "RUNNING"
@@ -30,5 +31,17 @@ def test_kedro_runs_says_that_slurm_is_not_here(client, new_run, tmp_path, monke
 
 def test_a_store_that_does_not_answer_is_named(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    assert show_runs(tmp_path) == 2
+    assert show_runs(tmp_path, []) == 2
     assert "MLFLOW_TRACKING_URI = http://127.0.0.1:9: " in capsys.readouterr().err
+
+
+def test_a_refused_run_is_left_out_and_counted(client, tmp_path, capsys):
+    run_id = client.create_run("0", tags={REFUSED_TAG: "true"}).info.run_id
+    assert show_runs(tmp_path, []) == 0
+    said = capsys.readouterr().out
+    assert run_id not in said
+    assert "1 refused, left out here: kedro runs --all shows them" in said
+    assert show_runs(tmp_path, ["--all"]) == 0
+    said = capsys.readouterr().out
+    assert run_id in said
+    assert "left out" not in said

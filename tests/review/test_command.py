@@ -1,37 +1,20 @@
 import shlex
+from dataclasses import replace
 
 import pytest
-from click.testing import CliRunner
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.projects._project_spec import load_project
 
-from account_tax.cli import cli
 from account_tax.errors import Failed, Refused
+from account_tax.parameters.options import read_options, text_of
 from account_tax.review import command
 from account_tax.review.command import find_champion, show
+from account_tax.review.request import Request
+from tests.commands import call
 from tests.test_mlproject import REPOSITORY
 
-NOTHING = {
-    "version": "challenger",
-    "registered_model_name": "from_recipe",
-    **dict.fromkeys(
-        ("decision", "reviewer", "reason", "waive", "expires", "slices", "data"), "none"
-    ),
-    **dict.fromkeys(("history", "verify_history"), "false"),
-}
 APPROVE = {"decision": "approve", "reviewer": "Kim", "reason": "better on every account"}
-
-
-def test_history_may_be_a_bare_flag(monkeypatch):
-    seen = []
-    monkeypatch.setattr(
-        command, "review", lambda _, options, more: seen.append((options, more)) or 0
-    )
-    for words in (["--history", "--verify-history"], ["--history", "true"], ["--version", "3"]):
-        assert CliRunner().invoke(cli, ["review", *words]).exit_code == 0
-    flags = [(options["history"], options["verify_history"]) for options, _ in seen]
-    assert flags == [("true", "true"), ("true", "false"), ("false", "false")]
 
 
 @pytest.mark.parametrize(
@@ -40,16 +23,14 @@ def test_history_may_be_a_bare_flag(monkeypatch):
      ("data", "my ledger's.csv"), ("expires", "2027-06-30"), ("history", "true"),
      ("verify_history", "true"), ("registered_model_name", "other")],
 )  # fmt: skip
-def test_each_p_name_of_the_entry_point_arrives(monkeypatch, name, text):
-    seen = {}
-    monkeypatch.setattr(
-        command, "review", lambda _, options, more: seen.update(options, more=more) or 0
-    )
+def test_each_p_name_of_the_entry_point_arrives(name, text):
     entry_point = load_project(str(REPOSITORY)).get_entry_point("review")
     given = {name: text, "registry.gates.min_f1": "0.9"}
     words = shlex.split(entry_point.compute_command(given, storage_dir=None))
-    assert CliRunner().invoke(cli, words[1:]).exit_code == 0
-    assert seen == NOTHING | {name: text} | {"more": ("--registry.gates.min_f1", "0.9")}
+    asked, more = read_options(Request, words[2:], lambda key: key.startswith("registry."))
+    assert text_of(getattr(asked, name)) == text
+    assert asked == replace(Request(), **{name: getattr(asked, name)})
+    assert more == [("registry.gates.min_f1", "0.9")]
 
 
 # --- the registry ---------------------------------------------------------------------------------
@@ -93,7 +74,7 @@ def _code(name: str) -> int:
 
 def test_the_history_of_a_model_there_is_not_is_refused(client, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", client.tracking_uri)
-    assert command.review(REPOSITORY, NOTHING | {"history": "true"}, []) == 2
+    assert call(REPOSITORY, "review", "--history") == 2
     assert "account-tax" in capsys.readouterr().err
     assert [e.name for e in client.search_experiments()] == ["Default"]  # reading leaves no run
 

@@ -19,8 +19,6 @@ from account_tax.parameters.config import (
     ConfigError,
     Resolved,
     batch_faults,
-    parse_command_line,
-    resolve,
 )
 from account_tax.processes.answers import last_lines
 from account_tax.processes.groups import run_stage
@@ -97,19 +95,18 @@ class Plan:
         click.echo("\ndry run: nothing was started, nothing was written.")
 
 
-def make_plan(project: Path, args: Sequence[str]) -> Plan:
-    """Return the plan of a command line.
+def make_plan(project: Path, resolved: Resolved, conflicts: Sequence[str]) -> Plan:
+    """Return the plan of a run.
+
+    Args:
+        project: The project's root.
+        resolved: The parameters, less the sections whose values can't stand together.
+        conflicts: Those faults.
 
     Raises:
-        ConfigError: With every fault there is, of whatever kind.
+        ConfigError: With these and every fault of data, model and machine.
     """
-    faults: list[str] = []
-    try:
-        resolved = resolve(project, parse_command_line(args))
-    except ConfigError as err:
-        if err.usable is None:
-            raise
-        faults, resolved = err.faults, err.usable
+    faults = list(conflicts)
     environment = describe_environment(project)
     report = _check(project, resolved.values)
     try:

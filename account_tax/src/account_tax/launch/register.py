@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import click
 from mlflow import MlflowClient
@@ -17,6 +19,9 @@ from mlflow.entities import Run
 from account_tax.commands import close, close_dead, judge, run_in_mlflow
 from account_tax.errors import Refused
 from account_tax.parameters.config import resolve
+from account_tax.parameters.kinds import Help
+from account_tax.parameters.options import read_options
+from account_tax.parameters.schema import Name
 from account_tax.processes.groups import Interrupted
 from account_tax.processes.identity import state_of
 from account_tax.storage.names import CONFIG_VARIABLE, PREPARED_FILE, REGISTRATION_FILE, TAG
@@ -88,16 +93,19 @@ def salvaged(stages: Stages, run: OwnedRun) -> Iterator[None]:
 # --- kedro register --run -------------------------------------------------------------------------
 
 
-def register(project: Path, options: Mapping[str, str]) -> int:
-    """Register what a run has trained, end that run and return the exit status.
+@dataclass(frozen=True)
+class Options:
+    """What is asked."""
 
-    Args:
-        project: The project's root.
-        options: run, the MLflow run's id, as text.
-    """
+    run: Annotated[Name, Help("The id of an MLflow run that has trained.")]
 
-    def work(_: OwnedRun | None) -> None:  # one that `mlflow run` makes for the command itself
-        uri, run_id = tracking_uri(project), options["run"]
+
+def register(project: Path, words: Sequence[str]) -> int:
+    """Register what a run has trained, end that run and return the exit status."""
+
+    # The run beside the options is one that `mlflow run` makes for the command itself.
+    def work(options: Options, _: OwnedRun | None) -> None:
+        uri, run_id = tracking_uri(project), options.run
         client = MlflowClient(uri)
         close_dead(uri)
         with answers_soon(uri):
@@ -114,7 +122,7 @@ def register(project: Path, options: Mapping[str, str]) -> int:
             close(run, judge(err))
             raise
 
-    return run_in_mlflow(project, work, own_run=False)
+    return run_in_mlflow(project, lambda: read_options(Options, words)[0], work, lambda _: False)
 
 
 def _restore_stages(project: Path, run: Run) -> Stages:

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from account_tax.confidential import public_source
+from account_tax.faults import tell
 from account_tax.model.classifier import as_text, join_texts
 from account_tax.storage.names import SPLITS
 
@@ -36,8 +37,7 @@ class DataError(ValueError):
 
     def __str__(self) -> str:
         """Return all faults, one a line, below their count."""
-        count = f"{len(self.faults)} problem{'s' if len(self.faults) != 1 else ''}"
-        return "\n  ".join([f"{count} in the data", *self.faults])
+        return tell(self.faults, "in the data")
 
 
 @dataclass(frozen=True)

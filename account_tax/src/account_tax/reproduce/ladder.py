@@ -1,4 +1,4 @@
-"""The climb: each rung in its turn, then the report and the verdict on the version."""
+"""`kedro reproduce`: each rung in its turn, then the report and the verdict on the version."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def climb(
     """Yield each rung asked for; those above one that can't be stood on are skipped."""
     record = read_record(client, version)
     if record.parameters:
-        record = replace(record, parameters=localise(record.parameters, project, request.source))
-    first, classifier = check_bytes(version, scratch / "version", request.public_key, record)
+        record = replace(record, parameters=localise(record.parameters, project, request.data))
+    first, classifier = check_bytes(version, scratch / "version", request.verify_key, record)
     yield first
     missing = ", ".join(record.missing)
     for name in request.rungs[1:]:

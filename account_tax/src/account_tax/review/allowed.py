@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 
@@ -11,6 +11,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from account_tax.errors import Refused
+from account_tax.faults import hint, tell
 from account_tax.storage.names import CONTENT_TAG
 
 from .gates import GateResult
@@ -35,6 +36,13 @@ class Request:
     waive: list[str] = field(default_factory=list)
     expires: str | None = None
 
+    def faults(self) -> list[str]:
+        """Return what is wrong with its words, the gates being those that were measured."""
+        gates = [gate.name for gate in self.gates]
+        return faults_of_words(
+            self.decision, self.reviewer, self.reason, self.waive, self.expires, gates
+        )
+
 
 def check_seen(registry: Registry, entries_seen: int | None) -> None:
     """Refuse a decision whose evidence is older than the last entry of the history."""
@@ -50,35 +58,44 @@ def check_seen(registry: Registry, entries_seen: int | None) -> None:
 
 def check_request(registry: Registry, subject: ModelVersion, author: str, request: Request) -> None:
     """Raise Refused with everything that speaks against the decision."""
-    faults = faults_of_words(request) + _faults_of_move(registry, subject, request)
+    faults = [*request.faults(), *_faults_of_move(registry, subject, request)]
     if request.decision == "approve":
         faults += _faults_of_reviewer(author, request)
         faults += _faults_of_gates(request.gates, request.waive)
         faults += _faults_of_expiry(request)
-    else:
-        given = {"waive": request.waive, "expires": request.expires}
-        idle = [key for key, value in given.items() if value]
-        faults += [f"{key} (-P {key}): belongs to approve only." for key in idle]
     if faults:
         raise refusal(faults, f"{request.decision} of {registry.model.name} {subject.version}")
 
 
 def refusal(faults: list[str], what: str) -> Refused:
     """Return the refusal that says every fault and that nothing was changed."""
-    count = f"{len(faults)} problem{'s' if len(faults) > 1 else ''} with the {what}"
-    return Refused("\n".join([count, *(f"  {fault}" for fault in faults), NOTHING_CHANGED]))
+    return Refused(f"{tell(faults, f'with the {what}')}\n{NOTHING_CHANGED}")
 
 
-def faults_of_words(request: Request) -> list[str]:
-    """Return what is wrong with the texts that are kept."""
+def faults_of_words(
+    decision: str,
+    reviewer: str,
+    reason: str,
+    waive: Sequence[str],
+    expires: str | None,
+    gates: Sequence[str],
+) -> list[str]:
+    """Return what is wrong with the words of a decision, whatever the version is."""
     faults = []
-    texts = (("reviewer", request.reviewer, "a name"), ("reason", request.reason, "why"))
-    for key, text, expected in texts:
+    for key, text, expected in (("reviewer", reviewer, "a name"), ("reason", reason, "why")):
         if not one_line(text):
             faults.append(f"{key} (-P {key}): blank. Expected {expected}.")
         elif any("\ud800" <= character <= "\udfff" for character in text):
             faults.append(f"{key} (-P {key}): not UTF-8. Type it in a terminal that is.")
-    return faults
+    if decision != "approve":
+        given = {"waive": waive, "expires": expires}
+        idle = [key for key, value in given.items() if value]
+        return faults + [f"{key} (-P {key}): belongs to approve only." for key in idle]
+    return faults + [
+        f"waive = {name} (-P waive): no such gate. {hint(name, gates)}"
+        for name in dict.fromkeys(waive)
+        if name not in gates
+    ]
 
 
 def _faults_of_move(registry: Registry, subject: ModelVersion, request: Request) -> list[str]:
@@ -126,13 +143,11 @@ def _faults_of_gates(gates: list[GateResult], waive: list[str]) -> list[str]:
         for gate in gates
         if not gate.passed and gate.name not in waive
     ]
-    for name in dict.fromkeys(waive):
-        if name not in by_name:
-            near = difflib.get_close_matches(name, by_name, n=1)
-            hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(by_name)}."
-            faults.append(f"waive = {name} (-P waive): no such gate. {hint}")
-        elif by_name[name].passed:
-            faults.append(f"waive = {name} (-P waive): this gate passed. Leave it out.")
+    faults += [
+        f"waive = {name} (-P waive): this gate passed. Leave it out."
+        for name in dict.fromkeys(waive)
+        if name in by_name and by_name[name].passed
+    ]
     return faults
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +16,6 @@ from mlflow.entities import Metric
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from account_tax.commands import run_in_mlflow
 from account_tax.errors import Failed, Refused
 from account_tax.registry.find import find_version
 from account_tax.reporting.description import write_section
@@ -34,31 +32,24 @@ from .history import count_entries, read_history
 from .history_text import format_history
 from .registry_state import verify_history
 from .report import describe_review, render_html, render_markdown
-from .request import Request, parse_request
+from .request import Request
 from .states import CHAMPION
 
 FOLDER = "review"  # of the run's artifacts
 REPORT = "report.html"
 
 
-def review(project: Path, options: Mapping[str, str], more: Sequence[str]) -> int:
-    """Run `kedro review` with its options and further words; return its exit status."""
-
-    def work(run: OwnedRun | None) -> None:
-        request = parse_request(project, options, more)
-        uri = run.tracking_uri if run else tracking_uri(project)
-        mlflow.set_tracking_uri(uri)
-        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        client = MlflowClient(uri)
-        with _clear_errors(uri):
-            if request.history or request.verify_history:
-                _tell_history(client, request)
-            else:
-                assert run is not None, "only the history is read without a run"
-                _review_and_decide(client, run, request)
-
-    reading = any(options[name].lower() == "true" for name in ("history", "verify_history"))
-    return run_in_mlflow(project, work, own_run=not reading)
+def review(project: Path, request: Request, run: OwnedRun | None) -> None:
+    """Review a version, decide on it, or show the history."""
+    uri = run.tracking_uri if run else tracking_uri(project)
+    mlflow.set_tracking_uri(uri)
+    client = MlflowClient(uri)
+    with _clear_errors(uri):
+        if request.reads_only:
+            _tell_history(client, request)
+        else:
+            assert run is not None, "only the history is read without a run"
+            _review_and_decide(client, run, request)
 
 
 # --- what it does ---------------------------------------------------------------------------------
@@ -101,7 +92,7 @@ def _review_and_decide(client: MlflowClient, run: OwnedRun, request: Request) ->
     if request.decision == "rollback":
         click.echo(rollback(client, request.name, **who).message)
         return
-    version = find_version(client, request.name, request.version)
+    version = find_version(client, request.name, request.reference)
     seen = count_entries(client, request.name)  # before the champion is looked up
     gates = []
     if request.decision != "retire":  # a version goes out of service whatever its numbers are

@@ -27,7 +27,6 @@ from .allowed import (
     author_of,
     check_request,
     check_seen,
-    faults_of_words,
     refusal,
 )
 from .gates import GateResult
@@ -162,7 +161,7 @@ def rollback(
         with _before_recording(client, name):
             registry = read_settled(client, name)
             left = [each for each in registry.standing.former if each in registry.versions]
-            faults = faults_of_words(request)
+            faults = request.faults()
             if not left:
                 faults.append("rollback: there is no previous_champion to go back to.")
             if faults:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +21,16 @@ class Held(RuntimeError):
     def __init__(self, file: Path, owner: dict[str, Any]):
         super().__init__(f"{file} is held by process {owner.get('pid', 'unknown')}")
         self.owner = owner
+
+
+def output_faults(folder: Path, files: Iterable[Path], advice: str) -> list[str]:
+    """Return what keeps files or folders from being made in a folder; the advice is on old ones."""
+    faults = [f"{file.name} exists. {advice}" for file in files if os.path.lexists(file)]
+    if not folder.is_dir():
+        faults.append("its folder does not exist. Make it first.")
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        faults.append("its folder can't be written to.")
+    return faults
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from account_tax.storage.names import TAG
 
 OWNER_TAG = f"{TAG}owner"
 REASON_TAG = f"{TAG}reason"
+REFUSED_TAG = f"{TAG}refused"  # true: its command was refused before it did anything
 SLURM_TAG = f"{TAG}slurm_job"  # the scheduler knows what became of those
 GONE = (
     "the process that owned this run, {pid} on {host}, is gone and did not say how it ended. "

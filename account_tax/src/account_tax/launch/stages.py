@@ -109,7 +109,7 @@ class Stages:
         ]
 
     def run(self, stage: str, *options: str) -> int:
-        """Run a stage in one process, its output in its log; return the exit status."""
+        """Run a stage in one process, output to prepare.log or register.log; return its status."""
         command, log = self.single(stage, *options), self.logs / f"{stage}.log"
         return run_stage(command, cwd=self.project, environment=self.environment, log=log)
 

@@ -29,7 +29,7 @@ class Desk:
     top_k: int
     threshold: float | None
 
-    def file(self, window: Window[Rows]) -> tuple[Rows, pd.DataFrame, list[Reject]]:
+    def file(self, window: Window) -> tuple[Rows, pd.DataFrame, list[Reject]]:
         """Return a window's readable rows, their answers, and all rows that can't be filed."""
         settings = self.classifier.settings
         columns = settings["text_columns"]

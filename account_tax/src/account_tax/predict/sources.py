@@ -13,20 +13,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Protocol, TextIO, TypeVar
+from typing import TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from account_tax.errors import Failed, Refused
 
-from .rows import CsvRows, Dialect, JsonRows, ParquetRows, Rows, parse_object
+from .rows import CsvRows, Dialect, Item, JsonRows, ParquetRows, Rows, parse_object
 
 DELIMITERS = (",", ";", "\t", "|")
 UNCLOSED = "a quote that is not closed"
 NOT_UTF8 = "bytes that are not UTF-8"
 FIELD_LIMIT = csv.field_size_limit()
-R = TypeVar("R", bound=Rows, covariant=True)
 
 
 @dataclass(frozen=True)
@@ -38,27 +37,16 @@ class Reject:
 
 
 @dataclass
-class Window(Generic[R]):
+class Window:
     """So many rows that follow each other, and those among them that can't be read."""
 
-    rows: R
+    rows: Rows
     rejects: list[Reject] = field(default_factory=list)
 
     @property
     def read(self) -> int:
         """How many rows were read, those that can't be filed included."""
         return len(self.rows.numbers) + len(self.rejects)
-
-
-class Source(Protocol):
-    """A ledger that was found readable."""
-
-    columns: list[str]
-    unit: str  # what a reject's number counts: line or row
-
-    def windows(self, size: int) -> Iterator[Window[Rows]]:
-        """Yield the rows, `size` at a time; one window without rows where there are none."""
-        ...
 
 
 def open_source(path: Path, text_columns: Sequence[str]) -> Source:
@@ -108,13 +96,6 @@ class _Lines:
         return "".join(self.taken).removesuffix("\n").removesuffix("\r")
 
 
-@dataclass
-class _Record:
-    number: int
-    raw: str
-    values: list[str]
-
-
 class CsvSource:
     """A CSV file: UTF-8, with a header; its delimiter one of comma, semicolon, tab, bar."""
 
@@ -148,30 +129,25 @@ class CsvSource:
         written = "".join(lines.taken)
         return header.values, written[len(header.raw) :] or "\n"
 
-    def windows(self, size: int) -> Iterator[Window[CsvRows]]:
-        """See `Source`."""
+    def windows(self, size: int) -> Iterator[Window]:
+        """Yield the rows, `size` at a time; one window without rows where there are none."""
         with self._open() as file:
             records = _read_records(_Lines(file), self.dialect.delimiter)
             next(records)  # the header
-            yield from _in_windows(map(self._check_width, records), size, self._to_rows)
+            yield from _in_windows(
+                map(self._check_width, records),
+                size,
+                lambda items: CsvRows(self.columns, items, self.dialect),
+            )
 
-    def _check_width(self, record: _Record | Reject) -> _Record | Reject:
+    def _check_width(self, record: Item | Reject) -> Item | Reject:
         if isinstance(record, Reject) or len(record.values) == len(self.columns):
             return record
         expected = len(self.columns)
         return Reject(record.number, f"{len(record.values)} fields where the header has {expected}")
 
-    def _to_rows(self, records: list[_Record]) -> CsvRows:
-        return CsvRows(
-            self.columns,
-            self.dialect,
-            [record.number for record in records],
-            [record.raw for record in records],
-            [record.values for record in records],
-        )
 
-
-def _read_records(lines: _Lines, delimiter: str) -> Iterator[_Record | Reject]:
+def _read_records(lines: _Lines, delimiter: str) -> Iterator[Item | Reject]:
     """Yield each record that is not blank.
 
     Of one that is broken, such as by a quote that is never closed, only the first line is lost:
@@ -193,7 +169,7 @@ def _read_records(lines: _Lines, delimiter: str) -> Iterator[_Record | Reject]:
         if not raw.isascii() and not _is_text(raw):
             yield Reject(lines.first, NOT_UTF8)
         elif values:
-            yield _Record(lines.first, raw, values)
+            yield Item(lines.first, raw, values)
 
 
 def _csv_reason(message: str) -> str:
@@ -207,13 +183,6 @@ def _csv_reason(message: str) -> str:
 # --- JSON Lines -----------------------------------------------------------------------------------
 
 
-@dataclass
-class _Object:
-    number: int
-    raw: str
-    values: dict[str, Any]
-
-
 class JsonSource:
     """A JSON Lines file: UTF-8, an object on each line that is not blank."""
 
@@ -223,39 +192,31 @@ class JsonSource:
         self._path = path
         columns: dict[str, None] = {}
         for found in self._objects():
-            if isinstance(found, _Object):
+            if isinstance(found, Item):
                 columns |= dict.fromkeys(found.values)
         if not columns:
             raise Refused("it has no line with a JSON object. Expected one on each line.")
         self.columns = list(columns)
 
-    def _objects(self) -> Iterator[_Object | Reject]:
+    def _objects(self) -> Iterator[Item | Reject]:
         with self._path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
             for number, line in enumerate(file, start=1):
                 if raw := line.strip():
                     yield _read_object(number, raw)
 
-    def windows(self, size: int) -> Iterator[Window[JsonRows]]:
-        """See `Source`."""
-        yield from _in_windows(self._objects(), size, self._to_rows)
-
-    def _to_rows(self, objects: list[_Object]) -> JsonRows:
-        return JsonRows(
-            self.columns,
-            [each.number for each in objects],
-            [each.raw for each in objects],
-            [each.values for each in objects],
-        )
+    def windows(self, size: int) -> Iterator[Window]:
+        """Yield the rows, `size` at a time; one window without rows where there are none."""
+        yield from _in_windows(self._objects(), size, lambda items: JsonRows(self.columns, items))
 
 
-def _read_object(number: int, raw: str) -> _Object | Reject:
+def _read_object(number: int, raw: str) -> Item | Reject:
     if not raw.isascii() and not _is_text(raw):
         return Reject(number, NOT_UTF8)
     if (values := parse_object(raw)) is None:
         return Reject(number, "no JSON object")
     if "\\u" in raw and not _is_text(json.dumps(values, ensure_ascii=False)):
         return Reject(number, "half of a surrogate pair, which is no text")
-    return _Object(number, raw, values)
+    return Item(number, raw, values)
 
 
 # --- Parquet --------------------------------------------------------------------------------------
@@ -277,8 +238,8 @@ class ParquetSource:
     def _open(self) -> pq.ParquetFile:
         return pq.ParquetFile(self._path, memory_map=False, pre_buffer=False, buffer_size=1 << 20)
 
-    def windows(self, size: int) -> Iterator[Window[ParquetRows]]:
-        """See `Source`.
+    def windows(self, size: int) -> Iterator[Window]:
+        """Yield the rows, `size` at a time; one window without rows where there are none.
 
         Raises:
             Failed: If a row group is broken.
@@ -318,18 +279,15 @@ def _is_text(text: str) -> bool:
     return False
 
 
-I = TypeVar("I", _Record, _Object)  # noqa: E741
-
-
 def _in_windows(
-    items: Iterator[I | Reject], size: int, to_rows: Callable[[list[I]], R]
-) -> Iterator[Window[R]]:
+    items: Iterator[Item | Reject], size: int, to_rows: Callable[[list[Item]], Rows]
+) -> Iterator[Window]:
     """Yield windows of `size` rows, rejects counted; one without rows where there are none."""
-    good: list[I] = []
+    good: list[Item] = []
     rejects: list[Reject] = []
     yielded = False
     for item in items:
-        (rejects if isinstance(item, Reject) else good).append(item)  # type: ignore[arg-type]
+        rejects.append(item) if isinstance(item, Reject) else good.append(item)
         if len(good) + len(rejects) == size:
             yield Window(to_rows(good), rejects)
             good, rejects, yielded = [], [], True
@@ -342,6 +300,8 @@ def repeated(names: Sequence[str]) -> list[str]:
     return sorted(name for name, count in Counter(names).items() if count > 1)
 
 
+# A ledger that was found readable; its `unit` is what a reject's number counts: line or row.
+Source = CsvSource | JsonSource | ParquetSource
 SOURCES: dict[str, Callable[[Path, Sequence[str]], Source]] = {
     ".csv": CsvSource,
     ".parquet": ParquetSource,

@@ -144,10 +144,7 @@ def _changed(
         yield Difference("files", _instead(STATEMENT_FILE, raw.get(STATEMENT_FILE), expected))
         return
     if statement:
-        for name, tag in {"code": "commit", PATCH_FILE: "patch_sha256"}.items():
-            found, listed = tags.get(tag), recorded_digest(statement, name)
-            if found != listed:
-                yield Difference("code", f"the run's tag {TAG}{tag}: {found} instead of {listed}")
+        yield from _changed_tags(statement, tags)
     inputs = {PATCH_FILE: "code", PARAMETERS_FILE: "configuration", RECORD_FILE: "environment"}
     for name, cause in inputs.items():
         listed = recorded_digest(statement, name) if statement else None

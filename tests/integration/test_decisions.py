@@ -21,8 +21,7 @@ from account_tax.errors import Failed, Refused
 from account_tax.review.decision import decide
 from account_tax.review.history import read_history
 from account_tax.review.registry_state import settle, verify_history
-from account_tax.review.states import state_of
-from tests.registered import NOW, PASSED, register
+from tests.registered import NOW, PASSED, register, state_of
 
 from .servers import LOOPBACK, STARTED_IN, Server
 

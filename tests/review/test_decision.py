@@ -12,8 +12,7 @@ from account_tax.errors import Failed, Refused
 from account_tax.review.decision import decide, rollback
 from account_tax.review.history import read_history
 from account_tax.review.registry_state import DEPLOYMENT_TAG, HEAD_TAG, settle, verify_history
-from account_tax.review.states import state_of
-from tests.registered import FAILED, NOT_MEASURED, NOW, PASSED
+from tests.registered import FAILED, NOT_MEASURED, NOW, PASSED, state_of
 
 pytest_plugins = ["tests.registered"]  # client, new_model, model
 

@@ -6,17 +6,16 @@ one move after it, is there; parts of another input, model or set of options are
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from account_tax.errors import Refused
 from account_tax.model.classifier import file_sha256
-from account_tax.storage.files import flush, write_whole
+from account_tax.storage.files import Held, flush, hold, write_whole
 
 from .sinks import Sink
 from .sources import Reject
@@ -101,20 +100,17 @@ def open_journal(output: Path, key: Mapping[str, Any]) -> Iterator[tuple[Journal
         Refused: If another process is making it, or its folder can't be written to.
     """
     folder = parts_folder(output)
-    try:
-        folder.mkdir(exist_ok=True)
-        lock = (folder / "lock").open("w")
-    except OSError as err:
-        raise Refused(
-            f"output = {output} (-P output): can't write there ({err.strerror})."
-        ) from err
-    with lock:
+    with ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a killed process lets go of it
-        except OSError as err:
+            held.enter_context(hold(folder / "lock"))
+        except Held as err:
             raise Refused(
                 f"output = {output} (-P output): another process is writing it. Wait for it, or "
                 "name another file."
+            ) from err
+        except OSError as err:
+            raise Refused(
+                f"output = {output} (-P output): can't write there ({err.strerror})."
             ) from err
         stale = _keep_only(folder, key)
         yield Journal(folder, output.suffix), stale

@@ -103,15 +103,7 @@ def build_statement(
                     *_environment_dependencies(environment),
                 ],
             },
-            "runDetails": {
-                "builder": {"id": BUILDER, "version": _versions("mlflow", "kedro")},
-                "metadata": {
-                    "invocationId": record.run_id,
-                    "startedOn": _timestamp(record.started),
-                    "finishedOn": _timestamp(finished),
-                },
-                "byproducts": list(_byproducts(record)),
-            },
+            "runDetails": _run_details(record, finished),
         },
     }
 
@@ -156,6 +148,19 @@ def _environment_dependencies(environment: Mapping[str, Any] | None) -> Iterator
         }
 
 
+def _run_details(record: RunRecord, finished: float) -> dict[str, Any]:
+    versions = {name: metadata.version(name) for name in ("mlflow", "kedro")}
+    return {
+        "builder": {"id": BUILDER, "version": versions},
+        "metadata": {
+            "invocationId": record.run_id,
+            "startedOn": _timestamp(record.started),
+            "finishedOn": _timestamp(finished),
+        },
+        "byproducts": list(_byproducts(record)),
+    }
+
+
 def _byproducts(record: RunRecord) -> Iterator[dict[str, Any]]:
     files = {PARAMETERS_FILE: record.parameters, RECORD_FILE: record.environment}
     for name, raw in files.items():
@@ -177,10 +182,6 @@ def recorded_digest(statement: Mapping[str, Any], name: str) -> str | None:
 def _public_values(parameters: Mapping[str, Any]) -> dict[str, Any]:
     data = {**parameters["data"], "source": public_source(parameters["data"]["source"])}
     return {**parameters, "data": data}
-
-
-def _versions(*names: str) -> dict[str, str]:
-    return {name: metadata.version(name) for name in names}
 
 
 def _timestamp(seconds: float) -> str:

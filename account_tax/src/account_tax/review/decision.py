@@ -36,26 +36,19 @@ from .history import (
     EntryTakenError,
     open_run,
     read_digests,
-    read_history,
     record_entry,
     seal_entry,
     write_entry,
 )
-from .history_text import format_history, one_line
+from .history_text import one_line
 from .registry_state import (
     CONTENT_TAG,
     Registry,
     link_history,
     read_settled,
     settle,
-    verify_history,
 )
-from .states import state_of
 
-__all__ = [
-    "Decision", "Entry", "decide", "format_history", "read_history", "rollback", "settle",
-    "state_of", "verify_history",
-]  # fmt: skip
 PROBE_ALIAS = "review_probe"  # never set
 ADVISORY = (
     "That {reviewer} is not the author {author} is advisory: on open-source MLflow both are names "

@@ -27,7 +27,7 @@ from account_tax.provenance.environment import (
     environment_tags,
     unlocked_fault,
 )
-from account_tax.storage.names import ADAPTER_FOLDER, STATEMENT_TAG
+from account_tax.storage.names import ADAPTER_FOLDER, DATASET_METADATA_FILE, STATEMENT_TAG
 from account_tax.tracking.metric_journal import journal_file, newest_timestamp, send_batch
 
 from .attest import log_statement, sign_registered
@@ -87,10 +87,7 @@ def register_model(
     Raises:
         RegistrationError: If the version does not repeat the trainer's logits; none is left.
     """
-    check_alias(registry_params["alias"])
-    environment = describe_environment(Path.cwd())
-    if not (environment["locked"] or registry_params["allow_unlocked"]):
-        raise RegistrationError(unlocked_fault(environment))
+    environment = check_registrable(registry_params)
     client, run_id = mlflow_run()
     folder = Path(artifacts_root) / ADAPTER_FOLDER
     complete_settings(folder, dataset_metadata, test_evaluation["calibration"])
@@ -108,7 +105,7 @@ def register_model(
         ),
     }
     client.log_artifact(run_id, str(folder / MANIFEST_FILE))
-    client.log_dict(run_id, dataset_metadata, "dataset_metadata.json")
+    client.log_dict(run_id, dataset_metadata, DATASET_METADATA_FILE)
     client.log_text(run_id, write_card(facts), "model_card.md")
     candidate = Candidate(
         folder,
@@ -126,6 +123,19 @@ def register_model(
 
 
 # --- their parts ----------------------------------------------------------------------------------
+
+
+def check_registrable(registry_params: dict[str, Any]) -> dict[str, Any]:
+    """Return the environment that a version is registered from.
+
+    Raises:
+        RegistrationError: If MLflow keeps the alias, or the environment is not the locked one.
+    """
+    check_alias(registry_params["alias"])
+    environment = describe_environment(Path.cwd())
+    if not (environment["locked"] or registry_params["allow_unlocked"]):
+        raise RegistrationError(unlocked_fault(environment))
+    return environment
 
 
 def complete_settings(

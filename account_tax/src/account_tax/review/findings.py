@@ -38,7 +38,7 @@ def find(evidence: Evidence, gates: Mapping[str, Any], target_precision: float) 
         gates: registry.gates.
         target_precision: For a version that records none of its own.
     """
-    answers, classes = evidence.answers, len(evidence.names)
+    answers, champion, classes = evidence.answers, evidence.champion, len(evidence.names)
     reference = choose_reference(evidence)
     predictions = {role: each.predicted for role, each in answers.items()} | evidence.baselines
     ours, theirs = predictions["challenger"], predictions[reference]
@@ -46,7 +46,7 @@ def find(evidence: Evidence, gates: Mapping[str, Any], target_precision: float) 
     found = summarize_models(evidence.truth, predictions, evidence.names, reference)
     findings = {
         "challenger": _describe(evidence.challenger),
-        "champion": _describe(evidence.champion) if evidence.champion else None,
+        "champion": champion and _describe(champion),
         "champion_note": evidence.champion_note,
         "reference": _describe_reference(evidence, reference),
         "source": public_source(evidence.data["source"]),
@@ -68,9 +68,7 @@ def find(evidence: Evidence, gates: Mapping[str, Any], target_precision: float) 
         },
         "disagreements": _disagree(evidence),
         "cost": _costs(evidence),
-        "differences": compare_records(
-            evidence.challenger.record, evidence.champion.record if evidence.champion else None
-        ),
+        "differences": compare_records(evidence.challenger.record, champion and champion.record),
         "warnings": _warnings(evidence),
     }
     outcomes = evaluate_gates(gates, _measured(evidence, findings))

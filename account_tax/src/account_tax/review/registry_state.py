@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
+from account_tax.storage.names import CONTENT_TAG
+
 from .history import HISTORY_TAG, Entry, History, HistoryError, load_history, mark_of, read_digests
 from .states import (
     APPROVED,
@@ -29,7 +31,6 @@ from .states import (
 EXPIRES_TAG = "review_expires"
 ENTRY_TAG = "review_entry"  # of a version: the number and digest of the last entry about it
 HEAD_TAG = "review_history_head"  # of the registered model: of the last entry that is shown whole
-CONTENT_TAG = "content_sha256"  # as register sets it; its module would bring torch here
 # Databricks' deployment jobs wait for a tag of the version whose key is the name of their approval
 # task, until its value, in any case, is "approved". A task is one where its name begins with
 # "approval"; the template's is Approval_Check. Sources: docs.databricks.com/aws/en/mlflow/
@@ -199,8 +200,8 @@ def find_contradictions(registry: Registry) -> list[str]:
     for alias in (CHAMPION, PREVIOUS_CHAMPION):
         if (now := registry.aliases.get(alias)) != said.get(alias):
             faults.append(
-                f"alias {alias} is {_version(now)}, but the history says "
-                f"{_version(said.get(alias))}."
+                f"alias {alias} is {version_in_words(now)}, but the history says "
+                f"{version_in_words(said.get(alias))}."
             )
     return faults
 
@@ -219,7 +220,8 @@ def _contradictions_of(registry: Registry, version: ModelVersion, number: int) -
     ]
 
 
-def _version(number: int | None) -> str:
+def version_in_words(number: int | None) -> str:
+    """Return what an alias means."""
     return "not set" if number is None else f"version {number}"
 
 

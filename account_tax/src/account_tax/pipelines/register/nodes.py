@@ -92,6 +92,7 @@ def register_model(
     folder = Path(artifacts_root) / ADAPTER_FOLDER
     complete_settings(folder, dataset_metadata, test_evaluation["calibration"])
     manifest = write_manifest(folder)
+    config_sha256 = os.environ.get("ACCOUNT_TAX_CONFIG_SHA256")
     facts = {
         "name": registry_params["name"],
         "settings": json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8")),
@@ -100,9 +101,7 @@ def register_model(
         "dataset": dataset_metadata,
         "train": train_params,
         "environment": environment,
-        "digests": collect_digests(
-            folder, manifest, dataset_metadata, os.environ.get("ACCOUNT_TAX_CONFIG_SHA256")
-        ),
+        "digests": collect_digests(folder, manifest, dataset_metadata, config_sha256),
     }
     client.log_artifact(run_id, str(folder / MANIFEST_FILE))
     client.log_dict(run_id, dataset_metadata, DATASET_METADATA_FILE)

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from account_tax.cli import cli
-from account_tax.export.command import LOAD_ADAPTER, LOAD_CLS, LOAD_MEAN, USE
+from account_tax.export.command import LOAD_CLS, LOAD_MEAN, USE
 from account_tax.parameters.config import LaunchOptions, parse_command_line
 from account_tax.parameters.kinds import Section
 from account_tax.parameters.options import options_of, text_of
@@ -308,7 +308,7 @@ def test_the_review_page_lists_every_p_name_with_its_default(entry_point):
         assert found[option.name] == option.default, option.name
 
 
-@pytest.mark.parametrize("code", [LOAD_CLS, LOAD_MEAN, USE, LOAD_ADAPTER])
+@pytest.mark.parametrize("code", [LOAD_CLS, LOAD_MEAN, USE])
 def test_the_review_page_loads_an_export_as_the_tests_do(code):
     assert code in blocks((REPOSITORY / "docs/review.md").read_text(), "python")
 

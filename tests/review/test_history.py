@@ -13,7 +13,8 @@ import pytest
 from mlflow import MlflowClient
 
 from account_tax.errors import Refused
-from account_tax.review.decision import decide, rollback
+from account_tax.review.allowed import Proposal
+from account_tax.review.decision import decide
 from account_tax.review.history import (
     BEFORE_FIRST,
     EntryTakenError,
@@ -42,21 +43,22 @@ def decided(client, model):
     """A model with three decisions: approved 1, approved 2, rolled back to 1."""
     for version in (1, 2):
         approve(client, model, version)
-    rollback(client, model, **GIVEN)
+    rollback(client, model)
     return model
 
 
 def approve(client, model, version, **changes):
-    given = {"gates": [PASSED], "waive": [], "expires": None, **GIVEN, **changes}
-    return decide(client, model, version, "approve", **given)
+    proposal = Proposal("approve", **{"gates": [PASSED], **GIVEN, **changes})
+    return decide(client, model, proposal, version)
+
+
+def rollback(client, model, **changes):
+    return decide(client, model, Proposal("rollback", **GIVEN | changes))
 
 
 def refuse_next(client, model):
     with pytest.raises(Refused) as refusal:
-        decide(
-            client, model, 3, "reject", gates=[], waive=[], expires=None,
-            **GIVEN,
-        )  # fmt: skip
+        decide(client, model, Proposal("reject", **GIVEN), 3)
     return str(refusal.value)
 
 
@@ -349,7 +351,7 @@ def test_the_history_is_shown_as_a_table_with_the_reasons(client, model):
     gates = [PASSED, FAILED]
     approve(client, model, 1, gates=gates, waive=[FAILED.name], reason="good\nenough")
     approve(client, model, 2, expires="2026-12-31")
-    rollback(client, model, **GIVEN | {"reason": "word " * 40})
+    rollback(client, model, reason="word " * 40)
     entries = read_history(client, model)
     lines = format_history(entries).splitlines()
     assert lines[0].split() == [

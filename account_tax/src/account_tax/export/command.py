@@ -71,20 +71,6 @@ with torch.inference_mode():
     logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
 labels = [model.config.id2label[index] for index in logits.argmax(-1).tolist()]
 """
-# A downloaded version with pooling cls, as a plain PEFT adapter; `base` is a hub id or a folder.
-LOAD_ADAPTER = """\
-import json
-
-from peft import PeftModel
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-labels = json.load(open(f"{adapter}/classifier.json", encoding="utf-8"))["labels"]
-plain = AutoModelForSequenceClassification.from_pretrained(
-    base, num_labels=len(labels), id2label=dict(enumerate(labels)), dtype="float32"
-)
-model = PeftModel.from_pretrained(plain, adapter).eval()
-tokenizer = AutoTokenizer.from_pretrained(adapter)
-"""
 
 
 def export(project: Path, request: Request, run: OwnedRun | None) -> None:

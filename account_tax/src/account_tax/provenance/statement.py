@@ -117,18 +117,6 @@ def _subject(manifest: Mapping[str, Any], digests: Mapping[str, str]) -> list[di
     return [{"name": name, "digest": {"sha256": files[name]}} for name in sorted(files)]
 
 
-def _run_details(record: RunRecord, finished: float) -> dict[str, Any]:
-    return {
-        "builder": {"id": BUILDER, "version": _versions("mlflow", "kedro")},
-        "metadata": {
-            "invocationId": record.run_id,
-            "startedOn": _timestamp(record.started),
-            "finishedOn": _timestamp(finished),
-        },
-        "byproducts": list(_byproducts(record)),
-    }
-
-
 def _code_dependencies(tags: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     if commit := tags.get("commit"):
         dirty = tags.get("dirty") == "true"
@@ -164,6 +152,19 @@ def _environment_dependencies(environment: Mapping[str, Any] | None) -> Iterator
         }
 
 
+def _run_details(record: RunRecord, finished: float) -> dict[str, Any]:
+    versions = {name: metadata.version(name) for name in ("mlflow", "kedro")}
+    return {
+        "builder": {"id": BUILDER, "version": versions},
+        "metadata": {
+            "invocationId": record.run_id,
+            "startedOn": _timestamp(record.started),
+            "finishedOn": _timestamp(finished),
+        },
+        "byproducts": list(_byproducts(record)),
+    }
+
+
 def _byproducts(record: RunRecord) -> Iterator[dict[str, Any]]:
     files = {PARAMETERS_FILE: record.parameters, RECORD_FILE: record.environment}
     for name, raw in files.items():
@@ -185,10 +186,6 @@ def recorded_digest(statement: Mapping[str, Any], name: str) -> str | None:
 def _public_values(parameters: Mapping[str, Any]) -> dict[str, Any]:
     data = {**parameters["data"], "source": public_source(parameters["data"]["source"])}
     return {**parameters, "data": data}
-
-
-def _versions(*names: str) -> dict[str, str]:
-    return {name: metadata.version(name) for name in names}
 
 
 def _timestamp(seconds: float) -> str:

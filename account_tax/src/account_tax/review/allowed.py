@@ -24,8 +24,19 @@ DENIED = {"PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"}
 
 
 @dataclass(frozen=True)
-class Request:
-    """What the reviewer asks for, as given."""
+class Proposal:
+    """A decision as its reviewer asks for it.
+
+    Attributes:
+        decision: approve, reject, retire or rollback.
+        reviewer: Who decides.
+        reason: Why; the reviewer's own words, which are stored.
+        now: The time, with its zone.
+        run_id: The run in which the decision is made.
+        gates: The gates' results for the version.
+        waive: Names of gates that did not pass and shall not hinder the approval.
+        expires: Last day of the approval, ISO 8601.
+    """
 
     decision: str
     reviewer: str
@@ -56,18 +67,31 @@ def check_seen(registry: Registry, entries_seen: int | None) -> None:
         )
 
 
-def check_request(registry: Registry, subject: ModelVersion, author: str, request: Request) -> None:
-    """Raise Refused with everything that speaks against the decision."""
-    faults = [*request.faults(), *_faults_of_move(registry, subject, request)]
-    if request.decision == "approve":
-        faults += _faults_of_reviewer(author, request)
-        faults += _faults_of_gates(request.gates, request.waive)
-        faults += _faults_of_expiry(request)
+def find_previous_champion(registry: Registry, proposal: Proposal) -> ModelVersion:
+    """Return the version that a rollback goes back to, or raise Refused with all against it."""
+    left = [each for each in registry.standing.former if each in registry.versions]
+    faults = proposal.faults()
+    if not left:
+        faults.append("rollback: there is no previous_champion to go back to.")
     if faults:
-        raise refusal(faults, f"{request.decision} of {registry.model.name} {subject.version}")
+        raise _refusal(faults, f"rollback of {registry.model.name}")
+    return registry.versions[left[0]]
 
 
-def refusal(faults: list[str], what: str) -> Refused:
+def check_proposal(
+    registry: Registry, subject: ModelVersion, author: str, proposal: Proposal
+) -> None:
+    """Raise Refused with everything that speaks against the decision."""
+    faults = [*proposal.faults(), *_faults_of_move(registry, subject, proposal)]
+    if proposal.decision == "approve":
+        faults += _faults_of_reviewer(author, proposal)
+        faults += _faults_of_gates(proposal.gates, proposal.waive)
+        faults += _faults_of_expiry(proposal)
+    if faults:
+        raise _refusal(faults, f"{proposal.decision} of {registry.model.name} {subject.version}")
+
+
+def _refusal(faults: list[str], what: str) -> Refused:
     """Return the refusal that says every fault and that nothing was changed."""
     return Refused(f"{tell(faults, f'with the {what}')}\n{NOTHING_CHANGED}")
 
@@ -98,19 +122,19 @@ def faults_of_words(
     ]
 
 
-def _faults_of_move(registry: Registry, subject: ModelVersion, request: Request) -> list[str]:
+def _faults_of_move(registry: Registry, subject: ModelVersion, proposal: Proposal) -> list[str]:
     """Return what the version's state and tags do not allow."""
     state = registry.standing.state_of(int(subject.version))
     faults = []
-    if request.decision not in MOVES:
+    if proposal.decision not in MOVES:
         faults.append(
-            f"decision = {request.decision} (-P decision): expected approve, reject, retire or "
+            f"decision = {proposal.decision} (-P decision): expected approve, reject, retire or "
             "rollback."
         )
-    elif MOVES[request.decision][0] != state:
+    elif MOVES[proposal.decision][0] != state:
         allowed = [decision for decision, (before, _) in MOVES.items() if before == state]
         faults.append(
-            f"decision = {request.decision} (-P decision): version {subject.version} is {state}. "
+            f"decision = {proposal.decision} (-P decision): version {subject.version} is {state}. "
             f"Allowed from there: {' or '.join(allowed) or 'nothing, register a new version'}."
         )
     if not subject.tags.get(CONTENT_TAG):
@@ -121,10 +145,10 @@ def _faults_of_move(registry: Registry, subject: ModelVersion, request: Request)
     return faults
 
 
-def _faults_of_reviewer(author: str, request: Request) -> list[str]:
-    if author and _same_name(author, request.reviewer):
+def _faults_of_reviewer(author: str, proposal: Proposal) -> list[str]:
+    if author and _same_name(author, proposal.reviewer):
         return [
-            f"reviewer = {one_line(request.reviewer)} (-P reviewer): also the author of the "
+            f"reviewer = {one_line(proposal.reviewer)} (-P reviewer): also the author of the "
             "version (mlflow.user of its run). Let somebody else approve it."
         ]
     return []
@@ -151,13 +175,13 @@ def _faults_of_gates(gates: list[GateResult], waive: list[str]) -> list[str]:
     return faults
 
 
-def _faults_of_expiry(request: Request) -> list[str]:
-    if not request.expires:
+def _faults_of_expiry(proposal: Proposal) -> list[str]:
+    if not proposal.expires:
         return []
-    given = f"expires = {request.expires} (-P expires)"
-    today = request.now.astimezone(UTC).date()
+    given = f"expires = {proposal.expires} (-P expires)"
+    today = proposal.now.astimezone(UTC).date()
     try:
-        day = date.fromisoformat(request.expires)
+        day = date.fromisoformat(proposal.expires)
     except ValueError:
         return [f"{given}: expected a date such as {today.year + 1}-01-31."]
     if day <= today:

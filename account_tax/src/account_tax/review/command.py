@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,8 +25,8 @@ from account_tax.storage.names import TAG
 from account_tax.tracking.owned_run import OwnedRun
 from account_tax.tracking.store import tracking_uri
 
-from .allowed import DENIED
-from .decision import decide, rollback
+from .allowed import DENIED, Proposal
+from .decision import decide
 from .evidence import gather_evidence, load_contender
 from .findings import Findings, find, gate_results
 from .history import count_entries, read_history
@@ -88,9 +89,12 @@ def _tell_history(client: MlflowClient, request: Request) -> None:
 def _review_and_decide(client: MlflowClient, run: OwnedRun, request: Request) -> None:
     """Review the version, then decide on it where a decision is asked for."""
     now = datetime.now(UTC)
-    who = {"reviewer": request.reviewer, "reason": request.reason, "now": now, "run_id": run.run_id}
+    proposal = Proposal(
+        request.decision or "", request.reviewer, request.reason, now, run.run_id,
+        waive=request.waive, expires=request.expires,
+    )  # fmt: skip
     if request.decision == "rollback":
-        click.echo(rollback(client, request.name, **who).message)
+        click.echo(decide(client, request.name, proposal).message)
         return
     version = find_version(client, request.name, request.reference)
     seen = count_entries(client, request.name)  # before the champion is looked up
@@ -103,12 +107,8 @@ def _review_and_decide(client: MlflowClient, run: OwnedRun, request: Request) ->
                 raise
             click.echo(f"{err}\nIt is rejected without a review.", err=True)
     if request.decision:
-        decided = decide(
-            client, request.name, version.version, request.decision,
-            gates=gates, waive=request.waive, expires=request.expires,
-            entries_seen=seen, **who,
-        )  # fmt: skip
-        click.echo(decided.message)
+        proposal = replace(proposal, gates=gates)
+        click.echo(decide(client, request.name, proposal, version.version, seen).message)
 
 
 def review_version(

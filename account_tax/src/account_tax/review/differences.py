@@ -8,9 +8,9 @@ from typing import Any
 from account_tax.confidential import public_source
 from account_tax.parameters.config import GATES, NO_PART, LaunchOptions, Resolved
 from account_tax.provenance.environment import differing
+from account_tax.provenance.statement import NOT_RECORDED
 from account_tax.registry.record import Record
 
-NOT_RECORDED = "not recorded"
 DIGEST_SHOWN = 12  # hex digits; the whole digest is in the run
 MOST_PACKAGES = 40  # rows of a table that a person still reads
 

@@ -131,6 +131,12 @@ class Evidence:
     train_rows: int
     data: dict[str, Any]
 
+    def contender(self, role: str) -> Contender:
+        """Return the version of a role that has answers."""
+        found = self.challenger if role == "challenger" else self.champion
+        assert found is not None, "only those that there are have answers"
+        return found
+
 
 def gather_evidence(
     challenger: Contender,

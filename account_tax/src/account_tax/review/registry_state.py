@@ -200,8 +200,8 @@ def find_contradictions(registry: Registry) -> list[str]:
     for alias in (CHAMPION, PREVIOUS_CHAMPION):
         if (now := registry.aliases.get(alias)) != said.get(alias):
             faults.append(
-                f"alias {alias} is {_version(now)}, but the history says "
-                f"{_version(said.get(alias))}."
+                f"alias {alias} is {version_in_words(now)}, but the history says "
+                f"{version_in_words(said.get(alias))}."
             )
     return faults
 
@@ -220,7 +220,8 @@ def _contradictions_of(registry: Registry, version: ModelVersion, number: int) -
     ]
 
 
-def _version(number: int | None) -> str:
+def version_in_words(number: int | None) -> str:
+    """Return what an alias means."""
     return "not set" if number is None else f"version {number}"
 
 

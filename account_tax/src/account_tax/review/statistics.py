@@ -238,13 +238,6 @@ def compare_by_mcnemar(
     }
 
 
-def compare_confusions(
-    truth: np.ndarray, challenger: np.ndarray, reference: np.ndarray, classes: int
-) -> np.ndarray:
-    """Return the challenger's confusion matrix less the reference's, as `confuse` has them."""
-    return confuse(truth, challenger, classes) - confuse(truth, reference, classes)
-
-
 def confuse(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
     """Return the confusion matrix, (C, C), true classes as rows."""
     cells = np.bincount(truth * classes + predicted, minlength=classes * classes)

@@ -24,7 +24,8 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
 from account_tax.errors import RegistrationError
-from account_tax.model.classifier import PACKAGE_SCHEME, SETTINGS_FILE, AccountClassifier
+from account_tax.model.classifier import SETTINGS_FILE, AccountClassifier
+from account_tax.model.licence import base_package
 from account_tax.parameters.schema import reserved_by_mlflow
 from account_tax.provenance.environment import LOCKED
 from account_tax.registry.cold import load_cold
@@ -194,11 +195,6 @@ def pinned_requirements(base: Mapping[str, Any]) -> list[str]:
     return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in names]
 
 
-def base_package(name: str) -> str:
-    """Return the distribution that holds a packaged base, `gt-…` of `package://gt_…/model`."""
-    return name.removeprefix(PACKAGE_SCHEME).partition("/")[0].replace("_", "-")
-
-
 def _attach_test_metrics(client: MlflowClient, run_id: str, model_id: str) -> None:
     names = [key for key in client.get_run(run_id).data.metrics if key.startswith("test/")]
     newest = [client.get_metric_history(run_id, name)[-1] for name in names]
@@ -222,17 +218,13 @@ def verify_cold(version: ModelVersion, candidate: Candidate) -> dict[str, Any]:
         RegistrationError: If it can't be loaded there, or a file or a logit differs.
     """
     outcome = load_cold(version, candidate.folder / "probe.json", candidate.content_sha256)
-    if not outcome["verified"]:
-        raise _refusal(version, candidate, outcome["reason"])
-    return outcome
-
-
-def _refusal(version: ModelVersion, candidate: Candidate, reason: str) -> RegistrationError:
-    return RegistrationError(
+    if outcome["verified"]:
+        return outcome
+    raise RegistrationError(
         f"{version.name} version {version.version} was not registered: loaded by a fresh process, "
-        f"{reason}\nThe classifier is still in {candidate.folder}. Compare this environment's "
-        "torch, transformers and peft with those it was trained with; if they are the same, "
-        "train again."
+        f"{outcome['reason']}\nThe classifier is still in {candidate.folder}. Compare this "
+        "environment's torch, transformers and peft with those it was trained with; if they are "
+        "the same, train again."
     )
 
 

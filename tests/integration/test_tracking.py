@@ -17,7 +17,7 @@ from mlflow.entities import Run
 
 from account_tax.commands import close_dead
 from account_tax.tracking.metric_journal import (
-    Journal,
+    MetricJournal,
     Point,
     count_unsent,
     journal_file,
@@ -186,7 +186,7 @@ def test_no_kind_of_outage_doubles_or_loses_a_point(server, tmp_path, monkeypatc
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # as `open_metrics` sets it
     client = MlflowClient(server.address)
     run_id = client.create_run("0").info.run_id
-    journal = Journal(journal_file(tmp_path, run_id))
+    journal = MetricJournal(journal_file(tmp_path, run_id))
     sender = Sender(journal, run_id, server.address)
     steps = iter(range(1, 1000))
 

@@ -14,7 +14,7 @@ from account_tax.review.statistics import (
     confuse,
     find_disagreements,
     interval,
-    measure_calibration,
+    measure_reliability,
     resample_models,
     score_model,
     score_slices,
@@ -200,7 +200,7 @@ def test_at_most_twenty_disagreements_are_named():
 def test_a_recorded_threshold_is_kept_whatever_these_rows_say():
     scores, correct = np.array([0.9, 0.8, 0.7, 0.6]), np.array([True, False, True, True])
     recorded = {"threshold": 0.75, "target_precision": 0.9, "temperature": 1.3}
-    found = measure_calibration(scores, correct, recorded, 0.5)
+    found = measure_reliability(scores, correct, recorded, 0.5)
     assert (found["threshold"], found["coverage"], found["precision"]) == (0.75, 0.5, 0.5)
     assert (found["chosen_on"], found["target_precision"]) == ("validation", 0.9)
     # Each score in a bin of its own: mean of .1, .8, .3, .4, by hand
@@ -209,13 +209,13 @@ def test_a_recorded_threshold_is_kept_whatever_these_rows_say():
 
 def test_a_recorded_threshold_may_be_none():
     recorded = {"threshold": None, "target_precision": 0.9, "temperature": 1.0}
-    found = measure_calibration(np.array([0.9]), np.array([True]), recorded, 0.5)
+    found = measure_reliability(np.array([0.9]), np.array([True]), recorded, 0.5)
     assert (found["threshold"], found["coverage"], found["precision"]) == (None, 0, None)
 
 
 def test_without_a_record_the_rows_choose_and_it_says_so():
     scores, correct = np.array([0.9, 0.8, 0.7, 0.6]), np.array([True, True, False, False])
-    found = measure_calibration(scores, correct, None, 0.95)
+    found = measure_reliability(scores, correct, None, 0.95)
     assert (found["threshold"], found["coverage"], found["precision"]) == (0.8, 0.5, 1)
     assert (found["chosen_on"], found["target_precision"]) == ("test", 0.95)
 
@@ -223,6 +223,6 @@ def test_without_a_record_the_rows_choose_and_it_says_so():
 def test_a_long_curve_is_thinned_and_keeps_its_end():
     random = np.random.RandomState(0)
     scores = random.rand(5000)
-    curve = measure_calibration(scores, random.rand(5000) < scores, None, 0.9)["curve"]
+    curve = measure_reliability(scores, random.rand(5000) < scores, None, 0.9)["curve"]
     assert 100 < len(curve) < 300
     assert curve[-1]["coverage"] == 1

@@ -2,7 +2,7 @@ import pytest
 from mlflow import MlflowClient
 
 from account_tax.tracking.metric_journal import (
-    Journal,
+    MetricJournal,
     journal_file,
 )
 
@@ -29,6 +29,6 @@ def file(tmp_path, run_id):
 
 @pytest.fixture
 def journal(file):
-    journal = Journal(file)
+    journal = MetricJournal(file)
     yield journal
     journal.close()

@@ -9,7 +9,7 @@ import pytest
 from account_tax.tracking import metric_journal
 from account_tax.tracking.metric_journal import (
     Clock,
-    Journal,
+    MetricJournal,
     count_unsent,
     newest_timestamp,
     read_points,
@@ -52,7 +52,7 @@ def test_the_best_models_evaluation_is_written_beside_the_last_models(journal, f
 
 def test_a_resumed_training_writes_only_what_is_new(file):
     for steps in (range(1, 31), range(21, 41)):  # from the checkpoint at step 20
-        journal = Journal(file)
+        journal = MetricJournal(file)
         for step in steps:
             journal.add({"train/loss": 1 / step, "speed/tokens_per_sec": time.perf_counter()}, step)
         journal.close()
@@ -62,12 +62,12 @@ def test_a_resumed_training_writes_only_what_is_new(file):
 
 @pytest.mark.parametrize("torn", [b'{"key": "train/lo', b'{"key"' + b" " * 9000])
 def test_a_half_line_is_cut_off_and_its_point_written_again(file, torn):
-    journal = Journal(file)
+    journal = MetricJournal(file)
     journal.add({"train/loss": 0.5}, 1)
     journal.close()
     with file.open("ab") as opened:
         opened.write(torn)
-    journal = Journal(file)
+    journal = MetricJournal(file)
     journal.add({"train/loss": 0.4}, 2)
     journal.close()
     assert written(file) == [("train/loss", 1, 0.5), ("train/loss", 2, 0.4)]
@@ -85,13 +85,13 @@ def test_a_damaged_line_is_left_out_and_said(journal, file, caplog):
 def test_two_processes_never_write_at_once(journal, file, monkeypatch):
     monkeypatch.setattr(metric_journal, "LOCK_SECONDS", 0.3)
     with pytest.raises(RuntimeError, match="another process still writes the metrics"):
-        Journal(file)
+        MetricJournal(file)
 
 
 def test_the_next_attempt_waits_for_a_rank_that_is_about_to_end(file):
-    first = Journal(file)
+    first = MetricJournal(file)
     threading.Timer(0.5, first.close).start()
-    Journal(file).close()
+    MetricJournal(file).close()
 
 
 def test_a_full_disk_loses_points_but_not_the_training(journal, file, caplog):
@@ -125,13 +125,13 @@ def test_the_file_grows_without_bound_only_where_the_store_has_the_points(
 
 
 def test_a_clock_set_back_moves_no_timestamp_back(file, monkeypatch):
-    journal = Journal(file)
+    journal = MetricJournal(file)
     journal.add({"train/loss": 0.5}, 1)
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now - 3600)
     journal.add({"train/loss": 0.4}, 2)
     journal.close()
-    journal = Journal(file)  # the next attempt, an hour "earlier"
+    journal = MetricJournal(file)  # the next attempt, an hour "earlier"
     journal.add({"train/loss": 0.3}, 3)
     journal.close()
     times = [point.timestamp for point in read_points(file)]

@@ -54,7 +54,7 @@ def run_in_mlflow(
         try:
             asked = read()
         except Refused as err:
-            return _tell(_adopt(project) if by_mlflow else None, judge(err))
+            return _tell(_adopt(project) if by_mlflow else None, end_of(err))
         try:
             if by_mlflow or own_run(asked):
                 run = OwnedRun.open(project)
@@ -62,10 +62,10 @@ def run_in_mlflow(
             work(asked, run)
             end = End(0, "FINISHED", "")
         except Exception as err:
-            end = judge(err)
+            end = end_of(err)
         return _tell(run, end)
     except Interrupted as err:  # after the work; no second signal comes
-        return _tell(run, judge(err))
+        return _tell(run, end_of(err))
 
 
 def _adopt(project: Path) -> OwnedRun | None:
@@ -99,7 +99,7 @@ class End:
         return self.status == REFUSED_STATUS
 
 
-def judge(err: Exception) -> End:
+def end_of(err: Exception) -> End:
     """Return how a command ends by an exception; one of a bug is shown with its traceback."""
     match err:
         case TrackingAway():

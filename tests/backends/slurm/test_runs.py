@@ -3,7 +3,7 @@
 import pytest
 
 from account_tax.backends.slurm.job import JobState, SlurmJob
-from account_tax.backends.slurm.runs import job_of, settle
+from account_tax.backends.slurm.runs import end_with_job, job_of
 
 
 def test_a_run_knows_its_job(client, new_run, tmp_path):
@@ -23,7 +23,7 @@ def test_a_run_knows_its_job(client, new_run, tmp_path):
 )
 def test_a_run_is_settled_by_its_job(client, new_run, tmp_path, state, status, said):
     run_id = new_run("7")
-    assert settle(client, run_id, SlurmJob("7", tmp_path), state) == status
+    assert end_with_job(client, run_id, SlurmJob("7", tmp_path), state) == status
     run = client.get_run(run_id)
     assert run.info.status == status
     assert run.data.tags.get("account_tax.reason", "") == said
@@ -33,5 +33,5 @@ def test_what_the_command_made_of_its_run_stays(client, new_run, tmp_path):
     run_id = new_run("7")
     client.set_terminated(run_id, "FAILED")
     job = SlurmJob("7", tmp_path)
-    assert settle(client, run_id, job, JobState("CANCELLED", status=143)) == "FAILED"
-    assert settle(client, run_id, job, JobState("PENDING")) == "SCHEDULED"  # queued again
+    assert end_with_job(client, run_id, job, JobState("CANCELLED", status=143)) == "FAILED"
+    assert end_with_job(client, run_id, job, JobState("PENDING")) == "SCHEDULED"  # queued again

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run, RunStatus
 from mlflow.exceptions import MlflowException
 
-from account_tax.backends.slurm.runs import job_of, settle
+from account_tax.backends.slurm.runs import end_with_job, job_of
 from account_tax.errors import Refused
 from account_tax.parameters.kinds import Help
 from account_tax.parameters.options import read_options
@@ -65,7 +65,7 @@ def _row(client: MlflowClient, run: Run) -> tuple[str, ...]:
         if state is None:
             reason = "Slurm does not answer here"
         else:
-            status = settle(client, run.info.run_id, job, state)
+            status = end_with_job(client, run.info.run_id, job, state)
             tags = client.get_run(run.info.run_id).data.tags
             reason = state.never_starts or state.reason or tags.get(REASON_TAG, "")
     since = datetime.fromtimestamp((run.info.end_time or run.info.start_time) / 1000)

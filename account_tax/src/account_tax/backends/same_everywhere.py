@@ -109,7 +109,7 @@ def describe_here(project: Path) -> dict[str, Any]:
     }
 
 
-def find_differences(mine: dict[str, Any], first: dict[str, Any]) -> Iterator[str]:
+def compare_hosts(mine: dict[str, Any], first: dict[str, Any]) -> Iterator[str]:
     """Yield how a rank differs from the first one, one line a matter."""
     for what, *both in differing(mine, first):
         if what != "packages":
@@ -128,9 +128,7 @@ def main() -> None:
     """Compare this machine with the first one's description and say the differences."""
     first = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     who = f"{os.environ['PROBED_RANK']}\t{os.environ['NODE']}"
-    found = [
-        f"DIFFERS\t{who}\t{text}" for text in find_differences(describe_here(Path.cwd()), first)
-    ]
+    found = [f"DIFFERS\t{who}\t{text}" for text in compare_hosts(describe_here(Path.cwd()), first)]
     print("\n".join(found or [f"SAME\t{who}\t"]))  # noqa: T201
 
 

@@ -16,7 +16,7 @@ import click
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from account_tax.commands import close, close_dead, judge, run_in_mlflow
+from account_tax.commands import close, close_dead, end_of, run_in_mlflow
 from account_tax.errors import Refused
 from account_tax.parameters.config import resolve
 from account_tax.parameters.kinds import Help
@@ -119,7 +119,7 @@ def register(project: Path, words: Sequence[str]) -> int:
                 finish(stages, run, register=True)
                 run.close("FINISHED", patience=patience_seconds())
         except Exception as err:
-            close(run, judge(err))
+            close(run, end_of(err))
             raise
 
     return run_in_mlflow(project, lambda: read_options(Options, words)[0], work, lambda _: False)

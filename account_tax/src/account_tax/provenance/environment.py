@@ -90,7 +90,7 @@ def conda_packages(prefix: Path) -> dict[str, str] | None:
     return {each["name"]: f"{each['version']}={each['build']}" for each in read} or None
 
 
-def find_differences(lock: Lock | None) -> list[str]:
+def find_unlocked(lock: Lock | None) -> list[str]:
     """Return how the running environment differs from the lock, one line a package; best none.
 
     Python itself is compared exactly where conda installed it. Any other manager takes the Python
@@ -172,7 +172,7 @@ def _gpus() -> dict[str, Any]:
 def describe_environment(project: Path) -> dict[str, Any]:
     """Return the record of a run: the lock's digest, the differences from it, and the machine."""
     lock = read_lock(project)
-    differences = find_differences(lock)
+    differences = find_unlocked(lock)
     return {
         "lock_sha256": lock.sha256 if lock else None,
         "locked": not differences,

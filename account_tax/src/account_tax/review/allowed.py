@@ -16,7 +16,7 @@ from account_tax.storage.names import CONTENT_TAG
 
 from .gates import GateResult
 from .history_text import one_line
-from .registry_state import Registry
+from .registry_state import RegistryState
 from .states import MOVES
 
 NOTHING_CHANGED = "Nothing was changed."
@@ -55,7 +55,7 @@ class Proposal:
         )
 
 
-def check_seen(registry: Registry, entries_seen: int | None) -> None:
+def check_seen(registry: RegistryState, entries_seen: int | None) -> None:
     """Refuse a decision whose evidence is older than the last entry of the history."""
     entries = registry.history.entries
     if entries_seen is not None and len(entries) > entries_seen:
@@ -67,7 +67,7 @@ def check_seen(registry: Registry, entries_seen: int | None) -> None:
         )
 
 
-def find_previous_champion(registry: Registry, proposal: Proposal) -> ModelVersion:
+def find_previous_champion(registry: RegistryState, proposal: Proposal) -> ModelVersion:
     """Return the version that a rollback goes back to, or raise Refused with all against it."""
     left = [each for each in registry.standing.former if each in registry.versions]
     faults = proposal.faults()
@@ -79,7 +79,7 @@ def find_previous_champion(registry: Registry, proposal: Proposal) -> ModelVersi
 
 
 def check_proposal(
-    registry: Registry, subject: ModelVersion, author: str, proposal: Proposal
+    registry: RegistryState, subject: ModelVersion, author: str, proposal: Proposal
 ) -> None:
     """Raise Refused with everything that speaks against the decision."""
     faults = [*proposal.faults(), *_faults_of_move(registry, subject, proposal)]
@@ -122,7 +122,9 @@ def faults_of_words(
     ]
 
 
-def _faults_of_move(registry: Registry, subject: ModelVersion, proposal: Proposal) -> list[str]:
+def _faults_of_move(
+    registry: RegistryState, subject: ModelVersion, proposal: Proposal
+) -> list[str]:
     """Return what the version's state and tags do not allow."""
     state = registry.standing.state_of(int(subject.version))
     faults = []

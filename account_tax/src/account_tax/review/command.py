@@ -131,7 +131,7 @@ def review_version(
         "date": f"{now:%Y-%m-%d %H:%M} UTC",
     }
     show(findings)
-    publish(client, run, version, findings)
+    log_review(client, run, version, findings)
     click.echo(f"report: {FOLDER}/{REPORT} of run {run.run_id}")
     return findings
 
@@ -146,7 +146,9 @@ def find_champion(client: MlflowClient, version: ModelVersion) -> tuple[ModelVer
     return client.get_model_version(version.name, number), ""
 
 
-def publish(client: MlflowClient, run: OwnedRun, version: ModelVersion, findings: Findings) -> None:
+def log_review(
+    client: MlflowClient, run: OwnedRun, version: ModelVersion, findings: Findings
+) -> None:
     """Write the report to the run, and its digest and tags to the version, last."""
     with tempfile.TemporaryDirectory() as folder:
         files = {

@@ -41,7 +41,7 @@ from .history import (
 )
 from .history_text import one_line
 from .registry_state import (
-    Registry,
+    RegistryState,
     link_history,
     read_settled,
     settle,
@@ -128,7 +128,9 @@ def decide(
 # --- recording ------------------------------------------------------------------------------------
 
 
-def _draft(registry: Registry, subject: ModelVersion, author: str, proposal: Proposal) -> Entry:
+def _draft(
+    registry: RegistryState, subject: ModelVersion, author: str, proposal: Proposal
+) -> Entry:
     """Return the sealed entry that would follow the last one."""
     history, before, number = registry.history, registry.standing, int(subject.version)
     after = before.after(proposal.decision, number)
@@ -162,7 +164,7 @@ def _draft(registry: Registry, subject: ModelVersion, author: str, proposal: Pro
     )
 
 
-def _record(client: MlflowClient, registry: Registry, entry: Entry) -> Entry:
+def _record(client: MlflowClient, registry: RegistryState, entry: Entry) -> Entry:
     """Return the entry, recorded and shown. Recording it is the moment the decision stands."""
     name = registry.model.name
     with _before_recording(client, name):
@@ -240,7 +242,7 @@ def _while_recording(client: MlflowClient, name: str, run_id: str, entry: Entry)
             raise _explain(client, name, err) from err
 
 
-def _approval_of(registry: Registry, entry: Entry) -> Entry | None:
+def _approval_of(registry: RegistryState, entry: Entry) -> Entry | None:
     """Return the entry by which the version of another entry was approved."""
     for each in registry.history.entries:
         if each.version == entry.version and each.decision == "approve":

@@ -19,7 +19,7 @@ from .statistics import (
     compare_by_mcnemar,
     confuse,
     find_disagreements,
-    measure_calibration,
+    measure_reliability,
     score_model,
     score_slices,
     summarize_models,
@@ -159,7 +159,7 @@ def _calibrate(evidence: Evidence, role: str, target_precision: float) -> dict[s
     scored = evidence.answers[role]
     correct = scored.predicted == evidence.truth
     return {
-        **measure_calibration(scored.scores, correct, recorded, target_precision),
+        **measure_reliability(scored.scores, correct, recorded, target_precision),
         "temperature": recorded["temperature"] if recorded else None,
     }
 

@@ -44,7 +44,7 @@ LOOKS, PAUSE_SECONDS = 4, 0.3  # at a registry in which another process may be a
 
 
 @dataclass(frozen=True)
-class Registry:
+class RegistryState:
     """A registered model as it was found: itself, its versions by number, its history."""
 
     model: RegisteredModel
@@ -75,7 +75,7 @@ class Registry:
         return int(number) if number.isdecimal() else 0
 
 
-def read_registry(client: MlflowClient, name: str, known: Iterable[Entry] = ()) -> Registry:
+def read_registry(client: MlflowClient, name: str, known: Iterable[Entry] = ()) -> RegistryState:
     """Return a registered model as it is now; `known` as `load_history` takes them.
 
     Raises:
@@ -84,10 +84,10 @@ def read_registry(client: MlflowClient, name: str, known: Iterable[Entry] = ()) 
     model = client.get_registered_model(name)  # first: its tags may lag behind entries, not lead
     found = client.search_model_versions(f"name = '{name}'")
     versions = {int(version.version): version for version in found}
-    return Registry(model, versions, load_history(client, model, known))
+    return RegistryState(model, versions, load_history(client, model, known))
 
 
-def read_settled(client: MlflowClient, name: str) -> Registry:
+def read_settled(client: MlflowClient, name: str) -> RegistryState:
     """Return a registered model in which every recorded decision is shown whole.
 
     What an interrupted decision left is finished.
@@ -144,7 +144,7 @@ def verify_history(client: MlflowClient, name: str) -> list[str]:
 # --- what does not agree --------------------------------------------------------------------------
 
 
-def find_cuts(registry: Registry) -> list[str]:
+def find_cuts(registry: RegistryState) -> list[str]:
     """Return a fault for each tag that refers to an entry which the history does not have."""
     digests = registry.history.digests
     marks = {f"the registered model's tag {HEAD_TAG}": registry.model.tags.get(HEAD_TAG)}
@@ -182,7 +182,7 @@ def find_false_steps(entries: list[Entry]) -> list[str]:
     return faults
 
 
-def find_unshown(registry: Registry) -> list[str]:
+def find_unshown(registry: RegistryState) -> list[str]:
     """Return a fault for each recorded decision that tags and aliases do not show yet."""
     return [
         f"entry {n}: recorded, but interrupted before tags and aliases showed it. "
@@ -191,7 +191,7 @@ def find_unshown(registry: Registry) -> list[str]:
     ]
 
 
-def find_contradictions(registry: Registry) -> list[str]:
+def find_contradictions(registry: RegistryState) -> list[str]:
     """Return a fault for each tag and alias that is not what the history says."""
     faults = []
     for number, version in sorted(registry.versions.items()):
@@ -206,7 +206,7 @@ def find_contradictions(registry: Registry) -> list[str]:
     return faults
 
 
-def _contradictions_of(registry: Registry, version: ModelVersion, number: int) -> list[str]:
+def _contradictions_of(registry: RegistryState, version: ModelVersion, number: int) -> list[str]:
     entries = [entry for entry in registry.history.entries if entry.version == number]
     expected = _tags_of(registry, number) if entries else {}
     if entries and entries[-1].content_sha256:
@@ -225,7 +225,7 @@ def version_in_words(number: int | None) -> str:
     return "not set" if number is None else f"version {number}"
 
 
-def find_deleted(registry: Registry) -> list[str]:
+def find_deleted(registry: RegistryState) -> list[str]:
     """Return a fault for each version that was decided about and is no longer registered."""
     return [
         f"version {number}, {state} by the history, is no longer registered."
@@ -261,7 +261,7 @@ def settle(client: MlflowClient, name: str, known: Iterable[Entry] = ()) -> None
             return
 
 
-def _show_versions(client: MlflowClient, registry: Registry, since: int) -> None:
+def _show_versions(client: MlflowClient, registry: RegistryState, since: int) -> None:
     """Set the tags of versions decided about since an entry, where they differ."""
     decided = {entry.version for entry in registry.history.entries[since:]}
     for number in sorted(decided & registry.versions.keys()):
@@ -271,7 +271,7 @@ def _show_versions(client: MlflowClient, registry: Registry, since: int) -> None
                 client.set_model_version_tag(registry.model.name, str(number), key, value)
 
 
-def _tags_of(registry: Registry, number: int) -> dict[str, str]:
+def _tags_of(registry: RegistryState, number: int) -> dict[str, str]:
     """Return the tags by which a version that was decided about shows its state."""
     state = registry.standing.state_of(number)
     about = [entry for entry in registry.history.entries if entry.version == number]
@@ -283,7 +283,7 @@ def _tags_of(registry: Registry, number: int) -> dict[str, str]:
     return tags
 
 
-def _show_aliases(client: MlflowClient, registry: Registry) -> None:
+def _show_aliases(client: MlflowClient, registry: RegistryState) -> None:
     """Move `previous_champion`, then `champion`, where they differ from the history."""
     name = registry.model.name
     for alias in (PREVIOUS_CHAMPION, CHAMPION):
@@ -296,7 +296,7 @@ def _show_aliases(client: MlflowClient, registry: Registry) -> None:
             client.set_registered_model_alias(name, alias, str(number))
 
 
-def link_history(client: MlflowClient, registry: Registry, run_id: str, version: int) -> None:
+def link_history(client: MlflowClient, registry: RegistryState, run_id: str, version: int) -> None:
     """Tag the registered model and the version with the run that holds the history.
 
     The value never changes, so this is also how to learn, before anything is decided, whether the

@@ -247,7 +247,7 @@ def confuse(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarra
 # --- scores and what they are worth ---------------------------------------------------------------
 
 
-def measure_calibration(
+def measure_reliability(
     scores: np.ndarray,
     correct: np.ndarray,
     recorded: Mapping[str, Any] | None,

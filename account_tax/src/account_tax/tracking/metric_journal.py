@@ -44,7 +44,7 @@ def journal_file(artifacts_root: Path, run_id: str) -> Path:
     return artifacts_root / METRICS_FOLDER / f"{run_id}.jsonl"
 
 
-class Journal:
+class MetricJournal:
     """The file of a run's points, opened to write by one process at a time.
 
     A line is cut off where a crash has left a half one. Points that an earlier attempt has written

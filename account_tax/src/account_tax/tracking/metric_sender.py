@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 
 from account_tax.processes.ranks import get_mlflow_env, is_rank0
 
-from .metric_journal import MAX_BATCH, Journal, count_unsent, journal_file, log, send_batch
+from .metric_journal import MAX_BATCH, MetricJournal, count_unsent, journal_file, log, send_batch
 from .store import mlflow_defaults
 
 EVERY_SECONDS = 1.0  # between two requests: points are gathered meanwhile
@@ -25,7 +25,7 @@ ONE_TRY = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 class Sender(threading.Thread):
     """Sends what the journal has, for as long as the process lives; training never waits for it."""
 
-    def __init__(self, journal: Journal, run_id: str, tracking_uri: str | None):
+    def __init__(self, journal: MetricJournal, run_id: str, tracking_uri: str | None):
         super().__init__(name="metrics", daemon=True)
         self._journal, self._run_id, self._uri = journal, run_id, tracking_uri
         self._ending = threading.Event()
@@ -62,7 +62,7 @@ class Sender(threading.Thread):
         return not self.is_alive()
 
 
-_open: list[tuple[Journal, Sender, ExitStack]] = []  # at most one
+_open: list[tuple[MetricJournal, Sender, ExitStack]] = []  # at most one
 
 
 def open_metrics(artifacts_root: Path) -> None:
@@ -76,14 +76,14 @@ def open_metrics(artifacts_root: Path) -> None:
         return
     defaults = ExitStack()
     defaults.enter_context(mlflow_defaults(ONE_TRY))
-    journal = Journal(journal_file(artifacts_root, run["run_id"]))
+    journal = MetricJournal(journal_file(artifacts_root, run["run_id"]))
     sender = Sender(journal, run["run_id"], run["tracking_uri"])
     sender.start()
     _open.append((journal, sender, defaults))
 
 
 def log_metrics(metrics: Mapping[str, float], step: int, *, final: bool = False) -> None:
-    """Rank 0 only: keep metrics of the MLflow run, where there is one; see `Journal.add`."""
+    """Rank 0 only: keep metrics of the MLflow run, where there is one; see `MetricJournal.add`."""
     for journal, _, _ in _open:
         journal.add(metrics, step, final=final)
 

@@ -32,7 +32,7 @@ from account_tax.tracking.store import absolute_store
 from .config import SlurmConfig, read_config
 from .environment import make_environment
 from .job import JobState, SlurmError, SlurmJob, require_slurm, submit
-from .runs import FOLDER_TAG, settle
+from .runs import FOLDER_TAG, end_with_job
 from .script import SCRIPT_FILE, write_script
 from .submitted import SlurmRun
 
@@ -157,7 +157,7 @@ def _submit(
         job = SlurmJob(submit(words, environment, config), folder)
     except (SlurmError, OSError) as err:
         failed = SlurmJob("none", folder)
-        settle(client, run_id, failed, JobState("FAILED", status=1), str(err))
+        end_with_job(client, run_id, failed, JobState("FAILED", status=1), str(err))
         raise ExecutionException(str(err)) from err
     tags = {SLURM_TAG: job.job_id, FOLDER_TAG: str(folder), MLFLOW_PROJECT_BACKEND: "slurm"}
     for key, value in tags.items():

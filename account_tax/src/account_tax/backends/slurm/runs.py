@@ -16,7 +16,7 @@ from .job import JobState, SlurmJob
 FOLDER_TAG = f"{TAG}slurm_folder"
 
 
-def settle(
+def end_with_job(
     client: MlflowClient, run_id: str, job: SlurmJob, state: JobState, reason: str = ""
 ) -> str:
     """Bring an MLflow run to the status of its job, and return that.

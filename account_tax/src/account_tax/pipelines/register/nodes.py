@@ -67,7 +67,7 @@ def evaluate_model(
     plots = save_plots(root / "plots", evaluation, log_history)
     client, run_id = mlflow_run()
     newest_ms = send_kept_metrics(client, run_id, root)
-    log_metrics(client, run_id, evaluation["metrics"], newest_ms)
+    log_test_metrics(client, run_id, evaluation["metrics"], newest_ms)
     client.log_dict(run_id, training_metrics | evaluation["metrics"], "training_metrics.json")
     for plot in plots:
         client.log_artifact(run_id, str(plot), "plots")
@@ -245,7 +245,7 @@ def send_kept_metrics(client: MlflowClient, run_id: str, artifacts_root: Path) -
     return newest_timestamp(journal)
 
 
-def log_metrics(
+def log_test_metrics(
     client: MlflowClient, run_id: str, metrics: dict[str, float], not_before_ms: int
 ) -> None:
     """Log metrics to the run, those it has not, and wait for the store to have them."""

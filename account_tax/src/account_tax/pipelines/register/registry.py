@@ -68,7 +68,7 @@ def register_version(
     Raises:
         RegistrationError: If the version, loaded by a fresh process, is not what was trained.
     """
-    version = find_version(client, name, candidate.content_sha256)
+    version = find_same_content(client, name, candidate.content_sha256)
     created = version is None
     if version is None:
         version = create_version(client, run_id, name, candidate)
@@ -92,7 +92,7 @@ def register_version(
     }
 
 
-def find_version(client: MlflowClient, name: str, content_sha256: str) -> ModelVersion | None:
+def find_same_content(client: MlflowClient, name: str, content_sha256: str) -> ModelVersion | None:
     """Return the version with this content: a verified one if there is, else the newest."""
     versions = client.search_model_versions(
         f"name = '{name}' and tags.{CONTENT_TAG} = '{content_sha256}'"

@@ -1,6 +1,6 @@
-"""A cold process finds the store that this one means."""
+"""A store by its URI, whichever folder is the current one."""
 
-from account_tax.registry.cold import absolute_store
+from account_tax.tracking.store import absolute_store
 
 
 def test_a_relative_sqlite_store_is_made_absolute(tmp_path, monkeypatch):

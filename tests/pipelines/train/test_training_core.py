@@ -72,6 +72,19 @@ def test_target_modules_that_match_nothing_are_refused_with_those_there_are(mode
         apply_lora_adapters(model, LORA | {"target_modules": ["q_proj"]})
 
 
+def test_every_name_of_target_modules_must_match_and_the_head_is_none_of_them(model):
+    for targets in (["query", "valu"], ["query", "classifier"]):
+        with pytest.raises(ValueError, match="no layer to adapt") as refused:
+            apply_lora_adapters(model, LORA | {"target_modules": targets})
+        assert f"is called {targets[1]}." in str(refused.value)
+        assert "classifier" not in str(refused.value).partition("linear layers are")[2]
+
+
+def test_a_name_of_modules_to_save_must_match_too(model):
+    with pytest.raises(ValueError, match=r"modules_to_save.*no module is called poler.*bert"):
+        apply_lora_adapters(model, LORA | {"modules_to_save": ["poler"]})
+
+
 def test_any_other_lora_field_is_accepted(model):
     peft_model = apply_lora_adapters(model, LORA | {"use_rslora": True})
     assert peft_model.peft_config["default"].use_rslora is True

@@ -29,7 +29,7 @@ from transformers import (
     set_seed,
 )
 
-from account_tax.model.classifier import build_classifier, resolve_base
+from account_tax.model.classifier import BaseModelError, build_classifier, resolve_base
 from account_tax.model.metrics import compute_classification_metrics
 from account_tax.processes.ranks import (
     get_mlflow_env,
@@ -75,6 +75,8 @@ log = logging.getLogger(__name__)
 
 # training.yml's words for LoRA, and PEFT's.
 LORA_NAMES = {"alpha": "lora_alpha", "dropout": "lora_dropout"}
+# The heads that PEFT (0.21) trains whole, whatever it is told: PeftModelForSequenceClassification.
+HEADS = ("classifier", "score")
 
 
 def run_training_pipeline(
@@ -144,7 +146,7 @@ def instantiate_model(
         tokenizer: Gives the padding token, for architectures that look it up.
 
     Raises:
-        BaseModelError: If the base is missing or is not the pinned one.
+        BaseModelError: If the base is missing, is not the pinned one, or has no head to train.
     """
     base = resolve_base(
         model_config["name"], model_config.get("revision"), model_config.get("sha256")
@@ -158,6 +160,12 @@ def instantiate_model(
         pooling=model_config.get("pooling") or "cls",
         **(model_config.get("config") or {}),
     )
+    if model.config.is_encoder_decoder and model_config.get("pooling") != "mean":
+        raise BaseModelError(
+            f"train.model.name = {model_config['name']}: {model.config.model_type} is an encoder "
+            "with a decoder, whose head of its own answers more than logits. Take an encoder "
+            "or a decoder as base."
+        )
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     if model_config.get("gradient_checkpointing"):
@@ -174,31 +182,79 @@ def apply_lora_adapters(model: PreTrainedModel, lora_params: dict[str, Any]) -> 
         lora_params: The `lora` section of training.yml; any LoraConfig field is accepted.
 
     Raises:
-        ValueError: If `target_modules` match nothing; the message lists the linear layers.
+        ValueError: If a name in `target_modules` matches no layer; the message lists the linear
+            ones. Likewise for `modules_to_save`.
     """
     fields = {LORA_NAMES.get(key, key): value for key, value in lora_params.items()}
     fields.pop("enable", None)
     fields["task_type"] = TaskType[fields.get("task_type", "SEQ_CLS")]
-    fresh = getattr(model, "fresh_modules", [])
-    fields["modules_to_save"] = sorted({*fresh, *(fields.get("modules_to_save") or [])}) or None
+    whole = _trained_whole(model, fields.get("modules_to_save") or [])
+    _check_targets(model, fields.get("target_modules"), whole)
+    fields["modules_to_save"] = whole or None
     try:
         peft_model = get_peft_model(model, LoraConfig(**fields))
     except ValueError as err:
-        linear = sorted(
-            {
-                name.rpartition(".")[2]
-                for name, module in model.named_modules()
-                if isinstance(module, torch.nn.Linear)
-            }
-        )
         raise ValueError(
             f"train.lora.target_modules = {lora_params.get('target_modules')}: {err} "
-            f"This model's linear layers are {', '.join(linear)}; 'all-linear' takes every one."
+            f"{_layers_in_words(model, whole)}"
         ) from err
     if is_rank0():
         trainable, everything = peft_model.get_nb_trainable_parameters()
         log.info("trainable parameters: %s of %s", f"{trainable:,}", f"{everything:,}")
     return peft_model
+
+
+def _trained_whole(model: PreTrainedModel, given: list[str]) -> list[str]:
+    """Return the names of the modules that are trained and saved whole, none inside another.
+
+    PEFT (0.21) wraps every module whose name ends in a given one, and `classifier` and `score` in
+    any case; one that is wrapped twice can't be loaded.
+
+    Raises:
+        ValueError: If a given name is no module's.
+    """
+    names = [name for name, _ in model.named_modules()]
+    if unknown := [word for word in given if not any(name.endswith(word) for name in names)]:
+        raise ValueError(
+            f"train.lora.modules_to_save = {given}: no module is called {', '.join(unknown)}. "
+            f"The outermost are {', '.join(name for name in names if name and '.' not in name)}."
+        )
+    ends = (*getattr(model, "fresh_modules", []), *given, *HEADS)
+    chosen = [name for name in names if name.endswith(ends)]
+    return sorted(
+        name for name in chosen if not any(name.startswith(f"{other}.") for other in chosen)
+    )
+
+
+def _check_targets(model: PreTrainedModel, targets: Any, whole: list[str]) -> None:
+    """Raise ValueError unless each name of target_modules is that of a layer to adapt."""
+    if isinstance(targets, str) or targets is None:
+        return  # all-linear, or an expression that PEFT itself refuses if nothing matches
+    names = [f".{name}" for name, _ in _adaptable(model, whole)]
+    unknown = [word for word in targets if not any(name.endswith(f".{word}") for name in names)]
+    if unknown:
+        raise ValueError(
+            f"train.lora.target_modules = {targets}: no layer to adapt is called "
+            f"{', '.join(unknown)}. {_layers_in_words(model, whole)}"
+        )
+
+
+def _adaptable(model: PreTrainedModel, whole: list[str]) -> Iterator[tuple[str, torch.nn.Module]]:
+    """Yield the modules outside those that are trained whole, with their names."""
+    for name, module in model.named_modules():
+        if not any(f"{name}.".startswith(f"{trained}.") for trained in whole):
+            yield name, module
+
+
+def _layers_in_words(model: PreTrainedModel, whole: list[str]) -> str:
+    linear = {
+        name.rpartition(".")[2]
+        for name, module in _adaptable(model, whole)
+        if isinstance(module, torch.nn.Linear)
+    }
+    return (
+        f"This model's linear layers are {', '.join(sorted(linear))}; 'all-linear' takes every one."
+    )
 
 
 def build_training_arguments(

@@ -87,7 +87,7 @@ def make_base(folder: Path, family: str, seed: int = 0, **changes: Any) -> Path:
 def make_tokenizer(family: str = "bert") -> Any:
     """Return a tokenizer of whole words; a decoder's begins a line and does not end it.
 
-    Qwen2's is of letters: transformers reads its files with no other class.
+    Qwen2's is of bytes: transformers reads its files with no other class.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
@@ -95,7 +95,7 @@ def make_tokenizer(family: str = "bert") -> Any:
     special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
     if family in PADDED_BY_1:
         special[:2] = reversed(special[:2])
-    units = sorted({letter for word in WORDS for letter in word}) if family == "qwen2" else WORDS
+    units = sorted(pre_tokenizers.ByteLevel.alphabet()) if family == "qwen2" else WORDS
     vocabulary = {unit: index for index, unit in enumerate([*special, *units])}
     words = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "eos_token": "[SEP]"}
     if family not in WITHOUT_PADDING_TOKEN:

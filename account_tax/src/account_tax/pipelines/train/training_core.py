@@ -265,6 +265,11 @@ def build_training_arguments(
     The deepspeed block goes in as a dict; batch sizes and clipping are read from it, so each has
     one home. `warmup_ratio` and `max_steps: null`, gone in transformers 5, are mapped.
     """
+    return TrainingArguments(**training_fields(train_params, artifacts_root))
+
+
+def training_fields(train_params: dict[str, Any], artifacts_root: str) -> dict[str, Any]:
+    """Return the fields of `build_training_arguments`."""
     given = {"output_dir": str(Path(artifacts_root) / "checkpoints"), **train_params["training"]}
     deepspeed = build_deepspeed_config(train_params["deepspeed"], given)
     if given.get("max_steps") is None:
@@ -288,7 +293,7 @@ def build_training_arguments(
         "use_cpu": not torch.cuda.is_available(),
         "disable_tqdm": PROGRESS_VARIABLE in os.environ or given.pop("disable_tqdm", False),
     }
-    return TrainingArguments(**{**given, **owned})
+    return {**given, **owned}
 
 
 def compute_metrics(eval_pred: EvalPrediction, average: str = "macro") -> dict[str, float]:

@@ -29,6 +29,7 @@ from transformers import (
     set_seed,
 )
 
+from account_tax.faults import hint
 from account_tax.model.classifier import BaseModelError, build_classifier, resolve_base
 from account_tax.model.metrics import compute_classification_metrics
 from account_tax.processes.ranks import (
@@ -182,22 +183,20 @@ def apply_lora_adapters(model: PreTrainedModel, lora_params: dict[str, Any]) -> 
         lora_params: The `lora` section of training.yml; any LoraConfig field is accepted.
 
     Raises:
-        ValueError: If a name in `target_modules` matches no layer; the message lists the linear
-            ones. Likewise for `modules_to_save`.
+        ValueError: If a name in `target_modules` or `modules_to_save` matches no layer.
     """
     fields = {LORA_NAMES.get(key, key): value for key, value in lora_params.items()}
     fields.pop("enable", None)
     fields["task_type"] = TaskType[fields.get("task_type", "SEQ_CLS")]
     whole = _trained_whole(model, fields.get("modules_to_save") or [])
-    _check_targets(model, fields.get("target_modules"), whole)
+    targets = fields.get("target_modules")
+    if isinstance(targets, list):
+        _require_known("target_modules", targets, *_adaptable(model, whole))
     fields["modules_to_save"] = whole or None
     try:
         peft_model = get_peft_model(model, LoraConfig(**fields))
     except ValueError as err:
-        raise ValueError(
-            f"train.lora.target_modules = {lora_params.get('target_modules')}: {err} "
-            f"{_layers_in_words(model, whole)}"
-        ) from err
+        raise ValueError(f"train.lora.target_modules = {targets}: {err}") from err
     if is_rank0():
         trainable, everything = peft_model.get_nb_trainable_parameters()
         log.info("trainable parameters: %s of %s", f"{trainable:,}", f"{everything:,}")
@@ -209,16 +208,9 @@ def _trained_whole(model: PreTrainedModel, given: list[str]) -> list[str]:
 
     PEFT (0.21) wraps every module whose name ends in a given one, and `classifier` and `score` in
     any case; one that is wrapped twice can't be loaded.
-
-    Raises:
-        ValueError: If a given name is no module's.
     """
-    names = [name for name, _ in model.named_modules()]
-    if unknown := [word for word in given if not any(name.endswith(word) for name in names)]:
-        raise ValueError(
-            f"train.lora.modules_to_save = {given}: no module is called {', '.join(unknown)}. "
-            f"The outermost are {', '.join(name for name in names if name and '.' not in name)}."
-        )
+    names = [name for name, _ in model.named_modules() if name]
+    _require_known("modules_to_save", given, names, {name.rpartition(".")[2] for name in names})
     ends = (*getattr(model, "fresh_modules", []), *given, *HEADS)
     chosen = [name for name in names if name.endswith(ends)]
     return sorted(
@@ -226,35 +218,26 @@ def _trained_whole(model: PreTrainedModel, given: list[str]) -> list[str]:
     )
 
 
-def _check_targets(model: PreTrainedModel, targets: Any, whole: list[str]) -> None:
-    """Raise ValueError unless each name of target_modules is that of a layer to adapt."""
-    if isinstance(targets, str) or targets is None:
-        return  # all-linear, or an expression that PEFT itself refuses if nothing matches
-    names = [f".{name}" for name, _ in _adaptable(model, whole)]
-    unknown = [word for word in targets if not any(name.endswith(f".{word}") for name in names)]
-    if unknown:
-        raise ValueError(
-            f"train.lora.target_modules = {targets}: no layer to adapt is called "
-            f"{', '.join(unknown)}. {_layers_in_words(model, whole)}"
-        )
+def _require_known(key: str, given: list[str], names: list[str], shown: set[str]) -> None:
+    """Raise ValueError unless each given name is the end of one that there is."""
+    faults = [
+        f"no layer for it is called {word}. {hint(word, sorted(shown))}"
+        for word in given
+        if not any(f".{name}".endswith(f".{word}") for name in names)
+    ]
+    if faults:
+        raise ValueError(f"train.lora.{key} = {given}: {' '.join(faults)}")
 
 
-def _adaptable(model: PreTrainedModel, whole: list[str]) -> Iterator[tuple[str, torch.nn.Module]]:
-    """Yield the modules outside those that are trained whole, with their names."""
-    for name, module in model.named_modules():
-        if not any(f"{name}.".startswith(f"{trained}.") for trained in whole):
-            yield name, module
-
-
-def _layers_in_words(model: PreTrainedModel, whole: list[str]) -> str:
-    linear = {
-        name.rpartition(".")[2]
-        for name, module in _adaptable(model, whole)
-        if isinstance(module, torch.nn.Linear)
+def _adaptable(model: PreTrainedModel, whole: list[str]) -> tuple[list[str], set[str]]:
+    """Return the modules outside those that are trained whole; and what linear ones are called."""
+    found = {
+        name: module
+        for name, module in model.named_modules()
+        if not any(f"{name}.".startswith(f"{trained}.") for trained in whole)
     }
-    return (
-        f"This model's linear layers are {', '.join(sorted(linear))}; 'all-linear' takes every one."
-    )
+    linear = [name for name, module in found.items() if isinstance(module, torch.nn.Linear)]
+    return list(found), {name.rpartition(".")[2] for name in linear}
 
 
 def build_training_arguments(

@@ -12,7 +12,7 @@ from account_tax.model import classifier
 from account_tax.pipelines import check as checks
 from account_tax.pipelines.check import check
 from account_tax.pipelines.train import training_core
-from account_tax.pipelines.train.rehearsal import find_trainer_faults
+from account_tax.pipelines.train.rehearsal import find_loading_faults, find_trainer_faults
 from tests.bases import FAMILIES, make_base, make_tokenizer
 from tests.conftest import train_params
 
@@ -139,3 +139,14 @@ def test_a_cache_that_cannot_be_written_is_refused(bases, tmp_path, monkeypatch)
     assert fault.startswith(f"TORCH_EXTENSIONS_DIR = {tmp_path}/file/below: it can't be written")
     keys = [fault.partition(" = ")[0] for fault in faults("nobody/nothing")]
     assert keys == ["train.model.name", "TORCH_EXTENSIONS_DIR", "HF_HUB_CACHE"]
+
+
+def test_a_large_base_is_in_memory_once(bases):
+    params = train_params(bases["bert"])
+    base = classifier.resolve_base(str(bases["bert"]))
+    tokenizer = classifier.load_tokenizer(base)
+    labels = ["one", "two"]
+    model = training_core.instantiate_model({**params["model"], "labels": labels}, tokenizer)
+    settings = {"base": base, "pooling": "cls", "labels": labels, "max_length": 8}
+    assert find_loading_faults(model, tokenizer, settings) == []
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}

@@ -76,6 +76,7 @@ def _save_and_load(built: LoadedClassifier, base: BaseReference, folder: Path) -
     model.save_pretrained(folder)
     built.tokenizer.save_pretrained(folder)
     complete_folder(folder, model, base, {**built.settings, "base": base.to_dict()})
+    model.to("meta")
     return load_classifier(folder)
 
 

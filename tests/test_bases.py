@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -57,13 +58,15 @@ def bases(tmp_path_factory):
         for kind in KINDS
     ],
 )
-def test_what_was_trained_is_loaded_with_the_trainers_logits(
+def test_what_was_trained_is_loaded_and_exported_with_the_trainers_logits(
     bases, tmp_path, family, pooling, kind
 ):
     folder = train_in_process(bases(family), tmp_path, **changes(family, pooling, kind))
     probe = json.loads((folder / "probe.json").read_text())
     loaded = load_classifier(folder).logits(probe["texts"])
     assert np.abs(loaded - np.array(probe["logits"])).max() <= 1e-5
+    version: Any = SimpleNamespace(name="any", version="1", tags={"content_sha256": "0" * 64})
+    assert write_export(folder, tmp_path / "exported", version) <= 1e-5
 
 
 @pytest.mark.slow

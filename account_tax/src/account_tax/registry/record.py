@@ -13,7 +13,7 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
-from account_tax.ledger.reading import SAMPLE
+from account_tax.ledger.sources import SAMPLE
 from account_tax.provenance.statement import recorded_digest
 from account_tax.reproduce.differences import _changed_tags
 from account_tax.storage.names import (

@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
+from account_tax.ledger.reading import READ_SETTINGS
 from account_tax.registry.download import download_run_artifact
 from account_tax.storage.names import PARAMETERS_FILE, RECORD_FILE
 
@@ -20,7 +21,7 @@ DATASET_FILE = "dataset_metadata.json"
 GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # deleted for good, or never one
 # What dataset_metadata.json repeats of data.yml, for runs without parameters.yml.
 DATA_KEYS = ("source", "text_columns", "label_column", "group_column", "separator", "max_length",
-             "duplicates", "split")  # fmt: skip
+             "duplicates", "split", *READ_SETTINGS)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class Record:
         if self.parameters is not None:
             return self.parameters["data"]
         if self.dataset is not None:
-            return {key: self.dataset[key] for key in DATA_KEYS}
+            # A version may be older than the keys of READ_SETTINGS.
+            return {key: self.dataset[key] for key in DATA_KEYS if key in self.dataset}
         return None
 
 

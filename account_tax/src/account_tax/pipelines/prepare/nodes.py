@@ -17,7 +17,7 @@ from datasets import (
 )
 
 from account_tax.confidential import public_source
-from account_tax.ledger.reading import DataError, Ledger, read_ledger
+from account_tax.ledger.reading import READ_SETTINGS, DataError, Ledger, read_ledger
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,7 +26,7 @@ from account_tax.ledger.tokens import check_labels, split_digest, token_ids, tok
 from account_tax.storage.files import canonical_sha256
 
 # Part of `inputs_sha256`: raise it when the same inputs give another dataset.
-PREPARE_VERSION = 1
+PREPARE_VERSION = 2
 
 
 # --- plan ---------------------------------------------------------------------------------------
@@ -104,14 +104,16 @@ def describe_dataset(
 
     The same inputs give the same dict on any machine. Token lengths are those before truncation.
     """
-    settings = ("text_columns", "label_column", "group_column", "separator")
+    settings = (*READ_SETTINGS, "text_columns", "label_column", "group_column", "separator")
     return {
         "inputs_sha256": inputs_sha256(data, model, ledger.source_sha256),
         "prepare_version": PREPARE_VERSION,
         "source": public_source(data["source"]),
         "source_sha256": ledger.source_sha256,
         **{key: data[key] for key in (*settings, "max_length", "duplicates", "split")},
+        "files": ledger.found,
         "rows": {"read": ledger.rows_read, "kept": len(ledger.frame), "dropped": ledger.dropped},
+        "rejects": ledger.rejects,
         "labels": tokenized["train"].features["labels"].names,
         "splits": {name: _describe_split(dataset) for name, dataset in tokenized.items()},
         "token_length": _describe_lengths(splits, tokenized, tokenizer, data["max_length"]),

@@ -1,0 +1,250 @@
+"""Rows as each format holds them, and as each format writes them, their values unchanged.
+
+A row goes back into its own format as it stood there: the text of a CSV record and of a JSON
+object, the types of a Parquet column.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from .text import clean_name
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a CSV file is written: its delimiter, the end of its lines, and whether a BOM begins it.
+
+    BOM: Excel takes a CSV without one for a file in the country's old encoding.
+    """
+
+    delimiter: str = ","
+    line_end: str = "\n"
+    bom: bool = False
+
+    def record(self, values: Sequence[str]) -> str:
+        """Return the values as the text of a record, quoted only where they have to be."""
+        return self.delimiter.join(map(self._field, values))
+
+    def _field(self, value: str) -> str:
+        special = (self.delimiter, '"', "\n", "\r")
+        if any(character in value for character in special):
+            return '"' + value.replace('"', '""') + '"'
+        return value
+
+
+class Rows(Protocol):
+    """Some rows that follow each other in the input."""
+
+    numbers: list[int]  # of the line, or of the row, that each began in; from 1
+
+    def frame(self, columns: Sequence[str]) -> pd.DataFrame:
+        """Return columns as text, by the names given; what is missing is ""."""
+        ...
+
+    def keep(self, mask: np.ndarray) -> Rows:
+        """Return the rows for which the mask, (N,) bool, is true."""
+        ...
+
+    def records(self, dialect: Dialect) -> list[str]:
+        """Return each row as the text of a CSV record, without its end."""
+        ...
+
+    def objects(self) -> list[str]:
+        """Return each row as the text of a JSON object."""
+        ...
+
+    def table(self) -> pa.Table:
+        """Return the rows as an Arrow table, with the same schema for every part of a file."""
+        ...
+
+
+@dataclass
+class CsvRows:
+    """Records of a CSV file; every value is text."""
+
+    columns: list[str]
+    dialect: Dialect
+    numbers: list[int]
+    raw: list[str]
+    values: list[list[str]]
+
+    def frame(self, columns: Sequence[str]) -> pd.DataFrame:
+        """See `Rows`."""
+        places = [self.columns.index(clean_name(column)) for column in columns]
+        picked = [[row[place] for place in places] for row in self.values]
+        return pd.DataFrame(picked, columns=list(columns), dtype=str)
+
+    def keep(self, mask: np.ndarray) -> CsvRows:
+        """See `Rows`."""
+        chosen = (_chosen(part, mask) for part in (self.numbers, self.raw, self.values))
+        return CsvRows(self.columns, self.dialect, *chosen)
+
+    def records(self, dialect: Dialect) -> list[str]:
+        """See `Rows`."""
+        if dialect == self.dialect:
+            return self.raw
+        return [dialect.record(row) for row in self.values]
+
+    def objects(self) -> list[str]:
+        """See `Rows`."""
+        return [_dump(dict(zip(self.columns, row, strict=True))) for row in self.values]
+
+    def table(self) -> pa.Table:
+        """See `Rows`."""
+        return _text_table(self.columns, self.values)
+
+
+@dataclass
+class JsonRows:
+    """Objects of a JSON Lines file, numbers as they are written there."""
+
+    columns: list[str]  # of the whole file, in the order of their first appearance
+    numbers: list[int]
+    raw: list[str]
+    values: list[dict[str, Any]]
+
+    def frame(self, columns: Sequence[str]) -> pd.DataFrame:
+        """See `Rows`."""
+        names = {column: clean_name(column) for column in columns}
+        shown = {None: "", True: "True", False: "False"}
+        picked = {
+            column: [shown.get(value := row.get(name), value) for row in self.values]
+            for column, name in names.items()
+        }
+        return pd.DataFrame(picked, dtype=str)
+
+    def keep(self, mask: np.ndarray) -> JsonRows:
+        """See `Rows`."""
+        chosen = (_chosen(part, mask) for part in (self.numbers, self.raw, self.values))
+        return JsonRows(self.columns, *chosen)
+
+    def records(self, dialect: Dialect) -> list[str]:
+        """See `Rows`; null and a key that is missing are both empty."""
+        return [dialect.record([value or "" for value in row]) for row in self._texts()]
+
+    def objects(self) -> list[str]:
+        """See `Rows`."""
+        return self.raw
+
+    def table(self) -> pa.Table:
+        """See `Rows`; the columns are text, as one key may hold several types."""
+        return _text_table(self.columns, list(self._texts()))
+
+    def _texts(self) -> Iterator[list[str | None]]:
+        for raw, row in zip(self.raw, self.values, strict=True):
+            yield [_json_text(raw, column, row.get(column)) for column in self.columns]
+
+
+@dataclass
+class ParquetRows:
+    """Rows of a Parquet file, with its types."""
+
+    numbers: list[int]
+    arrow: pa.Table
+
+    def frame(self, columns: Sequence[str]) -> pd.DataFrame:
+        """See `Rows`."""
+        classes = _class_names(self.arrow.schema)
+        texts = {column: self._texts(clean_name(column), classes) for column in columns}
+        return pd.DataFrame(texts, dtype=str)
+
+    def _texts(self, name: str, classes: Mapping[str, list[str]]) -> list[str]:
+        texts = _as_shown(self.arrow[name])
+        if (names := classes.get(name)) is None:
+            return texts
+        return [names[int(number)] if number.isdigit() else "" for number in texts]  # -1: none
+
+    def keep(self, mask: np.ndarray) -> ParquetRows:
+        """See `Rows`."""
+        return ParquetRows(_chosen(self.numbers, mask), self.arrow.filter(pa.array(mask)))
+
+    def records(self, dialect: Dialect) -> list[str]:
+        """See `Rows`; null is empty."""
+        columns = [_as_texts(column) for column in self.arrow.columns]
+        return [dialect.record(row) for row in zip(*columns, strict=True)]
+
+    def objects(self) -> list[str]:
+        """See `Rows`; NaN and infinity, which JSON does not know, are null."""
+        rows = self.arrow.to_pylist()
+        return [_dump({key: _finite(value) for key, value in row.items()}) for row in rows]
+
+    def table(self) -> pa.Table:
+        """See `Rows`."""
+        return self.arrow
+
+
+def parse_object(line: str) -> dict[str, Any] | None:
+    """Return the JSON object of a line, numbers as they are written; None if it is none."""
+    keep: Callable[[str], Any] = str  # 0.50 must not become 0.5
+    try:
+        found = json.loads(line, parse_int=keep, parse_float=keep)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _json_text(raw: str, column: str, value: Any) -> str | None:
+    if isinstance(value, (dict, list)):
+        again = {clean_name(key): found for key, found in json.loads(raw).items()}
+        return _dump(again[column])  # its numbers are numbers
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return value
+
+
+def _as_texts(column: pa.ChunkedArray) -> list[str]:
+    try:
+        texts = column.cast(pa.string()).to_pylist()
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid):  # lists, structs, bytes
+        texts = [None if value is None else _dump(value) for value in column.to_pylist()]
+    return [text or "" for text in texts]
+
+
+def _as_shown(column: pa.ChunkedArray) -> list[str]:
+    """Return single values as a table shows them: 811 for 811.0, a date without 00:00:00."""
+    texts = _as_texts(column)
+    if pa.types.is_floating(column.type):
+        return ["" if text == "nan" else text for text in texts]
+    if pa.types.is_boolean(column.type):
+        return [text.capitalize() for text in texts]  # as Python and pandas write them
+    if pa.types.is_timestamp(column.type):
+        return [re.sub(r"( 00:00:00)?(\.0+)?$", "", text) for text in texts]
+    return texts
+
+
+def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
+    """Return the names of the classes of columns, as Hugging Face datasets records them."""
+    info = json.loads((schema.metadata or {}).get(b"huggingface", "{}")).get("info", {})
+    return {
+        clean_name(column): kind["names"]
+        for column, kind in info.get("features", {}).items()
+        if isinstance(kind, dict) and kind.get("_type") == "ClassLabel"
+    }
+
+
+def _text_table(columns: Sequence[str], rows: Sequence[Sequence[str | None]]) -> pa.Table:
+    schema = pa.schema([(column, pa.string()) for column in columns])
+    arrays = [pa.array([row[place] for row in rows], pa.string()) for place in range(len(columns))]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _chosen(items: Sequence[Any], mask: np.ndarray) -> list[Any]:
+    return [item for item, wanted in zip(items, mask, strict=True) if wanted]

@@ -76,7 +76,8 @@ class JsonSource:
     unit = "line"
 
     def __init__(self, path: Path, wanted: Wanted):
-        self._path, self._encoding = path, find_encoding(path, wanted.encoding)
+        self._path = path
+        self._encoding = find_encoding(path, wanted.encoding or "utf-8")  # RFC 8259
         self._wanted = [clean_name(column) for column in wanted.columns]
         self.columns = self._read_names()
         check_columns(self.columns, wanted)
@@ -191,7 +192,9 @@ class ArrowSource:
                     yield Window(ParquetRows(numbers, self._rename(table)))
                     done += len(table)
         except (pa.ArrowInvalid, OSError) as err:
-            raise Failed(f"input: a row group after row {done:,} can't be read; {err}") from err
+            raise Failed(
+                f"the rows after row {done:,} can't be read ({type(err).__name__})."
+            ) from err
         if not done:
             yield Window(ParquetRows([], self._schema.empty_table()))
 

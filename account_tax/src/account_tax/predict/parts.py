@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from account_tax.errors import Refused
+from account_tax.ledger.windows import Reject
 from account_tax.model.classifier import file_sha256
 from account_tax.storage.files import flush, write_whole
 
 from .sinks import Sink
-from .sources import Reject
 
 KEY_FILE = "key.json"
 

@@ -14,6 +14,9 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from account_tax.errors import Refused
+from account_tax.ledger.formats import open_file
+from account_tax.ledger.sources import find_files, unpack
+from account_tax.ledger.windows import Source, Wanted, repeated
 from account_tax.model.classifier import (
     MANIFEST_FILE,
     SETTINGS_FILE,
@@ -26,7 +29,7 @@ from account_tax.registry.download import download_version
 from account_tax.registry.find import find_version, parse_model_uri
 
 from .options import Options, make_options, read_words, rejects_file
-from .sources import SOURCES, Source, open_source, repeated
+from .sinks import ENDINGS
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def make_plan(client: MlflowClient, words: Mapping[str, str], scratch: Path) -> 
     columns = model.settings["text_columns"] if model else []
     try:
         if "input" in values:
-            source = check_input(values["input"], columns)
+            source = check_input(values["input"], columns, scratch)
     except Refused as err:
         faults.append(f"input = {values['input']} (-P input): {err}")
     if "output" in values:
@@ -148,20 +151,22 @@ def fetch_model(client: MlflowClient, uri: str, scratch: Path) -> Model:
 # --- the files ------------------------------------------------------------------------------------
 
 
-def check_input(path: Path, text_columns: Sequence[str]) -> Source:
-    """Return the ledger to file, opened as `open_source` does.
+def check_input(path: Path, text_columns: Sequence[str], scratch: Path) -> Source:
+    """Return the ledger to file, opened as training opens it.
+
+    Args:
+        path: A file.
+        text_columns: Those the model reads.
+        scratch: Takes what a packed file holds.
 
     Raises:
         Refused: If it is missing or unreadable; the message follows the file's name.
     """
-    if path.suffix.lower() not in SOURCES:
-        raise Refused(f"expected a file name that ends in {_endings()}.")
-    if not path.exists():
-        raise Refused("no such file.")
-    if not path.is_file():
+    if path.exists() and not path.is_file():
         raise Refused("not a file.")
     try:
-        return open_source(path, text_columns)
+        (file,) = find_files(str(path.absolute()), scratch)
+        return open_file(unpack(file.path, scratch), Wanted(dict.fromkeys(text_columns, "")))
     except OSError as err:
         raise Refused(f"can't be read ({err.strerror}).") from err
 
@@ -169,7 +174,7 @@ def check_input(path: Path, text_columns: Sequence[str]) -> Source:
 def check_output(path: Path, source: Path | None, overwrite: bool | None) -> list[str]:
     """Return what keeps a file from being made at a path."""
     faults: list[str] = []
-    if path.suffix.lower() not in SOURCES:
+    if path.suffix.lower() not in ENDINGS:
         faults.append(f"expected a file name that ends in {_endings()}.")
     if not path.parent.is_dir():
         faults.append("its folder does not exist. Make it first.")
@@ -186,20 +191,13 @@ def check_output(path: Path, source: Path | None, overwrite: bool | None) -> lis
 
 
 def check_columns(model: Model, source: Source, values: Mapping[str, Any]) -> list[str]:
-    """Return why the model can't read the ledger's columns, or its answers can't stand beside."""
-    wanted, faults = model.settings["text_columns"], list[str]()
-    if missing := [column for column in wanted if column not in source.columns]:
-        # Without any expected name the first line may be a ledger line: only plain words are shown.
-        is_header = len(missing) < len(wanted)
-        shown = [name if is_header or name.isidentifier() else "…" for name in source.columns]
-        faults.append(f"{model.title} reads {wanted}, missing {missing}, found {shown}. Rename it.")
+    """Return why the model's answers can't stand beside the ledger's own columns."""
+    faults: list[str] = []
     top_k = values.get("top_k", 1)
     if clash := [name for name in added_columns(top_k) if name in source.columns]:
         faults.append(f"it has the columns {clash}, which are added here. Rename its own.")
-    twice = repeated(source.columns)
-    if "output" in values and values["output"].suffix.lower() == ".csv":
-        twice = [name for name in twice if name in wanted]  # others are only copied
-    if twice:
+    to_csv = "output" in values and values["output"].suffix.lower() == ".csv"
+    if not to_csv and (twice := repeated(source.columns)):
         faults.append(f"the columns {twice} stand there more than once. Rename one.")
     faults = [f"input = {values['input']} (-P input): {fault}" for fault in faults]
     if top_k > (known := len(model.settings["labels"])):
@@ -208,7 +206,7 @@ def check_columns(model: Model, source: Source, values: Mapping[str, Any]) -> li
 
 
 def _endings() -> str:
-    *most, last = SOURCES
+    *most, last = ENDINGS
     return f"{', '.join(most)} or {last}"
 
 

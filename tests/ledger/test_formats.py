@@ -15,7 +15,7 @@ import pytest
 
 from account_tax.errors import Refused
 from account_tax.ledger.formats import open_file
-from account_tax.ledger.sources import unpack
+from account_tax.ledger.packed import unpack
 from account_tax.ledger.windows import Wanted
 
 WORDS = ["택시 이용", "점심, 식대", 'a "b"', "", "사무실 임차"]

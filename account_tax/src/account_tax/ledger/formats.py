@@ -16,7 +16,9 @@ from account_tax.errors import Failed, Refused
 
 from .delimited import CsvSource
 from .encodings import LINE_LIMIT, find_encoding, is_text, read_lines
+from .packed import ZIP_MARK
 from .rows import JsonRows, ParquetRows, parse_object
+from .spreadsheet import SheetSource
 from .text import clean_name
 from .windows import (
     COLUMN_LIMIT,
@@ -30,7 +32,7 @@ from .windows import (
 )
 
 PARQUET_MARK, ARROW_STREAM_MARK, ARROW_FILE_MARK = b"PAR1", b"\xff\xff\xff\xff", b"ARROW1"
-ZIP_MARK, OLE_MARK = b"PK\x03\x04", b"\xd0\xcf\x11\xe0"
+OLE_MARK = b"\xd0\xcf\x11\xe0"
 JSON_ENDINGS = (".jsonl", ".ndjson")
 TYPED_ENDINGS = (".parquet", ".arrow", ".xlsx", ".xlsm")
 ENDINGS = (".csv", ".tsv", ".txt", *JSON_ENDINGS, *TYPED_ENDINGS)
@@ -50,6 +52,8 @@ def open_file(path: Path, wanted: Wanted) -> Source:
     ending = path.suffix.lower()
     if head.startswith((PARQUET_MARK, ARROW_STREAM_MARK, ARROW_FILE_MARK)):
         return ArrowSource(path, wanted)
+    if head.startswith(ZIP_MARK):
+        return SheetSource(path, wanted)
     if head.startswith(OLE_MARK):
         raise Refused("an old Excel file, or one with a password. Save it as .xlsx without one.")
     if ending in TYPED_ENDINGS:

@@ -21,7 +21,8 @@ from account_tax.errors import Failed, Refused
 from account_tax.model.classifier import as_text, join_texts
 
 from .formats import open_file
-from .sources import SourceFile, digest_files, find_files, unpack
+from .packed import unpack
+from .sources import SourceFile, digest_files, find_files
 from .windows import Wanted, Window
 
 logger = logging.getLogger(__name__)

@@ -70,10 +70,10 @@ class Rows(Protocol):
 
 @dataclass
 class CsvRows:
-    """Records of a CSV file; every value is text."""
+    """Records of a CSV file or rows of a sheet; every value is text."""
 
     columns: list[str]
-    dialect: Dialect
+    dialect: Dialect | None  # of `raw`; None where the file is no text
     numbers: list[int]
     raw: list[str]
     values: list[list[str]]

@@ -1,18 +1,14 @@
-"""Which files a source is: a path, URI, glob or folder, its files on this disk and unpacked."""
+"""Which files a source is: a path, URI, glob or folder; their bytes on this disk."""
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import os
 import tempfile
 import unicodedata
-import zipfile
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -21,15 +17,11 @@ from account_tax.confidential import public_source
 from account_tax.errors import Refused
 from account_tax.storage.names import SPLITS
 
-from .formats import ENDINGS, ZIP_MARK
+from .formats import ENDINGS
 
 SAMPLE = "sample"
 PACKED = (".gz", ".zip")
 SPLIT_NAMES = {name: name for name in SPLITS} | dict.fromkeys(("val", "valid", "dev"), "validation")
-GZIP_MARK = b"\x1f\x8b"
-# What no real ledger reaches, and a zip bomb is made for.
-UNPACKED_RATIO, UNPACKED_FLOOR = 200, 64 << 20  # bytes
-UNPACKED_DEPTH = 3
 
 
 @dataclass(frozen=True)
@@ -47,10 +39,6 @@ class SourceFile:
     label: str
     split: str | None
     path: Path
-
-
-class _Readable(Protocol):
-    def read(self, size: int = ..., /) -> bytes: ...
 
 
 def find_files(source: str, scratch: Path) -> list[SourceFile]:
@@ -233,64 +221,3 @@ def _below(path: str, source: str) -> str:
     while not path.startswith(f"{folder}/"):
         folder = str(PurePosixPath(folder).parent)
     return path.removeprefix(f"{folder}/")
-
-
-def unpack(path: Path, scratch: Path) -> Path:
-    """Return a file's table: the file itself, or what gzip or a zip with one file holds.
-
-    Raises:
-        Refused: If it can't be unpacked, holds several files, or is a zip bomb.
-    """
-    for _ in range(UNPACKED_DEPTH):
-        try:
-            inner = _unpack_once(path, scratch)
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError) as err:
-            raise Refused(f"can't be unpacked ({type(err).__name__}).") from err
-        if inner == path:
-            return path
-        path = inner
-    raise Refused(f"packed more than {UNPACKED_DEPTH} times over. Unpack it, and give the file.")
-
-
-def _unpack_once(path: Path, scratch: Path) -> Path:
-    with path.open("rb") as raw:
-        head = raw.read(4)
-    if head.startswith(GZIP_MARK):
-        with gzip.open(path) as packed:
-            inner = path.name.removesuffix(".gz")
-            return _copy(packed, path.stat().st_size, inner, scratch)
-    return _unpack_zip(path, scratch) if head == ZIP_MARK else path
-
-
-def _unpack_zip(path: Path, scratch: Path) -> Path:
-    with zipfile.ZipFile(path) as packed:
-        entries = [entry for entry in packed.infolist() if not _is_aside(entry)]
-        if any(entry.filename == "xl/workbook.xml" for entry in entries):
-            return path  # a spreadsheet
-        if len(entries) != 1:
-            raise Refused(
-                f"a zip of {len(entries)} files. Expected one. Unpack it, and give the folder."
-            )
-        (entry,) = entries
-        with packed.open(entry) as raw:
-            inner = PurePosixPath(entry.filename).name
-            return _copy(raw, entry.compress_size, inner, scratch)
-
-
-def _is_aside(entry: zipfile.ZipInfo) -> bool:
-    return entry.is_dir() or entry.filename.startswith("__MACOSX/")
-
-
-def _copy(packed: _Readable, size: int, name: str, scratch: Path) -> Path:
-    """Write what is packed in `size` bytes to a file of its own, up to a limit."""
-    limit = max(UNPACKED_FLOOR, UNPACKED_RATIO * size)
-    path = Path(tempfile.mkdtemp(dir=scratch)) / os.path.basename(name)
-    with path.open("wb") as target:
-        while chunk := packed.read(1 << 20):
-            target.write(chunk)
-            if target.tell() > limit:
-                raise Refused(
-                    f"unpacks to more than {UNPACKED_RATIO} times its size, as a zip bomb does. "
-                    "Unpack it yourself, and give the file."
-                )
-    return path

@@ -15,7 +15,8 @@ from mlflow.exceptions import MlflowException
 
 from account_tax.errors import Refused
 from account_tax.ledger.formats import open_file
-from account_tax.ledger.sources import find_files, unpack
+from account_tax.ledger.packed import unpack
+from account_tax.ledger.sources import find_files
 from account_tax.ledger.windows import Source, Wanted, repeated
 from account_tax.model.classifier import (
     MANIFEST_FILE,

@@ -44,14 +44,16 @@ class _Lines:
         self.taken.append(line)
         return line
 
-    def begin_record(self) -> None:
+    def begin_record(self) -> str | None:
+        """Return the first line of the next record; None at the end."""
         self.first += len(self.taken)
         self.taken.clear()
+        return next(self, None)
 
-    def give_back(self) -> None:
-        """Let all but the record's first line be read again."""
-        self._again.extend(reversed(self.taken[1:]))
-        del self.taken[1:]
+    def give_back(self, kept: int) -> None:
+        """Let all but so many lines of the record be read again."""
+        self._again.extend(reversed(self.taken[kept:]))
+        del self.taken[kept:]
 
     @property
     def text(self) -> str:
@@ -147,21 +149,22 @@ def _read_records(
     """
     counted = _Lines(iter(lines))
     reader = csv.reader(counted, delimiter=delimiter, strict=True)
-    while True:
-        counted.begin_record()
+    while (line := counted.begin_record()) is not None:
         try:
-            values = next(reader)
-        except StopIteration:
-            return
+            if '"' in line or len(line) > FIELD_LIMIT:
+                counted.give_back(0)
+                values = next(reader)
+            else:  # the same, and several times as fast
+                values = line.rstrip("\r\n").split(delimiter)
         except csv.Error as err:
             reason = UNCLOSED if len(counted.taken) > 1 else _csv_reason(str(err))
-            counted.give_back()
+            counted.give_back(1)
             yield Reject(counted.first, reason)
             continue
         raw = counted.text
         if not is_text(raw):
             yield Reject(counted.first, f"bytes that are not {encoding.name.upper()}")
-        elif values:
+        elif raw:
             yield _Record(counted.first, raw, values)
 
 

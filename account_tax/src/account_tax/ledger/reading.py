@@ -88,6 +88,7 @@ def read_ledger(data: dict[str, Any]) -> Ledger:
     if faults := _column_setting_faults(data) + tables.faults + tables.reject_faults():
         raise DataError(faults)
     frame = pd.concat(tables.frames, ignore_index=True)
+    tables.frames.clear()  # else there are two of all of them from here on
     kept, dropped = _keep_out(frame, data["duplicates"])
     dropped = {"unreadable": tables.rejected, **dropped}
     rows_read = len(frame) + tables.rejected
@@ -251,7 +252,7 @@ def _keep_out(frame: pd.DataFrame, duplicates: str) -> tuple[pd.DataFrame, dict[
     for reason, applies in rules.items():
         out = applies(frame)
         dropped[reason] = int(out.sum())
-        frame = frame.loc[~out]
+        frame = frame.loc[~out] if dropped[reason] else frame
     return frame.reset_index(drop=True), dropped
 
 

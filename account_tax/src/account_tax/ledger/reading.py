@@ -246,7 +246,7 @@ def _keep_out(frame: pd.DataFrame, duplicates: str) -> tuple[pd.DataFrame, dict[
         "in_test": lambda rows: _is_also_in("test", rows, ["train", "validation"]),
         "in_validation": lambda rows: _is_also_in("validation", rows, ["train"]),
         "duplicate_conflicting_label": lambda rows: _contradicts_first(rows) & repeats,
-        "duplicate": lambda rows: rows.duplicated("text") & repeats,
+        "duplicate": lambda rows: (_first_rows(rows) != np.arange(len(rows))) & repeats,
     }
     dropped = {}
     for reason, applies in rules.items():
@@ -264,7 +264,14 @@ def _is_also_in(split: str, rows: pd.DataFrame, others: list[str]) -> Any:
 
 
 def _contradicts_first(rows: pd.DataFrame) -> Any:
-    return rows["label"] != rows.groupby("text", sort=False)["label"].transform("first")
+    labels = pd.factorize(rows["label"])[0]
+    return labels != labels[_first_rows(rows)]
+
+
+def _first_rows(rows: pd.DataFrame) -> np.ndarray:
+    """Return the position of the first row with each row's text, (N,)."""
+    texts = pd.factorize(rows["text"])[0]
+    return np.unique(texts, return_index=True)[1][texts]
 
 
 def _column_setting_faults(data: dict[str, Any]) -> list[str]:

@@ -18,7 +18,7 @@ BOMS = {
 }
 HEAD_BYTES = 4096
 JUDGED_LINES = 20_000  # that are not ASCII; more of them change no verdict
-JUDGED_BYTES = 1 << 16  # of a line
+JUDGED_BYTES = 4096  # of a line
 LINE_LIMIT = 1 << 22  # characters kept of a line; none of a ledger is as long
 BAD_BYTE = "\udcff"  # a lone surrogate, which no text has
 
@@ -96,9 +96,11 @@ def _without_marks(head: bytes, mark: bytes) -> bytes:
 
 def _lines_that_tell(file: io.BufferedReader) -> list[bytes]:
     told: list[bytes] = []
+    whole = True  # whether the line before ended
     while len(told) < JUDGED_LINES and (line := file.readline(JUDGED_BYTES)):
-        if not line.isascii():
+        if whole and not line.isascii():
             told.append(line)
+        whole = line.endswith(b"\n")
     return told
 
 
@@ -121,7 +123,8 @@ def _decoded(lines: Sequence[bytes], name: str) -> list[str]:
     texts = []
     for line in lines:
         try:
-            texts.append(line.decode(name))
+            # Incremental: a line that was cut may end inside a character.
+            texts.append(codecs.getincrementaldecoder(name)().decode(line))
         except UnicodeDecodeError:
             continue
     return texts

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 # Of data.yml, what decides how a source's bytes become rows.
 READ_SETTINGS = ("encoding", "header_row", "sheet", "on_error", "max_rejected")
 WINDOW_ROWS = 8192
+HOPELESS = 100_000  # so many rejects beyond the share that may be, and the rest is not read
 SHOWN_REJECTS, SHOWN_IN_FAULT = 20, 3  # all are counted
 
 
@@ -174,6 +175,8 @@ class _Tables:
             logger.info("%s: read as %s", file.name, source.found)
             for window in source.windows(WINDOW_ROWS):
                 self._take(window, file, source.unit)
+                if self.rejected > HOPELESS and self.reject_faults():
+                    break
         except (Refused, Failed) as err:
             self.faults.append(f"data.source = {file.name}: {err}")
 

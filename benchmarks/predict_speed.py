@@ -106,14 +106,13 @@ def measure_one(name: str, folder: Path, source: Path) -> dict[str, float]:
 def _run_ours(folder: Path, source: Path, output: Path) -> float:
     from mlflow import MlflowClient
 
+    from account_tax.commands import run_in_mlflow
     from account_tax.predict.command import predict
+    from account_tax.predict.options import Options
 
-    words = {
-        "model": "models:/speed/1", "input": str(source), "output": str(output), "top_k": "1",
-        "threshold": "none", "on_error": "fail", "batch_rows": "none", "overwrite": "true",
-    }  # fmt: skip
+    options = Options("models:/speed/1", source, output, overwrite=True)
     os.environ["MLFLOW_TRACKING_URI"] = _store(folder)
-    if status := predict(folder, words):
+    if status := run_in_mlflow(folder, lambda: options, predict):
         raise SystemExit(status)
     client = MlflowClient()
     experiments = [each.experiment_id for each in client.search_experiments()]

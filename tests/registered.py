@@ -11,8 +11,16 @@ from datetime import UTC, datetime
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
 
 from account_tax.review.gates import GateResult
+from account_tax.review.states import PENDING, STATUS_TAG
+
+
+def state_of(version: ModelVersion) -> str:
+    """Return the state of a version as its tag shows it."""
+    return version.tags.get(STATUS_TAG, PENDING)
+
 
 NOW = datetime(2026, 3, 1, 9, 30, tzinfo=UTC)
 PASSED = GateResult("accuracy", "passed", "0.93", "at least 0.90", "it is above")

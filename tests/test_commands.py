@@ -7,10 +7,9 @@ import pytest
 from mlflow import MlflowClient
 
 from account_tax import commands
-from account_tax.commands import run_in_mlflow
 from account_tax.errors import Failed, Preempted, Refused
 from account_tax.processes.identity import identify
-from account_tax.tracking.ownership import OWNER_TAG, REASON_TAG
+from account_tax.tracking.ownership import OWNER_TAG, REASON_TAG, REFUSED_TAG
 from account_tax.tracking.store import TrackingAway
 
 
@@ -36,6 +35,10 @@ def newest_run(client):
     return client.search_runs(experiments)[0]
 
 
+def run_in_mlflow(project, work):
+    return commands.run_in_mlflow(project, lambda: None, lambda _, run: work(run))
+
+
 def fail(err):
     def work(run):
         raise err
@@ -46,7 +49,6 @@ def fail(err):
 @pytest.mark.parametrize(
     ("err", "status", "state", "reason"),
     [
-        (Refused("no"), 2, "FAILED", "no"),
         (Failed("broken"), 1, "FAILED", "broken"),
         (Failed("some rows", status=3), 3, "FAILED", "some rows"),
         (TrackingAway("away"), 1, "FAILED", "away"),
@@ -60,6 +62,49 @@ def test_a_run_ends_however_the_work_ended(client, tmp_path, err, status, state,
     run = newest_run(client)
     assert run.info.status == state
     assert run.data.tags[REASON_TAG] == reason
+
+
+def refuse(run):
+    raise Refused("no")
+
+
+def test_a_refused_command_leaves_no_run_that_it_made(client, tmp_path, capsys):
+    assert run_in_mlflow(tmp_path, refuse) == 2
+    assert capsys.readouterr().err == "no\n"
+    assert client.search_runs([each.experiment_id for each in client.search_experiments()]) == []
+
+
+def test_a_refused_word_opens_no_run(client, tmp_path):
+    def read():
+        raise Refused("no")
+
+    assert commands.run_in_mlflow(tmp_path, read, lambda _, run: pytest.fail("it went on")) == 2
+    assert [each.name for each in client.search_experiments()] == ["Default"]
+
+
+@pytest.mark.parametrize("when", ["read", "work"])
+def test_a_run_of_mlflow_projects_ends_failed_and_tagged(client, tmp_path, monkeypatch, when):
+    run_id = client.create_run("0").info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+    read = (lambda: refuse(None)) if when == "read" else (lambda: None)
+    assert commands.run_in_mlflow(tmp_path, read, lambda _, run: refuse(run)) == 2
+    run = client.get_run(run_id)
+    assert run.info.status == "FAILED"
+    assert run.data.tags[REASON_TAG] == "no"
+    assert run.data.tags[REFUSED_TAG] == "true"
+    commands.run_in_mlflow(tmp_path, lambda: None, lambda _, run: None)  # such as a job requeued
+    assert REFUSED_TAG not in client.get_run(run_id).data.tags
+
+
+def test_what_was_logged_before_a_refusal_stays(client, tmp_path):
+    def work(run):
+        run.set_tags({"account_tax.reviewed": "models:/account-tax/1"})
+        raise Refused("no")
+
+    assert run_in_mlflow(tmp_path, work) == 2
+    run = newest_run(client)
+    assert (run.info.status, run.data.tags[REASON_TAG]) == ("FAILED", "no")
+    assert REFUSED_TAG not in run.data.tags
 
 
 def test_a_run_whose_work_is_done_is_finished(client, tmp_path):

@@ -7,15 +7,18 @@ import shlex
 from functools import cache
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 
 from account_tax.cli import cli
-from account_tax.export.command import LOAD_ADAPTER, LOAD_CLS, LOAD_MEAN, USE
-from account_tax.parameters.config import NOT_GIVEN, LaunchOptions, parse_command_line
+from account_tax.export.command import LOAD_CLS, LOAD_MEAN, USE
+from account_tax.parameters.config import LaunchOptions, parse_command_line
 from account_tax.parameters.kinds import Section
+from account_tax.parameters.options import options_of, text_of
 from account_tax.parameters.schema import everything
 from account_tax.pipeline_registry import register_pipelines
+from tests.test_mlproject import DECLARED
 
 REPOSITORY = Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "account_tax/src/account_tax"
@@ -215,13 +218,14 @@ def test_each_kedro_command_exists(guide):
     for command, *words in commands(guide.read_text(), "kedro"):
         assert command in cli.commands
         if command == "train":
-            given = dict(parse_command_line(words))
+            given = dict(parse_command_line([word for word in words if word != "--help"]))
             assert set(given) <= {*KEYS, *ALIASES.values()}
             assert given.get("recipe", "starter") in RECIPES
             continue
         given = dict(re.fullmatch(r"(--[\w-]+)=?(.*)", word).groups() for word in pair_up(words))
-        options = {option for param in cli.commands[command].params for option in param.opts}
-        assert set(given) <= options
+        context = click.Context(cli.commands[command])
+        options = {each for param in context.command.get_params(context) for each in param.opts}
+        assert {name.replace("-", "_") for name in given} <= {o.replace("-", "_") for o in options}
         assert given.get("--pipeline", "train") in register_pipelines()
         settings = dict(pair.split("=", 1) for pair in given.get("--params", "").split(",") if pair)
         assert set(settings) <= KEYS
@@ -284,8 +288,9 @@ def test_the_readme_lists_every_p_name_with_its_key_and_default():
     assert set(rows) == set(declared)
     for name, (key, note) in rows.items():
         assert key == ALIASES[name] or hasattr(LaunchOptions, name), name
-        default = declared[name]["default"]
-        assert (f"default `{default}`" in note) == (default != NOT_GIVEN), name
+        default = text_of(getattr(LaunchOptions, name, None))
+        shown = re.search("default `(.*?)`", note)
+        assert (shown[1] if shown else "") == default, name
 
 
 @pytest.mark.parametrize("entry_point", ["review", "reproduce", "predict", "export"])
@@ -299,12 +304,11 @@ def test_the_review_page_lists_every_p_name_with_its_default(entry_point):
             found[name] = default.strip(" `")
     declared = ENTRY_POINTS[entry_point]["parameters"]
     assert set(found) == set(declared)
-    for name, spec in declared.items():
-        if name != "registered_model_name":  # it stands beside version, with its default in words
-            assert found[name] == spec.get("default", ""), name
+    for option in options_of(DECLARED[entry_point]):
+        assert found[option.name] == option.default, option.name
 
 
-@pytest.mark.parametrize("code", [LOAD_CLS, LOAD_MEAN, USE, LOAD_ADAPTER])
+@pytest.mark.parametrize("code", [LOAD_CLS, LOAD_MEAN, USE])
 def test_the_review_page_loads_an_export_as_the_tests_do(code):
     assert code in blocks((REPOSITORY / "docs/review.md").read_text(), "python")
 

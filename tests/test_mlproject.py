@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from account_tax.parameters.config import parse_command_line, resolve
+from account_tax.export import request as export_request
+from account_tax.launch import register as launch_register
+from account_tax.parameters.config import NOT_GIVEN, parse_command_line, resolve
+from account_tax.parameters.options import options_of, read_options, text_of
+from account_tax.predict import options as predict_options
+from account_tax.reproduce import request as reproduce_request
+from account_tax.review import request as review_request
 
 REPOSITORY = Path(__file__).parents[1]
 ENTRY_POINTS = yaml.safe_load((REPOSITORY / "MLproject").read_text())["entry_points"]
@@ -73,12 +79,36 @@ def test_each_p_name_sets_its_key(entry_point, name):
     assert resolved.sources[key] == f"-P {name}"
 
 
-def test_only_the_launchers_options_have_real_defaults():
-    real = {"recipe": "starter", "num_gpus": "auto", "register": "true", "dry_run": "false"}
-    real |= {"resume": "auto", "grace_seconds": "8", "hang_timeout_seconds": "600"}
-    defaults = {name: spec["default"] for name, spec in TRAIN["parameters"].items()}
-    assert defaults == {name: real.get(name, "from_recipe") for name in defaults}
-    assert {spec["type"] for spec in TRAIN["parameters"].values()} == {"string"}
+# What each command declares; the defaults stand there.
+DECLARED = {
+    "register": launch_register.Options,
+    "review": review_request.Request,
+    "predict": predict_options.Options,
+    "reproduce": reproduce_request.Request,
+    "export": export_request.Request,
+}
+
+
+def test_mlflows_defaults_only_say_that_nothing_is_given():
+    for name, entry_point in ENTRY_POINTS.items():
+        if name != "test":
+            given = NOT_GIVEN if name in ("train", "main") else "none"
+            for spec in entry_point["parameters"].values():
+                assert spec == {"type": "string", "default": given} or "default" not in spec
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_mlproject_and_the_command_have_the_same_options(entry_point, name):
+    options = {each.name: each for each in options_of(DECLARED[name])}
+    declared = ENTRY_POINTS[name]["parameters"]
+    assert list(declared) == list(options)
+    for option, spec in declared.items():
+        assert ("default" not in spec) == options[option].required, option
+    needed = {option: "x" for option in options if options[option].required}
+    words = shlex.split(entry_point(name).compute_command(needed, storage_dir=None))
+    asked, _ = read_options(DECLARED[name], words[2:])
+    for option, each in options.items():
+        assert text_of(getattr(asked, option)) == needed.get(option, each.default)
 
 
 def test_nothing_given_is_the_starter_as_it_stands(entry_point):

@@ -48,7 +48,7 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "account_tax" / "src"))
 
-from account_tax.provenance.environment import find_differences, read_lock  # noqa: E402
+from account_tax.provenance.environment import find_unlocked, read_lock  # noqa: E402
 
 PYTHON = (3, 11)
 GLIBC_MINOR = 28  # glibc 2.28 (RHEL 8, Debian 11): the oldest that torch 2.13 and its CUDA run on
@@ -475,7 +475,7 @@ def index_faults(project: Project) -> Iterator[str]:
 
 def installed_faults(project: Project) -> Iterator[str]:
     """Yield where the environment of this Python is not the lock: versions, needs, files."""
-    differences = find_differences(read_lock(project.root))
+    differences = find_unlocked(read_lock(project.root))
     mend = "Mend: make the environment anew from the lock, see CONTRIBUTING.md"
     yield from (f"{difference}. {mend}" for difference in differences)
     here = {canonicalize_name(each.metadata["Name"]): each for each in metadata.distributions()}

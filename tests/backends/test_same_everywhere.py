@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from account_tax.backends.same_everywhere import (
+    compare_hosts,
     describe_here,
-    find_differences,
     probe_ranks,
     read_answers,
 )
@@ -52,10 +52,10 @@ def test_a_folder_that_can_not_be_written_is_named(tmp_path):
 def test_differences_are_named():
     here = describe_here(SOURCE.parents[1])
     code = next(iter(here))
-    assert list(find_differences(here, here)) == []
+    assert list(compare_hosts(here, here)) == []
     other = here | {code: "0" * 64, "conda.yaml": "missing", "Python": "3.11.0"}
     other["packages"] = here["packages"] | {"torch": "1.0", "extra": "2"}
-    said = "\n".join(find_differences(here, other))
+    said = "\n".join(compare_hosts(here, other))
     assert f"{code} is {here[code][:12]}, on the first node 000000000000" in said
     assert "on the first node missing" in said
     assert "Python is" in said

@@ -9,21 +9,29 @@ from account_tax.errors import Refused
 from account_tax.export.command import (
     LOAD_CLS,
     LOAD_MEAN,
-    check_output,
     standalone_loader,
     write_readme,
 )
+from account_tax.export.request import read_request
+from tests.test_mlproject import REPOSITORY
 
 
 def test_the_output_must_not_exist(tmp_path):
     (tmp_path / "there").mkdir()
     (tmp_path / "link").symlink_to("nowhere")
     for name in ("there", "link"):
-        with pytest.raises(Refused, match="it exists"):
-            check_output(tmp_path / name)
-    with pytest.raises(Refused, match="no folder that can be written to"):
-        check_output(tmp_path / "missing" / "output")
-    assert check_output(tmp_path / "new") == tmp_path / "new"
+        with pytest.raises(Refused, match=f"{name} exists. Name a folder that doesn't."):
+            read(tmp_path / name)
+    with pytest.raises(Refused, match="its folder does not exist"):
+        read(tmp_path / "missing" / "output")
+    asked = read(tmp_path / "new")
+    assert (asked.output, asked.name, asked.reference) == (
+        *(tmp_path / "new", "account-tax", "challenger"),
+    )
+
+
+def read(output):
+    return read_request(REPOSITORY, ["--output", str(output)])
 
 
 def test_the_loader_stands_alone():

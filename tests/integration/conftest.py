@@ -16,7 +16,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from account_tax.provenance.environment import find_differences, read_lock
+from account_tax.provenance.environment import find_unlocked, read_lock
 from tests.conftest import WORDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -147,7 +147,7 @@ def copy_project(folder: Path) -> Project:
         if (ROOT / name).is_file():  # git still lists what was deleted just now
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
-    if find_differences(read_lock(ROOT)):  # a developer's own environment; git ignores conf/local
+    if find_unlocked(read_lock(ROOT)):  # a developer's own environment; git ignores conf/local
         local = folder / "conf" / "local" / "parameters"
         local.mkdir(parents=True)
         (local / "registry.yml").write_text("registry: {allow_unlocked: true}\n")

@@ -21,19 +21,17 @@ def override(options: list[str], changes: Iterable[str]) -> list[str]:
     return list({option.partition("=")[0]: option for option in [*options, *changes]}.values())
 
 
-class Launched:
-    """A command that runs in the copy, with a process group of its own, as a terminal gives it."""
+class Running:
+    """A command with a process group of its own, as a terminal gives it, and all it has said."""
 
     def __init__(
-        self, project: Project, output: Path, *command: str, env: Mapping[str, str] | None = None
+        self, folder: Path, output: Path, *command: str, env: Mapping[str, str] | None = None
     ):
-        self.project, self._output = project, output
-        has_store = (project.folder / "mlflow.db").exists()
-        self._runs_before = {run.info.run_id for run in project.runs()} if has_store else set()
-        with output.open("wb") as out:
+        self._output = output
+        with output.open("ab") as out:
             self.process = subprocess.Popen(
                 command,
-                cwd=project.folder,
+                cwd=folder,
                 env=environment(env),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -52,6 +50,18 @@ class Launched:
             assert self.process.poll() is None, f"it ended before:\n{self.output}"
             assert time.monotonic() < deadline, f"not within {seconds} s:\n{self.output}"
             time.sleep(0.02)
+
+
+class Launched(Running):
+    """A command that runs in the copy of the project, and the MLflow run it makes."""
+
+    def __init__(
+        self, project: Project, output: Path, *command: str, env: Mapping[str, str] | None = None
+    ):
+        has_store = (project.folder / "mlflow.db").exists()
+        self._runs_before = {run.info.run_id for run in project.runs()} if has_store else set()
+        self.project = project
+        super().__init__(project.folder, output, *command, env=env)
 
     def wait_until_said(self, words: str) -> None:
         self.wait_for(lambda: words in self.output)

@@ -18,11 +18,11 @@ from mlflow import MlflowClient
 from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 
 from account_tax.errors import Failed, Refused
+from account_tax.review.allowed import Proposal
 from account_tax.review.decision import decide
 from account_tax.review.history import read_history
 from account_tax.review.registry_state import settle, verify_history
-from account_tax.review.states import state_of
-from tests.registered import NOW, PASSED, register
+from tests.registered import NOW, PASSED, register, state_of
 
 from .servers import LOOPBACK, STARTED_IN, Server
 
@@ -44,10 +44,8 @@ def models() -> Iterator[str]:
 
 
 def approve(client: MlflowClient, model: str, version: int, reviewer="kim", seen=None):
-    return decide(
-        client, model, version, "approve", reviewer=reviewer, reason="looked at it",
-        gates=[PASSED], waive=[], expires=None, now=NOW, run_id="a" * 32, entries_seen=seen,
-    )  # fmt: skip
+    proposal = Proposal("approve", reviewer, "looked at it", NOW, "a" * 32, gates=[PASSED])
+    return decide(client, model, proposal, version, seen)
 
 
 def picture(client: MlflowClient, model: str):
@@ -242,14 +240,12 @@ def test_without_permission_nothing_moves(server, models, what):
     before = picture(client, model)
     # MLflow (3.17) keeps where a run's files go by the run's id alone, so past the gateway.
     _artifact_repos_cache.clear()
+    proposal = Proposal("retire", "kim", "it is old", NOW, "a" * 32)
     with (
         gateway(server.address, DENIED[what]) as address,
         pytest.raises(Refused, match=r"no permission to decide about .* Nothing was changed"),
     ):
-        decide(
-            MlflowClient(address), model, 1, "retire", reviewer="kim", reason="it is old",
-            gates=[], waive=[], expires=None, now=NOW, run_id="a" * 32,
-        )  # fmt: skip
+        decide(MlflowClient(address), model, proposal, 1)
     assert picture(client, model) == before
     assert len(read_history(client, model)) == 1
     assert verify_history(client, model) == []

@@ -16,13 +16,15 @@ from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 
 from account_tax.errors import Failed
-from account_tax.export.command import LOAD_ADAPTER, USE, write_export
+from account_tax.export.command import USE, write_export
 from account_tax.model.classifier import (
     build_classifier,
     load_classifier,
     load_tokenizer,
     resolve_base,
 )
+from tests.test_docs import blocks
+from tests.test_mlproject import REPOSITORY
 
 from .conftest import environment
 
@@ -114,7 +116,9 @@ def test_an_export_answers_as_its_readme_says(tmp_path, tiny_base, pooling, lora
 
 def test_a_downloaded_adapter_with_cls_is_plain_peft(tmp_path, tiny_base):
     classifier = save_trained(tmp_path / "adapter", str(tiny_base), "cls", lora=True)
-    code = f'adapter, base = "adapter", {str(tiny_base)!r}\n{LOAD_ADAPTER}\n{USE}'
+    page = (REPOSITORY / "docs/review.md").read_text(encoding="utf-8")
+    (load,) = (code for code in blocks(page, "python") if "PeftModel" in code)
+    code = f'adapter, base = "adapter", {str(tiny_base)!r}\n{load}\n{USE}'
     code = code.replace("truncation=True", f"truncation=True, max_length={MAX_LENGTH}")
     assert_same(run_elsewhere(code, tmp_path), classifier)
 

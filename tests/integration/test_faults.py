@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from mlflow.entities import Run
 
 from .conftest import (
     Finished,
@@ -30,6 +31,7 @@ from .launched import LONG, STARTED_IN, Launched, override
 
 pytestmark = pytest.mark.integration
 
+TAG = "account_tax.refused"
 COMPILERS = ("c++", "g++", "clang++")
 
 
@@ -59,11 +61,9 @@ def csv(*lines: str) -> bytes:
 
 
 REFUSALS = {
-    "empty file, no such recipe, base not to be had": Refusal(
-        ["recipe=starer", "model=nobody/nothing-of-this-name"],
+    "empty file, base not to be had": Refusal(
+        ["model=nobody/nothing-of-this-name"],
         [
-            "recipe = starer (--recipe): no such recipe. There are: bert-base, klue-roberta, "
-            "starter, xlm-roberta-large-zero3.",
             "ledger.csv (--data): the file is empty.",
             "train.model.name = nobody/nothing-of-this-name (--model): not a folder, "
             "not in the local cache",
@@ -72,12 +72,11 @@ REFUSALS = {
         b"",
     ),
     "not UTF-8, target_modules of another model": Refusal(
-        ["train.lora.target_modules=q_proj,v_proj", "num_gpus=none"],
+        ["train.lora.target_modules=q_proj,v_proj"],
         [
             "ledger.csv (--data): not UTF-8 at byte offset 22. Save the file as UTF-8",
             "train.lora.target_modules = ['q_proj', 'v_proj'] (--train.lora.target_modules): ",
             "This model's linear layers are classifier, dense, key, query, value",
-            "num_gpus = none (--num_gpus): expected auto, or a whole number of at least 1.",
         ],
         b"text,label\nlunch,caf\xc3\xa9\xe9\n",
     ),
@@ -109,10 +108,10 @@ REFUSALS = {
         ],
         csv(*ROWS, "stamp,rare", "stamp fee,rare"),
     ),
-    "a model's section that is faulty hides no fault of the data": Refusal(
-        ["train.model.num_labels=many", "artifacts_root=README.md"],
+    "values that can't stand together hide no fault of data and machine": Refusal(
+        ["train.training.bf16=true", "train.training.fp16=true", "artifacts_root=README.md"],
         [
-            "train.model.num_labels = many (--train.model.num_labels): expected a whole number",
+            "train.training.fp16 = true (--train.training.fp16): bf16 and fp16 can't both be true",
             "ledger.csv (--data): the file has no rows.",
             "artifacts_root = README.md (--artifacts_root): ",
             "README.md is no folder that can be written to.",
@@ -120,6 +119,16 @@ REFUSALS = {
         csv(),
     ),
 }
+
+
+CONTRADICTION = (
+    *("train.training.eval_strategy=steps", "train.training.save_strategy=steps"),
+    *("train.training.eval_steps=10", "train.training.save_steps=15"),
+)
+CONTRADICTED = (
+    "train.training.save_steps = 15 (-P train.training.save_steps): load_best_model_at_end needs a "
+    "multiple of eval_steps, 10."
+)
 
 
 @pytest.mark.parametrize("name", REFUSALS)
@@ -134,42 +143,46 @@ def test_kedro_train_refuses(project, tiny, tmp_path, name):
     assert files_of(project) == before
 
 
-def test_mlflow_run_says_faults_of_parameters_data_and_machine_in_one_message(
-    project, tiny, tmp_path
-):
+def test_mlflow_run_says_every_word_that_can_not_be_read_in_one_message(project, tiny):
     mine = project.folder / "conf" / "local" / "parameters" / "mine.yml"
     mine.parent.mkdir(parents=True, exist_ok=True)
     mine.write_text("train:\n  training:\n    learing_rate: 1\n")
-    before = files_of(project)
-    with listener() as port:
-        faulty = [
-            *("lorra_r=3", "lora_r=abc", "lora_dropout=1.5", "data=none.csv"),
-            *("train.training.eval_strategy=steps", "train.training.save_strategy=steps"),
-            *("train.training.eval_steps=10", "train.training.save_steps=15"),
-            f"master_port={port}",
-        ]
-        done = project.mlflow_run(
-            *override(tiny, faulty),
-            env={"PATH": path_without_compiler(tmp_path)},
-        )
+    faulty = ["lorra_r=3", "lora_r=abc", "lora_dropout=1.5", "recipe=starer", *CONTRADICTION]
+    done = project.mlflow_run(*override(tiny, faulty))
     assert done.returncode == 1, done.output  # MLflow's own, for whatever a command returns
     said = [
-        "problems in the parameters",
+        "6 problems in the parameters",
+        "recipe = starer (-P recipe): no such recipe. There are: bert-base, klue-roberta, "
+        "starter, xlm-roberta-large-zero3.",
         "train.lora.r = abc (-P lora_r): expected a whole number of at least 1.",
         "train.lora.dropout = 1.5 (-P lora_dropout): expected a number of at least 0 and below 1.",
         "train.training.learing_rate (conf/local/parameters/mine.yml): unknown parameter. "
         "Did you mean train.training.learning_rate?",
         "lorra_r (-P lorra_r): unknown parameter. Did you mean lora_r?",
-        "train.training.save_steps = 15 (-P train.training.save_steps): load_best_model_at_end "
-        "needs a multiple of eval_steps, 10.",
+        CONTRADICTED,
+    ]
+    mine.unlink()
+    assert_refused(project, done, said, project.runs()[0])
+    assert "refused, left out here" in project.run("kedro", "runs").output
+
+
+def test_mlflow_run_says_faults_of_values_data_and_machine_in_one_message(project, tiny, tmp_path):
+    before = files_of(project)
+    with listener() as port:
+        done = project.mlflow_run(
+            *override(tiny, ["data=none.csv", f"master_port={port}", *CONTRADICTION]),
+            env={"PATH": path_without_compiler(tmp_path)},
+        )
+    assert done.returncode == 1, done.output
+    said = [
+        CONTRADICTED,
         "data.source = none.csv (-P data): no such file or folder.",
         f"master_port = {port} (-P master_port): another process listens on it. Give another port",
         "C++ compiler = c++ (default): not found on PATH",
         "apt-get install g++",
     ]
-    assert_refused(project, done, said)
+    assert_refused(project, done, said, project.runs()[0])
     assert files_of(project) == before
-    mine.unlink()
 
 
 def test_a_byte_order_mark_is_no_fault(project, tiny, tmp_path):
@@ -211,18 +224,22 @@ def test_a_tracking_server_that_does_not_answer_is_refused_within_a_minute(proje
     assert "Traceback" not in done.output
 
 
-def assert_refused(project: Project, done: Finished, said: list[str]) -> None:
-    """Check the message, the run that has it as tag, and that no version came of it."""
+def assert_refused(
+    project: Project, done: Finished, said: list[str], run: Run | None = None
+) -> None:
+    """Check the message, and that it left no run, or is the reason of the one of `mlflow run`."""
     for part in said:
         assert part in done.output
     assert "Traceback" not in done.output
-    run = project.runs()[0]
+    if run is None:
+        assert not [each for each in project.runs() if each.data.tags.get(TAG) != "true"]
+        return
     assert run.info.status == "FAILED"
+    assert run.data.tags[TAG] == "true"
     reason = run.data.tags["account_tax.reason"]
     assert reason in done.output
     for part in said:
         assert part in reason
-    assert not project.client().search_model_versions(f"run_id = '{run.info.run_id}'")
 
 
 def files_of(project: Project) -> set[Path]:

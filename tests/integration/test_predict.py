@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +12,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from account_tax.processes.ranks import free_port
-
-from .conftest import MARKER, Project, environment, kedro_words, write_ledger
+from .conftest import MARKER, Project, kedro_words, write_ledger
+from .servers import HttpServer
 
 pytestmark = pytest.mark.integration
 
@@ -102,35 +97,15 @@ def test_a_row_that_can_not_be_filed_is_status_3(trained, ledger, tmp_path):
 @pytest.fixture(scope="module")
 def served(trained, tmp_path_factory) -> Iterator[str]:
     """`mlflow models serve` of the same version, on a free loopback port."""
-    uri, log = f"http://127.0.0.1:{free_port()}", tmp_path_factory.mktemp("served") / "log"
-    command = [
-        *("mlflow", "models", "serve", "--model-uri", MODEL, "--env-manager", "local"),
-        *("--host", "127.0.0.1", "--port", uri.rpartition(":")[2], "--workers", "1"),
-    ]
-    variables = environment({"MLFLOW_TRACKING_URI": trained.store})
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            command, cwd=log.parent, env=variables, stdout=output, stderr=output,
-            start_new_session=True,
-        )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 120
-        while not _answers(f"{uri}/ping"):
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.3)
-        yield uri
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2) as response:
-            return response.status == 200
-    except OSError:
-        return False
+    command = ("mlflow", "models", "serve", "--model-uri", MODEL, "--env-manager", "local")
+    server = HttpServer(
+        tmp_path_factory.mktemp("served"),
+        *(*command, "--workers", "1"),
+        health="/ping",
+        MLFLOW_TRACKING_URI=trained.store,
+    )
+    yield server.address
+    server.kill()
 
 
 def ask(uri: str, question: dict) -> pd.DataFrame:

@@ -36,7 +36,7 @@ from tests.fake_services import (
 from tests.image import lay_image
 
 from .conftest import Finished, Project, all_runs, environment
-from .test_decisions import Server
+from .servers import Server
 
 pytestmark = pytest.mark.integration
 
@@ -65,7 +65,7 @@ def clients(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[Server]:
-    started = Server(tmp_path_factory.mktemp("server"), "--workers", "1")
+    started = Server(tmp_path_factory.mktemp("server"), workers=1)
     yield started
     started.kill()
 

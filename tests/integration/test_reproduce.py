@@ -50,8 +50,8 @@ class Trained:
         uri = self.client.get_run(str(self.version.run_id)).info.artifact_uri
         return Path(unquote(urlsplit(uri).path)) / name
 
-    def reproduce(self, *words: str, **how) -> Finished:
-        return self.project.run("kedro", "reproduce", "--version", "1", *words, **how)
+    def reproduce(self, *words: str, version: str = "1", **how) -> Finished:
+        return self.project.run("kedro", "reproduce", "--version", version, *words, **how)
 
     def report(self) -> dict:
         run = self.project.runs()[0]
@@ -147,13 +147,13 @@ def test_a_version_of_a_changed_tree_is_reproduced_with_its_patch_or_not_at_all(
     assert patch.read_text().count("\n+++ b/") == 1
     assert "+++ b/" + code in patch.read_text()
 
-    finished = trained.reproduce("--version", "2", "--rungs", "R3")
+    finished = trained.reproduce("--rungs", "R3", version="2")
     assert finished.returncode == 0, finished.output
     assert "account-tax version 2: BITWISE" in finished.output
     assert f" and code.patch {run.data.tags['account_tax.patch_sha256'][:12]}" in finished.output
 
     patch.rename(patch.with_name("gone"))
-    finished = trained.reproduce("--version", "2", "--rungs", "R3")
+    finished = trained.reproduce("--rungs", "R3", version="2")
     assert finished.returncode == 1
     assert "DIFFERENT (code: code.patch: missing instead of sha256 " in finished.output
 
@@ -196,11 +196,11 @@ def test_one_parameter_changed_in_the_record_is_configuration(trained):
     assert "DIFFERENT (configuration: parameters.yml: sha256 " in finished.output
 
 
-def test_one_package_changed_is_environment(trained, tmp_path):
+def test_one_package_changed_is_environment(trained):
     root = trained.project.folder
     file = trained.artifact("environment.json")
     with changed(file, lambda text: text.replace('"numpy": "', '"numpy": "0.')):
-        record = read_record(trained.client, trained.version, tmp_path, root, None)
+        record = read_record(trained.client, trained.version)
     found = [(each.cause, each.text) for each in find_differences(root, record)]
     assert {cause for cause, _ in found} == {"environment"}
     assert found[0][1].startswith("environment.json: sha256 ")

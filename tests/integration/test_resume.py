@@ -197,7 +197,9 @@ def assert_one_run_went_on(project: Project, killed: str, damaged: str) -> None:
     assert attempt.data.tags["mlflow.parentRunId"] == killed
     assert attempt.info.status == "FINISHED"
     assert not attempt.data.metrics
-    assert {each.info.status for each in project.runs()} == {"FINISHED", "FAILED"}  # ranks refused
+    assert {each.info.status for each in project.runs()} == {
+        "FINISHED"
+    }  # a refused one leaves none
     (version,) = client.search_model_versions()
     assert int(version.version) == 1, "the same content is the same version"
 
@@ -225,10 +227,9 @@ def test_of_two_commands_at_once_the_second_is_refused_with_the_first(new_projec
         first.kill()
         first.end(seconds=60)
     assert second.returncode == 2, second.output
-    run_id = project.runs()[1].info.run_id
+    (run_id,) = (each.info.run_id for each in project.runs())  # the second leaves none
     said = f"being trained already: run {run_id}, process {first.process.pid} on "
     assert said in second.output
-    assert newest_run(project).info.status == "FAILED"
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -14,9 +15,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from mlflow.entities import Run
 
+from tests import slurm_cluster
 from tests.slurm_cluster import Cluster, cluster, install_metadata, why_none
 
 from .conftest import Project
@@ -140,6 +143,22 @@ def test_a_partition_that_does_not_exist_is_named_with_those_that_do(submit):
         assert said in run.output
         assert said in run.reason
     assert run.run().info.status == "FAILED"
+
+
+@pytest.mark.integration
+def test_a_cluster_that_does_not_start_names_the_log_and_leaves_no_daemon(tmp_path, monkeypatch):
+    template = tmp_path / "template"
+    text = slurm_cluster.TEMPLATE.read_text()
+    template.write_text(text.replace("proctrack/linuxproc", "proctrack/nothing"))
+    monkeypatch.setattr(slurm_cluster, "TEMPLATE", template)
+    folder = tmp_path / "slurm"
+    with pytest.raises(RuntimeError) as raised, cluster(folder):
+        pass
+    assert "Slurm: slurmd.n" in str(raised.value)  # n1, n2 or both ended first
+    assert re.search(rf"{folder}/log/slurmd\.n[12]\.log, last lines:", str(raised.value))
+    assert "proctrack/nothing" in str(raised.value)
+    commands = [" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])]
+    assert [command for command in commands if str(folder) in command] == []
 
 
 # --- the matrix -----------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from mlflow.entities import Run
 
 from account_tax.commands import close_dead
 from account_tax.tracking.metric_journal import (
-    Journal,
+    MetricJournal,
     Point,
     count_unsent,
     journal_file,
@@ -26,7 +25,8 @@ from account_tax.tracking.metric_journal import (
 )
 from account_tax.tracking.metric_sender import Sender
 
-from .conftest import Project, all_runs, environment, kedro_words
+from .conftest import Project, all_runs, kedro_words
+from .launched import Running
 from .servers import Server
 
 pytestmark = pytest.mark.integration
@@ -48,27 +48,16 @@ def server(tmp_path_factory) -> Iterator[Server]:
     started.kill()
 
 
-class Training:
+class Training(Running):
     """`kedro train` in the copy, logging to a server."""
 
     def __init__(self, project: Project, server: Server, output: Path, words: list[str], **env):
-        self.project, self.client, self._output = project, MlflowClient(server.address), output
+        self.project, self.client = project, MlflowClient(server.address)
         before = {run.info.run_id for run in all_runs(self.client)}
-        with output.open("wb") as out:
-            self.process = subprocess.Popen(
-                ["kedro", "train", *words],
-                cwd=project.folder,
-                env=environment({"MLFLOW_TRACKING_URI": server.address, **env}),
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-            )
+        variables = {"MLFLOW_TRACKING_URI": server.address, **env}
+        super().__init__(project.folder, output, "kedro", "train", *words, env=variables)
         self.wait_for(lambda: len(all_runs(self.client)) > len(before))
         (self.run_id,) = {run.info.run_id for run in all_runs(self.client)} - before
-
-    @property
-    def output(self) -> str:
-        return self._output.read_text(encoding="utf-8", errors="replace")
 
     @property
     def folder(self) -> Path:
@@ -86,11 +75,7 @@ class Training:
             return 0
 
     def wait_for(self, condition: Callable[[], object], seconds: float = SOON) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert self.process.poll() is None, self.output
-            assert time.monotonic() < deadline, self.output
-            time.sleep(0.1)
+        super().wait_for(condition, seconds)
 
     def wait_for_step(self, step: int) -> None:
         self.wait_for(lambda: self.step() >= step)
@@ -201,7 +186,7 @@ def test_no_kind_of_outage_doubles_or_loses_a_point(server, tmp_path, monkeypatc
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # as `open_metrics` sets it
     client = MlflowClient(server.address)
     run_id = client.create_run("0").info.run_id
-    journal = Journal(journal_file(tmp_path, run_id))
+    journal = MetricJournal(journal_file(tmp_path, run_id))
     sender = Sender(journal, run_id, server.address)
     steps = iter(range(1, 1000))
 

@@ -18,7 +18,7 @@ from mlflow.entities import Metric, Run
 from mlflow.entities.model_registry import ModelVersion
 
 from account_tax.processes.ranks import free_port
-from account_tax.provenance.environment import LOCKED, environment_tags, find_differences, read_lock
+from account_tax.provenance.environment import LOCKED, environment_tags, find_unlocked, read_lock
 from account_tax.storage.names import RECORD_FILE
 
 from .conftest import MARKER, Finished, Project, all_runs, environment, kedro_words
@@ -133,7 +133,7 @@ def test_run_names_the_commit_it_came_from(main_job, main_project):
 
 def test_run_and_version_know_their_environment(main_job, main_project):
     lock = sha256(main_project.folder / "conda.yaml")
-    differences = find_differences(read_lock(main_project.folder))
+    differences = find_unlocked(read_lock(main_project.folder))
     run_id = main_job.run.info.run_id
     record = json.loads(Path(main_job.client.download_artifacts(run_id, RECORD_FILE)).read_text())
     assert record["lock_sha256"] == lock

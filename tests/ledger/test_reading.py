@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from account_tax.confidential import public_source
 from account_tax.ledger.reading import DataError, read_columns, read_ledger, source_digest
 
 SECRET = "Jane Doe 4411"  # stands for ledger text that no message may repeat
@@ -171,12 +170,6 @@ def test_a_folders_digest_is_that_of_its_checksum_lines(parameters, ledger_csv):
     lines = [hashlib.sha256((path.parent / n).read_bytes()).hexdigest() + f"  {n}\n" for n in names]
     expected = hashlib.sha256("".join(lines).encode()).hexdigest()
     assert source_digest(parameters(path.parent)) == expected
-
-
-def test_a_uris_secrets_are_not_shown():
-    shown = public_source("https://user:pass@host:8080/books/x.csv?token=abc#part")
-    assert shown == "https://host:8080/books/x.csv"
-    assert public_source("data/x.csv") == "data/x.csv"
 
 
 # --- bad input ----------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ def test_ceiling_is_what_memorizing_many_lines_reaches(drawn):
     """Count the account of each kind of line in 30,000 drawn lines, then score 20,000 others."""
     # Shops of a kind and people of a sort are alike, so that every case is seen often enough.
     shop = {p: kind.merchants for kind in KINDS for p in kind.merchant_shares}
-    shop |= dict.fromkeys(module.PAYMENT.split("; "), "payment")
+    shop |= dict.fromkeys(module.MERCHANTS["payment"].split("; "), "payment")
     memos = {pattern for kind in KINDS for pattern in kind.memos.split("; ")}
     memo = {filled: pattern for pattern in memos for filled in module._fill(pattern)}
 

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from account_tax.ledger.reading import DataError
-from account_tax.ledger.splitting import TEST, TRAIN, VALIDATION, draw_splits
+from account_tax.ledger.reading import DataError, read_ledger
+from account_tax.ledger.splitting import TEST, TRAIN, VALIDATION, draw_splits, split_ledger
 
 SETTINGS = {"train": 0.8, "validation": 0.1, "test": 0.1, "seed": 42, "stratified": True}
 
@@ -157,3 +157,69 @@ def test_a_class_in_two_groups_is_too_small():
 def test_fractions_that_are_none_are_refused(change):
     with pytest.raises(DataError, match=r"data.split = .*: expected fractions above 0 that sum"):
         draw_splits(make_frame({"a": 20}), SETTINGS | change)
+
+
+def test_splits_hold_every_row_once_in_the_sources_order(parameters, ledger_csv, two_classes):
+    data = parameters(ledger_csv(*two_classes))
+    ledger = read_ledger(data)
+    splits, labels = split_ledger(ledger, data)
+    assert {name: len(rows) for name, rows in splits.items()} == {
+        "train": 32,
+        "validation": 4,
+        "test": 4,
+    }
+    assert labels == ["rent", "travel"]
+    assert all(rows["row_id"].is_monotonic_increasing for rows in splits.values())
+    every = pd.concat(splits.values()).sort_values("row_id", ignore_index=True)
+    pd.testing.assert_frame_equal(every, ledger.frame)
+
+
+def test_a_folders_own_splits_stay(parameters, ledger_csv):
+    for name in ("train", "validation", "test"):
+        path = ledger_csv((f"{name} 1", "b"), (f"{name} 2", "a"), name=f"folder/{name}.csv")
+    data = parameters(path.parent)
+    splits, labels = split_ledger(read_ledger(data), data)
+    assert labels == ["a", "b"]
+    assert {name: rows["text"].tolist() for name, rows in splits.items()} == {
+        name: [f"{name} 1", f"{name} 2"] for name in ("train", "validation", "test")
+    }
+
+
+def test_a_label_that_train_lacks_is_a_fault(parameters, ledger_csv):
+    ledger_csv(("1", "a"), ("2", "b"), name="folder/train.csv")
+    ledger_csv(("3", "a"), ("4", "new"), name="folder/validation.csv")
+    path = ledger_csv(("5", "a"), ("6", "rare"), name="folder/test.csv")
+    data = parameters(path.parent)
+    with pytest.raises(DataError) as caught:
+        split_ledger(read_ledger(data), data)
+    assert [fault.split("Add")[0] for fault in caught.value.faults] == [
+        "data.label_column = label: validation has labels that train has not: ['new']. ",
+        "data.label_column = label: test has labels that train has not: ['rare']. ",
+    ]
+
+
+def test_a_group_in_two_files_of_a_folder_is_a_fault(parameters, ledger_csv):
+    for name in ("train", "validation", "test"):
+        rows = [(f"{name} 1", "a", "v1"), (f"{name} 2", "b", f"own {name}"), (name, "a", "")]
+        path = ledger_csv(*rows, name=f"folder/{name}.csv", columns="text label voucher")
+    data = parameters(path.parent, group_column="voucher")
+    with pytest.raises(DataError, match=r"data\.group_column = voucher: 1 groups are in more than"):
+        split_ledger(read_ledger(data), data)
+
+
+def test_a_split_emptied_by_the_clean_up_is_a_fault(parameters, ledger_csv):
+    for name in ("train", "validation", "test"):
+        path = ledger_csv(("1", "a"), ("2", "b"), name=f"folder/{name}.csv")
+    data = parameters(path.parent)
+    with pytest.raises(DataError, match="no rows are left for train, validation"):
+        split_ledger(read_ledger(data), data)
+
+
+def test_the_samples_vouchers_stay_together(parameters):
+    data = parameters("sample", group_column="voucher")
+    splits, labels = split_ledger(read_ledger(data), data)
+    sets = [set(rows["group"]) for rows in splits.values()]
+    assert sum(map(len, sets)) == len(set.union(*sets))
+    sizes = np.array([len(rows) for rows in splits.values()])
+    assert sizes / sizes.sum() == pytest.approx([0.8, 0.1, 0.1], abs=0.01)
+    assert all(sorted(rows["label"].unique()) == labels for rows in splits.values())

@@ -1,5 +1,10 @@
 """Scores mean what they say, and a threshold keeps the precision it was chosen for."""
 
+import math
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
@@ -8,6 +13,7 @@ from account_tax.model.calibration import (
     TEMPERATURE_BOUNDS,
     calibrate,
     choose_threshold,
+    compute_cross_entropy,
     coverage_curve,
     expected_calibration_error,
     fit_temperature,
@@ -15,7 +21,6 @@ from account_tax.model.calibration import (
     reliability_bins,
     softmax,
 )
-from account_tax.model.metrics import compute_cross_entropy
 
 
 def draw(temperature: float, rows: int = 20_000, classes: int = 5):
@@ -64,6 +69,18 @@ def test_only_wrong_answers_end_at_the_upper_bound():
 @pytest.mark.parametrize("shape", [(0, 3), (5, 1)])
 def test_without_rows_or_with_one_class_there_is_nothing_to_fit(shape):
     assert fit_temperature(np.zeros(shape), np.zeros(shape[0], dtype=int)) == 1.0
+
+
+def test_cross_entropy_of_equal_logits_is_the_log_of_the_class_count():
+    assert compute_cross_entropy(np.zeros((4, 5)), np.array([0, 1, 2, 3])) == pytest.approx(
+        math.log(5)
+    )
+
+
+def test_cross_entropy_is_the_mean_of_the_rows_by_hand_and_does_not_overflow():
+    logits = np.array([[1000.0, 0.0], [0.0, math.log(3)]])
+    # row 1: 0; row 2, class 0: -log(1/4)
+    assert compute_cross_entropy(logits, np.array([0, 0])) == pytest.approx(math.log(4) / 2)
 
 
 def test_softmax_of_large_logits_is_finite_and_keeps_the_order():
@@ -162,3 +179,12 @@ def test_a_split_without_rows_calibrates_nothing():
     kept = calibrate(np.zeros((0, 3)), np.zeros(0, dtype=int), 0.9)
     assert (kept["temperature"], kept["threshold"], kept["rows"]) == (1.0, None, 0)
     assert measure_calibration(np.zeros((0, 3)), np.zeros(0, dtype=int), kept)["coverage"] == 0
+
+
+def test_it_needs_no_torch():
+    check = "import sys, account_tax.model.calibration; sys.exit('torch' in sys.modules)"
+    subprocess.run(
+        [sys.executable, "-c", check],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        check=True,
+    )

@@ -1,4 +1,3 @@
-import math
 import socket
 
 import numpy as np
@@ -7,7 +6,6 @@ import pytest
 from account_tax.model.metrics import (
     compute_classification_metrics,
     compute_confusion_matrix,
-    compute_cross_entropy,
     compute_per_class_metrics,
 )
 
@@ -51,18 +49,6 @@ def test_metrics_need_no_network(monkeypatch):
 
 def test_half_precision_logits_are_accepted():
     assert compute_classification_metrics(LOGITS.astype(np.float16), LABELS)["accuracy"] > 0.6
-
-
-def test_cross_entropy_of_equal_logits_is_the_log_of_the_class_count():
-    assert compute_cross_entropy(np.zeros((4, 5)), np.array([0, 1, 2, 3])) == pytest.approx(
-        math.log(5)
-    )
-
-
-def test_cross_entropy_is_the_mean_of_the_rows_by_hand_and_does_not_overflow():
-    logits = np.array([[1000.0, 0.0], [0.0, math.log(3)]])
-    # row 1: 0; row 2, class 0: -log(1/4)
-    assert compute_cross_entropy(logits, np.array([0, 0])) == pytest.approx(math.log(4) / 2)
 
 
 def test_per_class_metrics_list_absent_classes_with_support_zero():

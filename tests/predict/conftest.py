@@ -15,19 +15,16 @@ from mlflow import MlflowClient
 from account_tax.model.classifier import file_sha256
 from account_tax.pipelines.register.nodes import complete_settings, write_manifest
 from account_tax.pipelines.register.registry import Candidate, create_version
-from account_tax.predict.command import predict
+from tests.commands import as_words, call
 from tests.conftest import WORDS
 from tests.pipelines.register.conftest import DATASET_METADATA, LABELS, save_classifier
 
+# As `mlflow run` hands it over: every name, and what is not given as none.
 NOT_GIVEN = {
     "model": "models:/account-tax@challenger",
-    "input": "none",
-    "output": "none",
-    "top_k": "1",
-    "threshold": "none",
-    "on_error": "fail",
-    "batch_rows": "none",
-    "overwrite": "false",
+    **dict.fromkeys(
+        ("input", "output", "top_k", "threshold", "on_error", "batch_rows", "overwrite"), "none"
+    ),
 }
 # Sharp and high: the random logits lie within a tenth of each other.
 CALIBRATION = {"temperature": 0.02, "target_precision": 0.9, "threshold": 0.8, "rows": 12}
@@ -81,8 +78,9 @@ def file_with(shop, monkeypatch) -> Iterator[Callable[..., int]]:
     """Give the command in the shop: file_with(input=…, output=…) is its exit status."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", shop.store)
     before = {each: signal.getsignal(each) for each in (2, 15, 1)}
-    yield lambda **words: predict(
-        shop.folder, NOT_GIVEN | {name: str(word) for name, word in words.items()}
+    yield lambda **words: call(
+        *(shop.folder, "predict"),
+        *as_words(NOT_GIVEN | {name: str(word) for name, word in words.items()}),
     )
     for each, handler in before.items():
         signal.signal(each, handler)

@@ -16,6 +16,7 @@ import pytest
 from mlflow import MlflowClient
 
 from account_tax.model.classifier import needs_review
+from tests.commands import as_words
 
 from .conftest import LABELS, NOT_GIVEN, make_rows, read_ledger, write_ledger
 
@@ -231,17 +232,31 @@ def refused(file_with, capfd, folder, **words):
     return said
 
 
-def test_all_faults_are_told_at_once(file_with, tmp_path, capfd):
+def test_all_words_that_can_not_be_read_are_told_at_once(file_with, shop, tmp_path, capfd):
+    before = newest_run(shop).info.run_id
     said = refused(
         file_with, capfd, tmp_path,
-        model="models:/account-tax@champion", input=tmp_path / "none.csv",
-        output=tmp_path / "missing/out.xlsx", top_k="two", threshold="1.5", on_error="ignore",
+        model="none", input="x", output="y", top_k="two", threshold="1.5", on_error="ignore",
     )  # fmt: skip
-    assert said.startswith("7 problems; nothing was written")
+    assert said.startswith("4 problems in the options")
     for part in (
         "top_k = two (-P top_k): expected a whole number of at least 1.",
         "threshold = 1.5 (-P threshold)",
         "on_error = ignore (-P on_error): expected one of fail, skip.",
+        "model: missing; expected a name.",
+    ):
+        assert part in said
+    assert newest_run(shop).info.run_id == before
+
+
+def test_all_faults_of_files_and_model_are_told_at_once(file_with, tmp_path, capfd):
+    said = refused(
+        file_with, capfd, tmp_path,
+        model="models:/account-tax@champion", input=tmp_path / "none.csv",
+        output=tmp_path / "missing/out.xlsx",
+    )  # fmt: skip
+    assert said.startswith("4 problems with the prediction; nothing was written")
+    for part in (
         "account-tax champion", "challenger is 1",
         "none.csv (-P input): no such file or folder.",
         "out.xlsx (-P output): expected a file name that ends in .csv, .parquet or .jsonl.",
@@ -356,8 +371,8 @@ def commit_and_die(self, *args):
         os.kill(os.getpid(), signal.SIGKILL)  # the part's rows are written, its note is not
     commit(self, *args)
 parts.Journal.commit = commit_and_die
-from account_tax.predict.command import predict
-sys.exit(predict(Path({folder!r}), {words!r}))
+from tests.commands import call
+sys.exit(call(Path({folder!r}), "predict", *{words!r}))
 """
 
 
@@ -366,7 +381,7 @@ def killed(shop, parts, **words):
     given = NOT_GIVEN | {name: str(word) for name, word in words.items()}
     script = KILLED_AFTER.format(
         src=str(ROOT / "account_tax/src"), root=str(ROOT), parts=parts,
-        folder=str(shop.folder), words=given,
+        folder=str(shop.folder), words=as_words(given),
     )  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False,
@@ -443,9 +458,8 @@ def test_a_stopped_run_says_how_to_go_on(shop, tmp_path, monkeypatch):
     ledger = write_ledger(tmp_path / "ledger.csv", make_rows(20_000))
     output = tmp_path / "filed.csv"
     given = NOT_GIVEN | {"input": str(ledger), "output": str(output), "batch_rows": "10"}
-    words = [word for name, text in given.items() for word in (f"--{name}", text)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "kedro", "predict", *words], cwd=ROOT, text=True,
+        [sys.executable, "-m", "kedro", "predict", *as_words(given)], cwd=ROOT, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         env={**os.environ, "MLFLOW_TRACKING_URI": shop.store, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip

@@ -16,7 +16,7 @@ from account_tax.provenance.environment import (
     describe_machine,
     environment_in_words,
     environment_tags,
-    find_differences,
+    find_unlocked,
     installed_packages,
     read_lock,
 )
@@ -47,18 +47,18 @@ def test_ranges_and_pins_without_a_hash_are_no_lock(tmp_path, pip):
     text = f"dependencies: [python=3.11, {{pip: {pip}}}]\n"
     (tmp_path / "conda.yaml").write_text(text)
     assert read_lock(tmp_path) is None
-    assert find_differences(None) == ["conda.yaml: missing, or not the rendered lock"]
+    assert find_unlocked(None) == ["conda.yaml: missing, or not the rendered lock"]
 
 
 def test_an_environment_equals_a_lock_of_itself(lock):
-    assert find_differences(lock) == []
+    assert find_unlocked(lock) == []
 
 
 def test_each_package_that_differs_is_named_with_both_values(lock):
     pytest_here = metadata.version("pytest")
     packages = {**lock.packages, "pytest": "1.0", "no-such-package": "2.0"}
     del packages["ruff"]
-    assert find_differences(Lock(lock.sha256, packages, {}, HERE)) == [
+    assert find_unlocked(Lock(lock.sha256, packages, {}, HERE)) == [
         "no-such-package: not installed, the lock has 2.0",
         f"pytest {pytest_here}: the lock has 1.0",
         f"ruff {metadata.version('ruff')}: not in the lock",
@@ -66,7 +66,7 @@ def test_each_package_that_differs_is_named_with_both_values(lock):
 
 
 def test_another_python_differs(lock):
-    (found,) = find_differences(Lock(lock.sha256, lock.packages, {}, "3.1"))  # not the 3.1 of 3.11
+    (found,) = find_unlocked(Lock(lock.sha256, lock.packages, {}, "3.1"))  # not the 3.1 of 3.11
     assert found.endswith("the lock has 3.1")
 
 
@@ -79,7 +79,7 @@ def test_conda_packages_are_compared_with_their_builds(tmp_path, monkeypatch, lo
     assert conda_packages(tmp_path / "elsewhere") is None
     conda = {"python": "3.11.15=h1_0_cpython", "openssl": "3.11.15=h2_1"}
     monkeypatch.setattr(environment.sys, "prefix", str(tmp_path))
-    differences = find_differences(Lock(lock.sha256, lock.packages, conda, HERE))
+    differences = find_unlocked(Lock(lock.sha256, lock.packages, conda, HERE))
     assert differences == ["openssl 3.11.15=h2_0: the lock has 3.11.15=h2_1"]
 
 

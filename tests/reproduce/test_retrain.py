@@ -15,7 +15,7 @@ from account_tax.reproduce.retrain import (
     compare_weights,
     retrain,
 )
-from tests.provenance.test_statement import git, write
+from tests.provenance.test_code import git, write
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def tree(tmp_path):
 
 def record_of(tree):
     code = describe_code(tree)
-    return Record(code.tags(), {}, None, None, None, None, code.patch or None, ())
+    return Record(code.tags(), patch=code.patch or None)
 
 
 def test_a_clone_has_the_dirty_tree_and_leaves_the_users_alone(tree, tmp_path):

@@ -12,9 +12,9 @@ from mlflow.entities.model_registry import ModelVersion
 
 from account_tax.model.classifier import LoadedClassifier
 from account_tax.parameters.config import resolve
+from account_tax.registry.record import Record
 from account_tax.review.evidence import Contender, Evidence, Scored
 from account_tax.review.findings import find
-from account_tax.review.records import Record
 from tests.test_mlproject import REPOSITORY
 
 LABELS = ["접대비", "통신비", "fees & <tax> | misc"]  # what HTML and Markdown would stumble over
@@ -46,7 +46,7 @@ def make_record(lora_r: int, **changes) -> Record:
             "gpus": [],
             "packages": {"torch": "2.13.0", "numpy": f"2.{lora_r}"},
         },
-        "tags": {"account_tax.commit": "f" * 40, "account_tax.dirty": "false"},
+        "tags": {"commit": "f" * 40, "dirty": "false"},
         "metrics": {"train/runtime_seconds": 61.0},
         "seconds": 90.5,
     }

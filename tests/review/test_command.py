@@ -1,104 +1,20 @@
 import shlex
+from dataclasses import replace
 
 import pytest
-from click.testing import CliRunner
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.projects._project_spec import load_project
 
-from account_tax.cli import cli
 from account_tax.errors import Failed, Refused
-from account_tax.parameters.config import ConfigError
+from account_tax.parameters.options import read_options, text_of
 from account_tax.review import command
 from account_tax.review.command import find_champion, show
-from account_tax.review.request import parse_request
+from account_tax.review.request import Request
+from tests.commands import call
 from tests.test_mlproject import REPOSITORY
 
-NOTHING = {
-    "version": "challenger",
-    "registered_model_name": "from_recipe",
-    **dict.fromkeys(
-        ("decision", "reviewer", "reason", "waive", "expires", "slices", "data"), "none"
-    ),
-    **dict.fromkeys(("history", "verify_history"), "false"),
-}
 APPROVE = {"decision": "approve", "reviewer": "Kim", "reason": "better on every account"}
-
-
-def parse(more=(), **given):
-    return parse_request(REPOSITORY, NOTHING | given, more)
-
-
-def test_what_is_not_given_is_the_projects():
-    request = parse()
-    assert (request.name, request.version, request.decision) == ("account-tax", "challenger", None)
-    assert (request.slices, request.waive, request.data) == ([], [], None)
-    assert request.registry["gates"]["min_accuracy"] == 0.8
-
-
-def test_everything_given_arrives():
-    request = parse(
-        ["--registry.gates.min_f1", "0.9"], **APPROVE, version="3", waive="min_f1, clean_tree",
-        expires="2027-06-30", slices="region,kind", data="books.csv", registered_model_name="other",
-    )  # fmt: skip
-    assert (request.name, request.version, request.data) == ("other", "3", "books.csv")
-    assert request.waive == ["min_f1", "clean_tree"]
-    assert request.slices == ["region", "kind"]
-    assert (request.reviewer, request.expires) == ("Kim", "2027-06-30")
-    assert request.registry["gates"]["min_f1"] == 0.9
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"decision": "aprove"}, "expected one of approve, reject, retire, rollback"),
-        ({"decision": "approve", "reason": "good"}, "reviewer: missing"),
-        ({"decision": "reject", "reviewer": "Kim"}, "reason: missing"),
-        ({"reviewer": "Kim"}, "only beside a decision"),
-        ({"waive": "min_f1"}, "only beside a decision"),
-        (APPROVE | {"waive": "min_f2"}, "Did you mean min_f1"),
-        (APPROVE | {"decision": "reject", "waive": "min_f1"}, "only with decision=approve"),
-        (APPROVE | {"decision": "retire", "expires": "2027-01-01"}, "only with decision=approve"),
-        ({"history": "yes"}, "expected true or false"),
-    ],
-)
-def test_what_can_not_be_is_refused_before_anything_is_read(given, message):
-    with pytest.raises(Refused, match=message):
-        parse(**given)
-
-
-def test_every_fault_is_named_at_once():
-    with pytest.raises(Refused, match="4 problems") as refused:
-        parse(decision="aprove", waive="min_f1", verify_history="maybe", reviewer="Kim")
-    assert len(str(refused.value).splitlines()) == 5
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (["--versoin", "3"], "Did you mean version"),
-        (["--train.lora.r", "3"], r"only registry\.\* is taken"),
-    ],
-)
-def test_an_option_that_is_none_is_refused(more, message):
-    with pytest.raises(Refused, match=message):
-        parse(more)
-
-
-def test_a_gate_that_is_none_is_refused():
-    with pytest.raises(ConfigError, match=r"Did you mean registry\.gates\.min_f1"):
-        parse(["--registry.gates.min_f", "1"])
-
-
-def test_history_may_be_a_bare_flag(monkeypatch):
-    seen = []
-    monkeypatch.setattr(
-        command, "review", lambda _, options, more: seen.append((options, more)) or 0
-    )
-    for words in (["--history", "--verify-history"], ["--history", "true"], ["--version", "3"]):
-        assert CliRunner().invoke(cli, ["review", *words]).exit_code == 0
-    flags = [(options["history"], options["verify_history"]) for options, _ in seen]
-    assert flags == [("true", "true"), ("true", "false"), ("false", "false")]
 
 
 @pytest.mark.parametrize(
@@ -107,16 +23,14 @@ def test_history_may_be_a_bare_flag(monkeypatch):
      ("data", "my ledger's.csv"), ("expires", "2027-06-30"), ("history", "true"),
      ("verify_history", "true"), ("registered_model_name", "other")],
 )  # fmt: skip
-def test_each_p_name_of_the_entry_point_arrives(monkeypatch, name, text):
-    seen = {}
-    monkeypatch.setattr(
-        command, "review", lambda _, options, more: seen.update(options, more=more) or 0
-    )
+def test_each_p_name_of_the_entry_point_arrives(name, text):
     entry_point = load_project(str(REPOSITORY)).get_entry_point("review")
     given = {name: text, "registry.gates.min_f1": "0.9"}
     words = shlex.split(entry_point.compute_command(given, storage_dir=None))
-    assert CliRunner().invoke(cli, words[1:]).exit_code == 0
-    assert seen == NOTHING | {name: text} | {"more": ("--registry.gates.min_f1", "0.9")}
+    asked, more = read_options(Request, words[2:], lambda key: key.startswith("registry."))
+    assert text_of(getattr(asked, name)) == text
+    assert asked == replace(Request(), **{name: getattr(asked, name)})
+    assert more == [("registry.gates.min_f1", "0.9")]
 
 
 # --- the registry ---------------------------------------------------------------------------------
@@ -160,7 +74,7 @@ def _code(name: str) -> int:
 
 def test_the_history_of_a_model_there_is_not_is_refused(client, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", client.tracking_uri)
-    assert command.review(REPOSITORY, NOTHING | {"history": "true"}, []) == 2
+    assert call(REPOSITORY, "review", "--history") == 2
     assert "account-tax" in capsys.readouterr().err
     assert [e.name for e in client.search_experiments()] == ["Default"]  # reading leaves no run
 

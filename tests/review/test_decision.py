@@ -9,11 +9,11 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from account_tax.errors import Failed, Refused
-from account_tax.review.decision import decide, rollback
+from account_tax.review.allowed import Proposal
+from account_tax.review.decision import decide
 from account_tax.review.history import read_history
 from account_tax.review.registry_state import DEPLOYMENT_TAG, HEAD_TAG, settle, verify_history
-from account_tax.review.states import state_of
-from tests.registered import FAILED, NOT_MEASURED, NOW, PASSED
+from tests.registered import FAILED, NOT_MEASURED, NOW, PASSED, state_of
 
 pytest_plugins = ["tests.registered"]  # client, new_model, model
 
@@ -21,11 +21,10 @@ GIVEN = {"reviewer": "kim", "reason": "looked at it", "now": NOW, "run_id": "a" 
 
 
 def take(client, model, decision, version, **changes):
-    if decision == "rollback":
-        return rollback(client, model, **GIVEN | changes)
+    seen = changes.pop("entries_seen", None)
     gates = [PASSED] if decision == "approve" else []
-    given = {"gates": gates, "waive": [], "expires": None, **GIVEN, **changes}
-    return decide(client, model, version, decision, **given)
+    proposal = Proposal(decision, **{"gates": gates, **GIVEN, **changes})
+    return decide(client, model, proposal, version, seen)
 
 
 def take_all(client, model, *decisions):
@@ -242,7 +241,7 @@ def test_a_superseded_champion_stays_approved(client, model):
 def test_a_rollback_to_an_expired_approval_says_so(client, model):
     take(client, model, "approve", 1, expires="2026-03-02")
     take_all(client, model, "approve 2")
-    later = rollback(client, model, **GIVEN | {"now": NOW.replace(day=9)})
+    later = take(client, model, "rollback", None, now=NOW.replace(day=9))
     assert "The approval of version 1 ended on 2026-03-02." in later.message
 
 

@@ -14,7 +14,7 @@ from account_tax.ledger.reading import read_ledger
 from account_tax.ledger.splitting import split_ledger
 from account_tax.ledger.tokens import split_digest, tokenize_splits
 from account_tax.model.classifier import LoadedClassifier
-from account_tax.review.baselines import predict_baselines
+from account_tax.registry.record import Record
 from account_tax.review.evidence import (
     Contender,
     Evidence,
@@ -23,7 +23,6 @@ from account_tax.review.evidence import (
     read_slices,
     remake_test_split,
 )
-from account_tax.review.records import Record
 from tests.conftest import WORDS
 
 ACCOUNTS = {"meals": WORDS[:5], "travel": WORDS[5:10], "office": WORDS[10:]}
@@ -312,10 +311,3 @@ def test_a_champions_ledger_that_is_gone_or_changed_is_said(challenger, data, to
 
 
 # --- baselines ------------------------------------------------------------------------------------
-
-
-def test_baselines_learn_from_the_train_split():
-    texts = ["taxi ride", "taxi home", "lunch box"] * 10
-    labels = ["travel", "travel", "meals"] * 10
-    found = predict_baselines(texts, labels, ["lunch box", "taxi"])
-    assert found == {"majority": ["travel", "travel"], "tfidf": ["meals", "travel"]}

@@ -3,8 +3,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from account_tax.registry.record import Record
 from account_tax.review.findings import find, gate_results
-from account_tax.review.records import Record
 
 from .conftest import make_contender, make_record
 

@@ -1,5 +1,6 @@
 """Each gate on a version that passes it, one that fails it, and one where nothing was measured."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import get_type_hints
@@ -34,13 +35,17 @@ GOOD = Measured(
         {"label": "소모품비", "rows": 4, "recall": 0.0, "f1": 0.0},
     ],
     tags={"verified": "true", "reproduced": "within tolerance"},
-    run_tags={"account_tax.dirty": "false"},
+    run_tags={"dirty": "false"},
     environment={"differences": []},
 )
 NO_CHAMPION = replace(
     GOOD, reference=None, difference=None, missing="the champion could not be scored"
 )
 UNRECORDED = replace(GOOD, tags={}, run_tags={}, environment=None)
+
+
+def with_nan(metric):
+    return replace(GOOD, challenger=GOOD.challenger | {metric: math.nan})
 
 
 def run(name, wanted, measured=GOOD, **more):
@@ -103,6 +108,9 @@ def test_a_gate_shows_both_numbers(name, wanted, status, found):
             replace(GOOD, challenger=GOOD.challenger | {"loss": None}),
             "could not be measured",
         ),
+        ("max_loss", 0.5, with_nan("loss"), "The loss is NaN"),
+        ("min_f1", 0.5, with_nan("f1"), "The macro-F1 is NaN"),
+        ("f1_min_absolute_change", -1.0, with_nan("f1"), "The macro-F1 is NaN"),
     ],
 )
 def test_what_was_not_measured_does_not_pass(name, wanted, measured, reason):
@@ -121,7 +129,9 @@ def test_a_class_floor_counts_accounts_with_enough_rows():
     ("name", "measured"),
     [
         ("locked_environment", replace(GOOD, environment={"differences": ["torch 2.1"]})),
-        ("clean_tree", replace(GOOD, run_tags={"account_tax.dirty": "true"})),
+        ("clean_tree", replace(GOOD, run_tags={"dirty": "true"})),
+        # It began dirty and went on from a clean commit.
+        ("clean_tree", replace(GOOD, run_tags={"dirty": "false", "code_before": "dirty=true"})),
         ("cold_load_verified", UNRECORDED),
     ],
 )

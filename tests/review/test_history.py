@@ -10,12 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from account_tax.errors import Refused
-from account_tax.review.decision import decide, rollback
+from account_tax.review.allowed import Proposal
+from account_tax.review.decision import decide
 from account_tax.review.history import (
     BEFORE_FIRST,
     EntryTakenError,
+    count_entries,
     file_of,
     open_run,
     parse_entry,
@@ -26,7 +29,7 @@ from account_tax.review.history import (
     seal_entry,
     write_entry,
 )
-from account_tax.review.history_text import format_history, one_line
+from account_tax.review.history_text import format_history
 from account_tax.review.registry_state import HEAD_TAG, verify_history
 from tests.registered import FAILED, NOW, PASSED
 
@@ -40,21 +43,22 @@ def decided(client, model):
     """A model with three decisions: approved 1, approved 2, rolled back to 1."""
     for version in (1, 2):
         approve(client, model, version)
-    rollback(client, model, **GIVEN)
+    rollback(client, model)
     return model
 
 
 def approve(client, model, version, **changes):
-    given = {"gates": [PASSED], "waive": [], "expires": None, **GIVEN, **changes}
-    return decide(client, model, version, "approve", **given)
+    proposal = Proposal("approve", **{"gates": [PASSED], **GIVEN, **changes})
+    return decide(client, model, proposal, version)
+
+
+def rollback(client, model, **changes):
+    return decide(client, model, Proposal("rollback", **GIVEN | changes))
 
 
 def refuse_next(client, model):
     with pytest.raises(Refused) as refusal:
-        decide(
-            client, model, 3, "reject", gates=[], waive=[], expires=None,
-            **GIVEN,
-        )  # fmt: skip
+        decide(client, model, Proposal("reject", **GIVEN), 3)
     return str(refusal.value)
 
 
@@ -174,6 +178,26 @@ def test_no_entry_takes_the_number_of_another(client, decided):
 def test_the_run_is_made_once(client, model):
     registered = client.get_registered_model(model)
     assert open_run(client, registered) == open_run(client, registered)
+
+
+class CountingClient(MlflowClient):
+    """The real client, which counts what it downloads."""
+
+    def __init__(self, uri):
+        super().__init__(uri)
+        self.downloads = []
+
+    def download_artifacts(self, run_id, path, dst_path=None):
+        self.downloads.append(path)
+        return super().download_artifacts(run_id, path, dst_path)
+
+
+def test_a_decision_reads_the_history_in_one_download(client, decided):
+    counting = CountingClient(client.tracking_uri)
+    assert count_entries(counting, decided) == 3
+    approve(counting, decided, 3)
+    own = file_at(client, decided, 4).name  # read back: does the store give what was written?
+    assert counting.downloads == ["entries", f"entries/{own}"]
 
 
 # --- tampering ------------------------------------------------------------------------------------
@@ -327,7 +351,7 @@ def test_the_history_is_shown_as_a_table_with_the_reasons(client, model):
     gates = [PASSED, FAILED]
     approve(client, model, 1, gates=gates, waive=[FAILED.name], reason="good\nenough")
     approve(client, model, 2, expires="2026-12-31")
-    rollback(client, model, **GIVEN | {"reason": "word " * 40})
+    rollback(client, model, reason="word " * 40)
     entries = read_history(client, model)
     lines = format_history(entries).splitlines()
     assert lines[0].split() == [
@@ -343,7 +367,3 @@ def test_the_history_is_shown_as_a_table_with_the_reasons(client, model):
     assert "   expires: 2026-12-31" in lines
     assert max(len(line) for line in lines) <= 110
     assert lines[-1] == "   author: lee"
-
-
-def test_words_can_not_write_to_the_terminal():
-    assert one_line("a\x1b[2J\r\n\tb\u202e c") == "a [2J b c"

@@ -11,10 +11,10 @@ from sklearn.metrics import (
 
 from account_tax.review.statistics import (
     compare_by_mcnemar,
-    compare_confusions,
+    confuse,
     find_disagreements,
     interval,
-    measure_calibration,
+    measure_reliability,
     resample_models,
     score_model,
     score_slices,
@@ -154,12 +154,10 @@ def test_mcnemar_of_equal_models_is_1():
     assert compare_by_mcnemar(ids, ids, ids)["p_value"] == 1
 
 
-def test_confusions_subtract():
-    truth, challenger = draw(100, 4, 0.7)
-    _, champion = draw(100, 4, 0.6, seed=0)
-    expected = confusion_matrix(truth, challenger, labels=range(4))
-    expected = expected - confusion_matrix(truth, champion, labels=range(4))
-    assert np.array_equal(compare_confusions(truth, challenger, champion, 4), expected)
+def test_confusions_have_the_true_classes_as_rows():
+    truth, predicted = draw(100, 4, 0.7)
+    expected = confusion_matrix(truth, predicted, labels=range(4))
+    assert np.array_equal(confuse(truth, predicted, 4), expected)
 
 
 def test_small_slices_are_pooled_and_scored_apart():
@@ -202,7 +200,7 @@ def test_at_most_twenty_disagreements_are_named():
 def test_a_recorded_threshold_is_kept_whatever_these_rows_say():
     scores, correct = np.array([0.9, 0.8, 0.7, 0.6]), np.array([True, False, True, True])
     recorded = {"threshold": 0.75, "target_precision": 0.9, "temperature": 1.3}
-    found = measure_calibration(scores, correct, recorded, 0.5)
+    found = measure_reliability(scores, correct, recorded, 0.5)
     assert (found["threshold"], found["coverage"], found["precision"]) == (0.75, 0.5, 0.5)
     assert (found["chosen_on"], found["target_precision"]) == ("validation", 0.9)
     # Each score in a bin of its own: mean of .1, .8, .3, .4, by hand
@@ -211,13 +209,13 @@ def test_a_recorded_threshold_is_kept_whatever_these_rows_say():
 
 def test_a_recorded_threshold_may_be_none():
     recorded = {"threshold": None, "target_precision": 0.9, "temperature": 1.0}
-    found = measure_calibration(np.array([0.9]), np.array([True]), recorded, 0.5)
+    found = measure_reliability(np.array([0.9]), np.array([True]), recorded, 0.5)
     assert (found["threshold"], found["coverage"], found["precision"]) == (None, 0, None)
 
 
 def test_without_a_record_the_rows_choose_and_it_says_so():
     scores, correct = np.array([0.9, 0.8, 0.7, 0.6]), np.array([True, True, False, False])
-    found = measure_calibration(scores, correct, None, 0.95)
+    found = measure_reliability(scores, correct, None, 0.95)
     assert (found["threshold"], found["coverage"], found["precision"]) == (0.8, 0.5, 1)
     assert (found["chosen_on"], found["target_precision"]) == ("test", 0.95)
 
@@ -225,6 +223,6 @@ def test_without_a_record_the_rows_choose_and_it_says_so():
 def test_a_long_curve_is_thinned_and_keeps_its_end():
     random = np.random.RandomState(0)
     scores = random.rand(5000)
-    curve = measure_calibration(scores, random.rand(5000) < scores, None, 0.9)["curve"]
+    curve = measure_reliability(scores, random.rand(5000) < scores, None, 0.9)["curve"]
     assert 100 < len(curve) < 300
     assert curve[-1]["coverage"] == 1

@@ -31,7 +31,7 @@ from account_tax.storage.checkpoints import (
     stage,
     tidy,
 )
-from account_tax.storage.files import Held, hold, read_json, write_json
+from account_tax.storage.files import read_json, write_json
 
 FACTS = {"config_sha256": "c" * 64, "world_size": 1, "best": None}
 
@@ -257,34 +257,6 @@ def test_other_errors_while_saving_stay_what_they_are(tmp_path):
 
 
 # --- locks ----------------------------------------------------------------------------------------
-
-HOLDER = """
-import sys
-from pathlib import Path
-from account_tax.storage.files import hold
-with hold(Path(sys.argv[1])) as sign:
-    sign({"run_id": "abc"})
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
-def test_a_lock_names_its_holder_and_ends_with_it_however_that_ends(tmp_path):
-    lock = tmp_path / "store" / "launch.lock"
-    command = [sys.executable, "-c", HOLDER, str(lock)]
-    pipe = subprocess.PIPE
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "account_tax/src")}
-    holder = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment)
-    assert holder.stdout
-    assert holder.stdout.readline() == b"held\n"
-    with pytest.raises(Held) as held, hold(lock):
-        pass
-    assert held.value.owner == {"pid": holder.pid, "run_id": "abc"}
-    holder.kill()
-    holder.communicate()
-    with hold(lock) as sign:
-        sign({})
-        assert read_json(lock)["pid"] == os.getpid()
 
 
 def test_a_file_that_is_rewritten_is_never_seen_in_part(tmp_path):

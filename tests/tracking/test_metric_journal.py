@@ -1,57 +1,21 @@
 import json
 import math
-import os
 import resource
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
-from mlflow import MlflowClient
 
-from account_tax.provenance.code import PACKAGE
 from account_tax.tracking import metric_journal
 from account_tax.tracking.metric_journal import (
     Clock,
-    Journal,
+    MetricJournal,
     count_unsent,
-    journal_file,
     newest_timestamp,
     read_points,
     read_sent,
     send_batch,
 )
-from account_tax.tracking.metric_sender import Sender
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    return f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
-
-
-@pytest.fixture
-def client(store):
-    return MlflowClient(store)
-
-
-@pytest.fixture
-def run_id(client, tmp_path):
-    return client.create_run(client.create_experiment(tmp_path.name)).info.run_id
-
-
-@pytest.fixture
-def file(tmp_path, run_id):
-    return journal_file(tmp_path, run_id)
-
-
-@pytest.fixture
-def journal(file):
-    journal = Journal(file)
-    yield journal
-    journal.close()
 
 
 def written(file):
@@ -88,7 +52,7 @@ def test_the_best_models_evaluation_is_written_beside_the_last_models(journal, f
 
 def test_a_resumed_training_writes_only_what_is_new(file):
     for steps in (range(1, 31), range(21, 41)):  # from the checkpoint at step 20
-        journal = Journal(file)
+        journal = MetricJournal(file)
         for step in steps:
             journal.add({"train/loss": 1 / step, "speed/tokens_per_sec": time.perf_counter()}, step)
         journal.close()
@@ -98,12 +62,12 @@ def test_a_resumed_training_writes_only_what_is_new(file):
 
 @pytest.mark.parametrize("torn", [b'{"key": "train/lo', b'{"key"' + b" " * 9000])
 def test_a_half_line_is_cut_off_and_its_point_written_again(file, torn):
-    journal = Journal(file)
+    journal = MetricJournal(file)
     journal.add({"train/loss": 0.5}, 1)
     journal.close()
     with file.open("ab") as opened:
         opened.write(torn)
-    journal = Journal(file)
+    journal = MetricJournal(file)
     journal.add({"train/loss": 0.4}, 2)
     journal.close()
     assert written(file) == [("train/loss", 1, 0.5), ("train/loss", 2, 0.4)]
@@ -121,13 +85,13 @@ def test_a_damaged_line_is_left_out_and_said(journal, file, caplog):
 def test_two_processes_never_write_at_once(journal, file, monkeypatch):
     monkeypatch.setattr(metric_journal, "LOCK_SECONDS", 0.3)
     with pytest.raises(RuntimeError, match="another process still writes the metrics"):
-        Journal(file)
+        MetricJournal(file)
 
 
 def test_the_next_attempt_waits_for_a_rank_that_is_about_to_end(file):
-    first = Journal(file)
+    first = MetricJournal(file)
     threading.Timer(0.5, first.close).start()
-    Journal(file).close()
+    MetricJournal(file).close()
 
 
 def test_a_full_disk_loses_points_but_not_the_training(journal, file, caplog):
@@ -161,13 +125,13 @@ def test_the_file_grows_without_bound_only_where_the_store_has_the_points(
 
 
 def test_a_clock_set_back_moves_no_timestamp_back(file, monkeypatch):
-    journal = Journal(file)
+    journal = MetricJournal(file)
     journal.add({"train/loss": 0.5}, 1)
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now - 3600)
     journal.add({"train/loss": 0.4}, 2)
     journal.close()
-    journal = Journal(file)  # the next attempt, an hour "earlier"
+    journal = MetricJournal(file)  # the next attempt, an hour "earlier"
     journal.add({"train/loss": 0.3}, 3)
     journal.close()
     times = [point.timestamp for point in read_points(file)]
@@ -208,63 +172,6 @@ def test_a_note_of_what_is_stored_that_can_not_be_is_no_note(journal, file, text
     file.with_suffix(".sent").write_text(text)
     assert read_sent(file) == 0
     assert count_unsent(file) == 1
-
-
-def test_the_sender_stores_what_is_added_and_ends(journal, file, client, store, run_id):
-    sender = Sender(journal, run_id, store)
-    sender.start()
-    for step in range(5):
-        journal.add({"train/loss": step}, step)
-    assert sender.end(20)
-    assert [step for step, _, _ in stored(client, run_id, "train/loss")] == list(range(5))
-
-
-def test_a_store_that_is_away_costs_the_training_nothing(journal, file, run_id, monkeypatch):
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with socket.socket() as taken:  # bound, so that nobody else takes it, and not listening
-        taken.bind(("127.0.0.1", 0))
-        sender = Sender(journal, run_id, f"http://127.0.0.1:{taken.getsockname()[1]}")
-        sender.start()
-        began = time.monotonic()
-        for step in range(1000):
-            journal.add({"train/loss": 0.5}, step)
-        assert time.monotonic() - began < 2
-        assert not sender.end(1)
-    assert count_unsent(file) == 1000
-
-
-ATTEMPT = """
-import os, signal, sys
-from pathlib import Path
-from account_tax.tracking.metric_sender import close_metrics, log_metrics, open_metrics
-
-folder, first, last, how = sys.argv[1:]
-open_metrics(Path(folder))
-for step in range(int(first), int(last) + 1):
-    log_metrics({"train/loss": 1 / step, "cpu/rss_mb": os.getpid()}, step)
-if how == "killed":
-    os.kill(os.getpid(), signal.SIGKILL)
-close_metrics()
-"""
-
-
-def test_what_a_killed_attempt_kept_is_sent_by_the_next_and_nothing_twice(
-    tmp_path, file, client, store, run_id
-):
-    source = str(PACKAGE.parent)
-    here = os.environ | {"MLFLOW_RUN_ID": run_id, "PYTHONPATH": source}
-    nowhere = here | {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
-    there = here | {"MLFLOW_TRACKING_URI": store}
-    script = [sys.executable, "-c", ATTEMPT, str(tmp_path)]
-    first = subprocess.run([*script, "1", "30", "killed"], env=nowhere, check=False)
-    assert first.returncode == -signal.SIGKILL
-    with file.open("ab") as opened:
-        opened.write(b'{"key": "train/loss", "val')  # as a write that was cut short
-    subprocess.run([*script, "21", "40", "well"], env=there, check=True)
-    losses = [(step, value) for step, value, _ in stored(client, run_id, "train/loss")]
-    assert losses == [(step, 1 / step) for step in range(1, 41)]
-    memory = [step for step, _, _ in stored(client, run_id, "cpu/rss_mb")]
-    assert memory == list(range(1, 41))
 
 
 def test_the_file_holds_keys_and_numbers_only(journal, file):

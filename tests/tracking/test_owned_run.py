@@ -13,7 +13,7 @@ from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
 from account_tax.processes.identity import identify, state_of
 from account_tax.provenance.code import PACKAGE
 from account_tax.tracking import owned_run as mlflow_run
-from account_tax.tracking.metric_journal import Journal, count_unsent, journal_file
+from account_tax.tracking.metric_journal import MetricJournal, count_unsent, journal_file
 from account_tax.tracking.owned_run import OwnedRun
 from account_tax.tracking.ownership import OWNER_TAG, REASON_TAG
 from account_tax.tracking.store import (
@@ -256,12 +256,6 @@ def test_a_logged_model_that_never_became_a_version_is_withdrawn(client, run):
     assert not client.search_logged_models([experiment])
 
 
-def test_register_and_launcher_mean_the_same_tag():
-    from account_tax.storage.names import VERIFIED_TAG
-
-    assert mlflow_run.VERIFIED_TAG == VERIFIED_TAG
-
-
 # --- a server that is not there -------------------------------------------------------------------
 
 
@@ -296,7 +290,7 @@ def test_the_end_of_a_run_waits_for_a_server_as_long_as_it_may(away, capsys):
 
 
 def test_points_stay_in_their_file_while_the_server_is_away(away, tmp_path):
-    journal = Journal(journal_file(tmp_path, away.run_id))
+    journal = MetricJournal(journal_file(tmp_path, away.run_id))
     journal.add({"train/loss": 0.5}, 1)
     journal.close()
     with pytest.raises(TrackingAway):

@@ -6,14 +6,30 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import click
 from kedro.framework.cli.project import run as kedro_run
 
+from account_tax.backends import runs as backend_runs
+from account_tax.commands import run_in_mlflow
+from account_tax.export import request as export_request
+from account_tax.launch import launcher
+from account_tax.launch import preflight as launch_preflight
+from account_tax.launch import register as launch_register
+from account_tax.parameters.help import WordsCommand, train_options
+from account_tax.parameters.options import Option, options_of, read_options
+from account_tax.predict import options as predict_options
 from account_tax.processes.guard import Stopped, guard_stage
 from account_tax.processes.ranks import end_rank
+from account_tax.reproduce import request as reproduce_request
+from account_tax.review import request as review_request
+from account_tax.tracking.owned_run import OwnedRun
+
+Words = tuple[str, ...]
+Asked = TypeVar("Asked")
 
 
 @click.group(name="account-tax")
@@ -21,128 +37,110 @@ def cli() -> None:
     """Commands of account-tax."""
 
 
-@cli.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
-@click.argument("parameters", nargs=-1, type=click.UNPROCESSED)
-def train(parameters: tuple[str, ...]) -> None:
-    r"""Train and register, as `mlflow run . -e train` does.
+def _command(
+    options: type[Any] | Callable[[], list[Option]],
+) -> Callable[[Callable[[Words], None]], click.Command]:
+    """Return what makes a function a command with the options of a dataclass, or with these."""
+    listed = (lambda: options_of(options)) if isinstance(options, type) else options
+    return cli.command(cls=WordsCommand, options=listed)
 
-    \b
-    --recipe NAME         a file of recipes/; starter where none is given
-    --lora_r 16           any -P name of MLproject
-    --train.lora.r 16     any key of conf/base/parameters/ by its dotted name
-    --dry-run             check everything, show every value and where it came from, start nothing
+
+def _run(
+    read: Callable[[Path, Words], Asked],
+    words: Words,
+    work: Callable[[Asked, OwnedRun | None], None],
+    own_run: Callable[[Asked], bool] = lambda _: True,
+) -> NoReturn:
+    """Read the words, do the work in its MLflow run and exit; only the work may import torch."""
+    project = Path.cwd()
+    _quieten_libraries()
+    sys.exit(run_in_mlflow(project, lambda: read(project, words), work, own_run))
+
+
+@_command(lambda: train_options(Path.cwd()))
+def train(words: Words) -> None:
+    """Train and register, as `mlflow run . -e train` does.
+
+    Any other key of conf/base/parameters/ goes by its dotted name, as in --train.lora.bias all.
     """
-    from account_tax.launch.launcher import train as launch
-
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    sys.exit(launch(Path.cwd(), parameters))
+    _quieten_libraries()
+    sys.exit(launcher.train(Path.cwd(), words))
 
 
-@cli.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
-@click.option("--version", default="challenger", help="A number or an alias.")
-@click.option("--registered_model_name", default="from_recipe")
-@click.option("--decision", default="none", help="approve, reject, retire or rollback.")
-@click.option("--reviewer", default="none", help="Who decides.")
-@click.option("--reason", default="none", help="Why.")
-@click.option("--waive", default="none", help="Gates that need not be passed: gate1,gate2.")
-@click.option("--expires", default="none", help="Until when an approval holds: 2027-06-30.")
-@click.option("--slices", default="none", help="Columns of the ledger: region,merchant_type.")
-@click.option("--data", default="none", help="Where the ledger is now.")
-@click.option("--history", is_flag=False, flag_value="true", default="false")
-@click.option(
-    "--verify_history", "--verify-history", is_flag=False, flag_value="true", default="false"
-)
-@click.argument("more", nargs=-1, type=click.UNPROCESSED)
-def review(more: tuple[str, ...], **options: str) -> None:
+@_command(review_request.Request)
+def review(words: Words) -> None:
     """Review a registered version, decide on it, or show the decisions so far.
 
-    Gates are set by their dotted name: --registry.gates.min_f1 0.9
+    Gates are set by their dotted name, as in --registry.gates.min_f1 0.9.
     """
-    _quieten_libraries()
-    from account_tax.review.command import review as run_review
 
-    sys.exit(run_review(Path.cwd(), options, more))
+    def work(asked: review_request.Request, run: OwnedRun | None) -> None:
+        from account_tax.review.command import review
+
+        review(Path.cwd(), asked, run)
+
+    _run(review_request.read_request, words, work, lambda asked: not asked.reads_only)
 
 
-@cli.command()
-@click.option("--version", default="challenger", help="A number or an alias.")
-@click.option("--registered_model_name", default="from_recipe")
-@click.option("--rungs", default="R0,R1,R2,R3", help="R0 bytes, R1 logits, R2 metrics, R3 training")
-@click.option("--seeds", default="3", help="Trainings with other seeds, where weights differ.")
-@click.option("--data", default="none", help="Where the ledger is now.")
-@click.option("--verify_key", default="none", help="PEM file of the key that has to have signed.")
-def reproduce(**options: str) -> None:
+@_command(reproduce_request.Request)
+def reproduce(words: Words) -> None:
     """Check a registered version rung by rung, from its bytes to training it again."""
-    _quieten_libraries()
-    from account_tax.reproduce.command import reproduce as climb
 
-    sys.exit(climb(Path.cwd(), options))
+    def work(asked: reproduce_request.Request, run: OwnedRun | None) -> None:
+        from account_tax.reproduce.ladder import reproduce_version
+
+        assert run is not None
+        reproduce_version(Path.cwd(), asked, run)
+
+    _run(reproduce_request.read_request, words, work)
 
 
-@cli.command()
-@click.option("--version", default="challenger", help="A number or an alias.")
-@click.option("--registered_model_name", default="from_recipe")
-@click.option("--output", required=True, help="The folder to make; it must not exist.")
-@click.option("--verify_key", default="none", help="PEM file of the key that has to have signed.")
-def export(**options: str) -> None:
+@_command(export_request.Request)
+def export(words: Words) -> None:
     """Write a registered version as an ordinary Hugging Face folder, merged into its base."""
-    _quieten_libraries()
-    from account_tax.export.command import export as write
 
-    sys.exit(write(Path.cwd(), options))
+    def work(asked: export_request.Request, run: OwnedRun | None) -> None:
+        from account_tax.export.command import export
+
+        export(Path.cwd(), asked, run)
+
+    _run(export_request.read_request, words, work, lambda _: False)
 
 
-@cli.command()
-@click.option("--model", default="none", help="models:/NAME/VERSION or models:/NAME@ALIAS")
-@click.option("--input", default="none", help="The ledger: .csv, .parquet or .jsonl")
-@click.option("--output", default="none", help="The file to write, of any of these endings.")
-@click.option("--top_k", default="1", help="Labels a row, likeliest first.")
-@click.option("--threshold", default="none", help="Score below which a person looks: 0.9")
-@click.option("--on_error", default="fail", help="fail or skip: whether a bad row is a failure.")
-@click.option("--batch_rows", default="none", help="Rows held in memory and stored at once.")
-@click.option("--overwrite", default="false", help="true replaces an output that is there.")
-def predict(**options: str) -> None:
+@_command(predict_options.Options)
+def predict(words: Words) -> None:
     """File a ledger with a registered version, as `mlflow run . -e predict` does."""
-    from account_tax.predict.command import predict as file_rows
 
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    sys.exit(file_rows(Path.cwd(), options))
+    def work(asked: predict_options.Options, run: OwnedRun | None) -> None:
+        from account_tax.predict.command import predict
+
+        assert run is not None
+        predict(asked, run)
+
+    _run(lambda _, words: read_options(predict_options.Options, words)[0], words, work)
 
 
-@cli.command()
-@click.option("--run", required=True, help="The id of an MLflow run that has trained.")
-def register(**options: str) -> None:
+@_command(launch_register.Options)
+def register(words: Words) -> None:
     """Register what a run has trained, where that was not done, and end the run."""
-    from account_tax.launch.register import register as go_on
-
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    sys.exit(go_on(Path.cwd(), options))
+    _quieten_libraries()
+    sys.exit(launch_register.register(Path.cwd(), words))
 
 
-@cli.command()
-def runs() -> None:
+@_command(backend_runs.Options)
+def runs(words: Words) -> None:
     """Show the newest runs and what became of them; settle those whose Slurm job has ended."""
-    from account_tax.backends.runs import show_runs
-
-    sys.exit(show_runs(Path.cwd()))
+    sys.exit(backend_runs.show_runs(Path.cwd(), words))
 
 
-@cli.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
-@click.option("--backend", default="local", help="local, slurm, kubernetes or databricks.")
-@click.option("--backend-config", help="The file that `mlflow run --backend-config` is given.")
-@click.argument("parameters", nargs=-1, type=click.UNPROCESSED)
-def preflight(backend: str, backend_config: str | None, parameters: tuple[str, ...]) -> None:
+@_command(launch_preflight.Options)
+def preflight(words: Words) -> None:
     """Check all that can be known before a run is submitted; submit nothing.
 
     Parameters are given as to `kedro train`. The exit status is 0, or 2 with every fault.
     """
-    from account_tax.launch.preflight import BACKENDS
-    from account_tax.launch.preflight import preflight as check
-
-    if backend not in BACKENDS:
-        raise click.BadParameter(f"{backend}: there are {', '.join(BACKENDS)}.")
     _quieten_libraries()
-    sys.exit(check(Path.cwd(), backend, backend_config, parameters))
+    sys.exit(launch_preflight.preflight(Path.cwd(), words))
 
 
 @cli.command(name="run", params=kedro_run.params, help=kedro_run.help)

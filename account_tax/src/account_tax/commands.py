@@ -9,29 +9,38 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import click
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from account_tax.errors import Failed, Preempted, Refused
-from account_tax.parameters.config import NOT_GIVEN, resolve
 from account_tax.processes.groups import Interrupted, raise_on_signals
 from account_tax.tracking.owned_run import OwnedRun
 from account_tax.tracking.ownership import close_dead_runs
 from account_tax.tracking.store import TrackingAway, patience_seconds, short_waits
 
+REFUSED_STATUS = 2
+Asked = TypeVar("Asked")
+
 
 def run_in_mlflow(
-    project: Path, work: Callable[[OwnedRun | None], None], *, own_run: bool = True
+    project: Path,
+    read: Callable[[], Asked],
+    work: Callable[[Asked, OwnedRun | None], None],
+    own_run: Callable[[Asked], bool] = lambda _: True,
 ) -> int:
-    """Do a command's work in its MLflow run and return the exit status.
+    """Read a command's words, do its work in its MLflow run and return the exit status.
 
     0: done. 1: failed. 2: refused. 75: goes on later. 128 + n: ended by signal n. The run is
-    FINISHED, FAILED, SCHEDULED or KILLED, with the reason as its tag.
+    FINISHED, FAILED, SCHEDULED or KILLED, with the reason as its tag. A command that is refused
+    before it has done anything leaves no run but the one that MLFLOW_RUN_ID names.
 
     Args:
         project: The project's root.
+        read: Returns what is asked for; raises `Refused` where a word can't be what it is. No run
+            is open by then, and nothing heavy should be imported for it.
         work: What to do; raises `Refused` or `Failed` to say why it can't.
         own_run: Whether a run is started where MLFLOW_RUN_ID names none; one that it names is
             adopted in any case.
@@ -40,18 +49,29 @@ def run_in_mlflow(
     # Each try of a server that is away would be a warning in the middle of the progress.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     run: OwnedRun | None = None
+    by_mlflow = "MLFLOW_RUN_ID" in os.environ
     try:
         try:
-            if own_run or "MLFLOW_RUN_ID" in os.environ:
+            asked = read()
+        except Refused as err:
+            return _tell(_adopt(project) if by_mlflow else None, end_of(err))
+        try:
+            if by_mlflow or own_run(asked):
                 run = OwnedRun.open(project)
                 close_dead(run.tracking_uri)
-            work(run)
+            work(asked, run)
             end = End(0, "FINISHED", "")
         except Exception as err:
-            end = judge(err)
+            end = end_of(err)
         return _tell(run, end)
     except Interrupted as err:  # after the work; no second signal comes
-        return _tell(run, judge(err))
+        return _tell(run, end_of(err))
+
+
+def _adopt(project: Path) -> OwnedRun | None:
+    """Return the run that `mlflow run` made for a refused command, if its store answers."""
+    with suppress(Refused):
+        return OwnedRun.open(project)
 
 
 def _tell(run: OwnedRun | None, end: End) -> int:
@@ -73,14 +93,19 @@ class End:
     reason: str
     insist: bool = True
 
+    @property
+    def refused(self) -> bool:
+        """Whether the command was told that it can't be done."""
+        return self.status == REFUSED_STATUS
 
-def judge(err: Exception) -> End:
+
+def end_of(err: Exception) -> End:
     """Return how a command ends by an exception; one of a bug is shown with its traceback."""
     match err:
         case TrackingAway():
             return End(err.status, "FAILED", str(err), insist=False)  # it was waited for
         case Refused():
-            return End(2, "FAILED", str(err))
+            return End(REFUSED_STATUS, "FAILED", str(err))
         case Failed():
             return End(err.status, "FAILED", str(err))
         case Preempted():
@@ -97,7 +122,8 @@ def close(run: OwnedRun, end: End) -> int:
     if run.ended:
         return end.status
     try:
-        run.close(end.state, end.reason, patience=patience_seconds() if end.insist else 0)
+        patience = patience_seconds() if end.insist else 0
+        run.close(end.state, end.reason, refused=end.refused, patience=patience)
     except Exception as err:  # whatever the store raises
         click.echo(
             f"the MLflow run {run.run_id} is not marked as {end.state}. {err} The next command "
@@ -114,14 +140,3 @@ def close_dead(uri: str) -> None:
     with suppress(MlflowException), short_waits():  # what a command is for goes before this
         for run_id in close_dead_runs(MlflowClient(uri)):
             click.echo(f"run {run_id}: its process is gone; closed as FAILED", err=True)
-
-
-def given(text: str) -> str | None:
-    """Return what an option was set to; None for MLproject's words for "not given"."""
-    return None if text.strip().lower() in ("none", NOT_GIVEN, "") else text.strip()
-
-
-def registered_name(project: Path, text: str) -> str:
-    """Return the registered model's name: the option's, or that of the project's parameters."""
-    name = given(text)
-    return resolve(project, [("registry.name", name)] if name else []).values["registry"]["name"]

@@ -13,7 +13,7 @@ from kedro.io import MemoryDataset
 from account_tax.processes.identity import identify
 from account_tax.processes.ranks import is_rank0
 from account_tax.provenance.environment import describe_environment, environment_tags
-from account_tax.storage.names import RECORD_FILE
+from account_tax.storage.names import RECORD_FILE, TAG
 from account_tax.tracking.ownership import OWNER_TAG
 
 
@@ -34,6 +34,6 @@ class RankHooks:
             os.environ["MLFLOW_TRACKING_URI"] = mlflow.get_tracking_uri()
             record = describe_environment(Path.cwd())
             tags = environment_tags(record)
-            mlflow.set_tags({f"account_tax.{name}": text for name, text in tags.items()})
+            mlflow.set_tags({f"{TAG}{name}": text for name, text in tags.items()})
             mlflow.set_tag(OWNER_TAG, identify())
             mlflow.log_dict(record, RECORD_FILE)

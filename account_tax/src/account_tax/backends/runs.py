@@ -3,36 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Annotated
 
 import click
 from mlflow import MlflowClient
 from mlflow.entities import Run, RunStatus
 from mlflow.exceptions import MlflowException
 
-from account_tax.backends.slurm.runs import job_of, settle
-from account_tax.tracking.ownership import REASON_TAG
+from account_tax.backends.slurm.runs import end_with_job, job_of
+from account_tax.errors import Refused
+from account_tax.parameters.kinds import Help
+from account_tax.parameters.options import read_options
+from account_tax.tracking.ownership import REASON_TAG, REFUSED_TAG
 from account_tax.tracking.store import short_waits, tracking_uri
 
 SHOWN = 20
+LOOKED_AT = 200  # among which those to show are, unless nearly all were refused
 LONGEST_REASON = 100
 COLUMNS = ("run", "status", "job", "since", "reason")
 
 
-def show_runs(project: Path) -> int:
+@dataclass(frozen=True)
+class Options:
+    """What is asked."""
+
+    all: Annotated[bool, Help("Show also runs whose command was refused.")] = False
+
+
+def show_runs(project: Path, words: Sequence[str]) -> int:
     """Print the newest runs of the store, newest first; return the exit status."""
     uri = tracking_uri(project)
     try:
+        options, _ = read_options(Options, words)
         with short_waits():
             client = MlflowClient(uri)
             experiments = [each.experiment_id for each in client.search_experiments()]
-            runs = client.search_runs(experiments, max_results=SHOWN)
-            rows = [_row(client, run) for run in runs]
+            found = client.search_runs(experiments, max_results=LOOKED_AT)
+            runs = [run for run in found if options.all or REFUSED_TAG not in run.data.tags]
+            rows = [_row(client, run) for run in runs[:SHOWN]]
+    except Refused as err:
+        click.echo(err, err=True)
+        return 2
     except MlflowException as err:
         click.echo(f"MLFLOW_TRACKING_URI = {uri}: {err.message}", err=True)
         return 2
     click.echo(_table([COLUMNS, *rows]) if rows else "no runs")
+    if left_out := len(found) - len(runs):
+        click.echo(f"{left_out} refused, left out here: kedro runs --all shows them")
     return 0
 
 
@@ -45,7 +65,7 @@ def _row(client: MlflowClient, run: Run) -> tuple[str, ...]:
         if state is None:
             reason = "Slurm does not answer here"
         else:
-            status = settle(client, run.info.run_id, job, state)
+            status = end_with_job(client, run.info.run_id, job, state)
             tags = client.get_run(run.info.run_id).data.tags
             reason = state.never_starts or state.reason or tags.get(REASON_TAG, "")
     since = datetime.fromtimestamp((run.info.end_time or run.info.start_time) / 1000)

@@ -6,7 +6,6 @@ makes faults of them.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -18,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from account_tax.provenance.code import PACKAGE, digest_package
-from account_tax.provenance.environment import LOCK_FILE, installed_packages
+from account_tax.provenance.environment import LOCK_FILE, differing, installed_packages
+from account_tax.storage.files import sha256_of
 
 SEEN_TRIES = 50  # x 0.1 s: NFS shows another machine's new file with a delay
 SHOWN = 3  # packages a message names
+PROBE_SECONDS = 300  # Python's first start on a cold shared file system
 MARK = ".seen-"
 
 # Plain sh, since a machine may see neither the project nor this Python. $1 is Python, $2 the
@@ -102,23 +103,24 @@ def describe_here(project: Path) -> dict[str, Any]:
     lock = project / LOCK_FILE
     return {
         f"the code in {PACKAGE}": digest_package(),
-        LOCK_FILE: hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else "missing",
+        LOCK_FILE: sha256_of(lock) if lock.is_file() else "missing",
         "Python": platform.python_version(),
         "packages": installed_packages(),
     }
 
 
-def find_differences(mine: dict[str, Any], first: dict[str, Any]) -> Iterator[str]:
+def compare_hosts(mine: dict[str, Any], first: dict[str, Any]) -> Iterator[str]:
     """Yield how a rank differs from the first one, one line a matter."""
-    for what in sorted((mine.keys() | first.keys()) - {"packages"}):
-        if mine.get(what) != first.get(what):
-            here, there = (str(each.get(what, "missing"))[:12] for each in (mine, first))
+    for what, *both in differing(mine, first):
+        if what != "packages":
+            here, there = (str(each or "missing")[:12] for each in both)
             yield f"{what} is {here}, on the first node {there}"
-    ours, theirs = mine["packages"], first["packages"]
-    names = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
-    if names:
-        each = [f"{n} {ours.get(n, 'missing')} for {theirs.get(n, 'none')}" for n in names[:SHOWN]]
-        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    if other := differing(mine["packages"], first["packages"]):
+        each = [
+            f"{name} {ours or 'missing'} for {there or 'none'}"
+            for name, ours, there in other[:SHOWN]
+        ]
+        more = f" and {len(other) - SHOWN} more" if len(other) > SHOWN else ""
         yield f"packages differ from the first node's: {', '.join(each)}{more}"
 
 
@@ -126,9 +128,7 @@ def main() -> None:
     """Compare this machine with the first one's description and say the differences."""
     first = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     who = f"{os.environ['PROBED_RANK']}\t{os.environ['NODE']}"
-    found = [
-        f"DIFFERS\t{who}\t{text}" for text in find_differences(describe_here(Path.cwd()), first)
-    ]
+    found = [f"DIFFERS\t{who}\t{text}" for text in compare_hosts(describe_here(Path.cwd()), first)]
     print("\n".join(found or [f"SAME\t{who}\t"]))  # noqa: T201
 
 

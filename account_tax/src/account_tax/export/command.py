@@ -10,10 +10,8 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
-import os
 import shutil
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +23,7 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from account_tax.commands import given, registered_name, run_in_mlflow
-from account_tax.errors import Failed, Refused
+from account_tax.errors import Failed
 from account_tax.model.classifier import (
     MEAN_POOLING_SCALE,
     LoadedClassifier,
@@ -40,6 +37,7 @@ from account_tax.tracking.owned_run import OwnedRun
 from account_tax.tracking.store import tracking_uri
 
 from .modeling_account_tax import MeanPoolingConfig, MeanPoolingForSequenceClassification
+from .request import Request
 
 LOADER = Path(inspect.getfile(MeanPoolingConfig))
 TOLERANCE = 1e-5  # of logits: merging adds the adapter to the weights before, not after, a product
@@ -73,59 +71,20 @@ with torch.inference_mode():
     logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
 labels = [model.config.id2label[index] for index in logits.argmax(-1).tolist()]
 """
-# A downloaded version with pooling cls, as a plain PEFT adapter; `base` is a hub id or a folder.
-LOAD_ADAPTER = """\
-import json
-
-from peft import PeftModel
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-labels = json.load(open(f"{adapter}/classifier.json", encoding="utf-8"))["labels"]
-plain = AutoModelForSequenceClassification.from_pretrained(
-    base, num_labels=len(labels), id2label=dict(enumerate(labels)), dtype="float32"
-)
-model = PeftModel.from_pretrained(plain, adapter).eval()
-tokenizer = AutoTokenizer.from_pretrained(adapter)
-"""
 
 
-def export(project: Path, options: Mapping[str, str]) -> int:
-    """Write a version as an ordinary folder and return the exit status.
-
-    Args:
-        project: The project's root.
-        options: version, registered_model_name, output and verify_key, as text.
-    """
-
-    def work(run: OwnedRun | None) -> None:
-        uri = run.tracking_uri if run else tracking_uri(project)
-        mlflow.set_tracking_uri(uri)
-        output = check_output(project / options["output"])
-        name = registered_name(project, options["registered_model_name"])
-        version = find_version(MlflowClient(uri), name, options["version"])
-        key = given(options["verify_key"])
-        with tempfile.TemporaryDirectory() as scratch:
-            classifier = download_version(version, Path(scratch), Path(key) if key else None)
-            difference = write_export(classifier, output, version)
-        click.echo(
-            f"{name} version {version.version} is in {options['output']}; largest difference of "
-            f"logits {difference:.3g}, allowed {TOLERANCE:g}"
-        )
-
-    return run_in_mlflow(project, work, own_run=False)
-
-
-def check_output(output: Path) -> Path:
-    """Return the folder to make.
-
-    Raises:
-        Refused: If there is something by that name, or no folder to make it in.
-    """
-    if output.exists() or output.is_symlink():
-        raise Refused(f"output = {output}: it exists. Name a folder that doesn't.")
-    if not (output.parent.is_dir() and os.access(output.parent, os.W_OK | os.X_OK)):
-        raise Refused(f"output = {output}: {output.parent} is no folder that can be written to.")
-    return output
+def export(project: Path, request: Request, run: OwnedRun | None) -> None:
+    """Write a version as an ordinary folder."""
+    uri = run.tracking_uri if run else tracking_uri(project)
+    mlflow.set_tracking_uri(uri)
+    version = find_version(MlflowClient(uri), request.name, request.reference)
+    with tempfile.TemporaryDirectory() as scratch:
+        classifier = download_version(version, Path(scratch), request.verify_key)
+        difference = write_export(classifier, project / request.output, version)
+    click.echo(
+        f"{version.name} version {version.version} is in {request.output}; largest difference of "
+        f"logits {difference:.3g}, allowed {TOLERANCE:g}"
+    )
 
 
 def write_export(classifier: Path, output: Path, version: ModelVersion) -> float:

@@ -1,1 +1,1 @@
-"""The launcher: owns the MLflow run, starts and ends the stages, decides success. No torch here."""
+"""The launcher: owns the MLflow run, starts and ends the stages, decides success."""

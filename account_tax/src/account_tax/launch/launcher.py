@@ -13,12 +13,13 @@ import click
 from account_tax.commands import run_in_mlflow
 from account_tax.confidential import public_words
 from account_tax.errors import Failed
-from account_tax.parameters.config import ConfigError, Resolved, parse_command_line
+from account_tax.parameters.config import Resolved, parse_command_line, resolve_usable
 from account_tax.processes.groups import run_stage
 from account_tax.processes.ranks import free_port
 from account_tax.provenance.code import CODE_TAGS
 from account_tax.provenance.environment import environment_tags
 from account_tax.storage.names import (
+    CONFIG_VARIABLE,
     INTERRUPTED_FILE,
     PARAMETERS_FILE,
     PATCH_FILE,
@@ -40,33 +41,26 @@ from .stages import Stages, stage_environment
 
 def train(project: Path, args: Sequence[str]) -> int:
     """Run `kedro train` with the words of its command line; return its exit status."""
-    dry_run = _wants_dry_run(args)
 
-    def work(run: OwnedRun | None) -> None:
-        if dry_run:
-            make_plan(project, args).show()
+    def read() -> tuple[Resolved, list[str]]:
+        return resolve_usable(project, parse_command_line(args))
+
+    def work(asked: tuple[Resolved, list[str]], run: OwnedRun | None) -> None:
+        plan = make_plan(project, *asked)
+        if plan.resolved.launch.dry_run:
+            plan.show()
         else:
             assert run is not None
-            _run_stages(project, args, run)
+            _run_stages(project, args, plan, run)
 
-    return run_in_mlflow(project, work, own_run=not dry_run)
-
-
-def _wants_dry_run(args: Sequence[str]) -> bool:
-    """Read the flag by itself: it must hold also when other parameters are wrong."""
-    try:
-        given = dict(parse_command_line(args))
-    except ConfigError:
-        return False
-    return given.get("dry_run", "false").lower() == "true"
+    return run_in_mlflow(project, read, work, lambda asked: not asked[0].launch.dry_run)
 
 
 # --- the run --------------------------------------------------------------------------------------
 
 
-def _run_stages(project: Path, args: Sequence[str], run: OwnedRun) -> None:
-    """Check, prepare, train and register, in the run that is owned or one that it goes on with."""
-    plan = make_plan(project, args)
+def _run_stages(project: Path, args: Sequence[str], plan: Plan, run: OwnedRun) -> None:
+    """Prepare, train and register, in the run that is owned or one that it goes on with."""
     with begin(project, plan, run) as start:
         run.set_tags({f"{TAG}command": public_words(shlex.join(["kedro", "train", *args]))})
         _run_plan(project, plan, run, start)
@@ -76,7 +70,7 @@ def _run_plan(project: Path, plan: Plan, run: OwnedRun, start: Start) -> None:
     root = Path(plan.resolved.values["artifacts_root"]) / run.run_id
     resolved = _into_folder(plan.resolved, root, start.folder)
     environment = stage_environment(project) | run.environment()
-    environment["ACCOUNT_TAX_CONFIG_SHA256"] = resolved.sha256
+    environment[CONFIG_VARIABLE] = resolved.sha256
     stages = Stages(project, (project / root).resolve(), environment)
     stages.write_configuration(resolved)
     _record(run, plan, resolved)
@@ -130,10 +124,8 @@ def _prepare_anew(stages: Stages, folder: Path, key: str) -> str:
     """Prepare in a folder of the run's own and publish the whole version: never a part of one."""
     scratch = folder / f".{stages.root.name}"
     stages.write_prepare_catalog(scratch)
-    command, log = stages.single("prepare", "--env=prepare"), stages.logs / "prepare.log"
     try:
-        status = run_stage(command, cwd=stages.project, environment=stages.environment, log=log)
-        stages.prove("prepare", status)
+        stages.prove("prepare", stages.run("prepare", "--env=prepare"))
         version = find_prepared(scratch, key)
         if version is None:
             raise Failed("prepare failed: it ended well but left no data of this run.")

@@ -19,9 +19,8 @@ from account_tax.parameters.config import (
     ConfigError,
     Resolved,
     batch_faults,
-    parse_command_line,
-    resolve,
 )
+from account_tax.processes.answers import last_lines
 from account_tax.processes.groups import run_stage
 from account_tax.provenance.code import Code, code_in_words, describe_code
 from account_tax.provenance.environment import (
@@ -34,6 +33,8 @@ from account_tax.storage.checkpoints import size_of
 from .refusals import find_machine_faults
 from .schedule import Schedule
 from .stages import stage_environment
+
+SHOWN = 30  # lines of a check that failed itself
 
 
 @dataclass(frozen=True)
@@ -94,19 +95,18 @@ class Plan:
         click.echo("\ndry run: nothing was started, nothing was written.")
 
 
-def make_plan(project: Path, args: Sequence[str]) -> Plan:
-    """Return the plan of a command line.
+def make_plan(project: Path, resolved: Resolved, conflicts: Sequence[str]) -> Plan:
+    """Return the plan of a run.
+
+    Args:
+        project: The project's root.
+        resolved: The parameters, less the sections whose values can't stand together.
+        conflicts: Those faults.
 
     Raises:
-        ConfigError: With every fault there is, of whatever kind.
+        ConfigError: With these and every fault of data, model and machine.
     """
-    faults: list[str] = []
-    try:
-        resolved = resolve(project, parse_command_line(args))
-    except ConfigError as err:
-        if err.usable is None:
-            raise
-        faults, resolved = err.faults, err.usable
+    faults = list(conflicts)
     environment = describe_environment(project)
     report = _check(project, resolved.values)
     try:
@@ -174,17 +174,12 @@ def _check(project: Path, values: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         parameters, report = Path(scratch) / "parameters.yml", Path(scratch) / "report.json"
         parameters.write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
-        command = [
-            sys.executable,
-            "-m",
-            "account_tax.pipelines.check",
-            str(parameters),
-            str(report),
-        ]
+        files = map(str, (parameters, report))
+        command = [sys.executable, "-m", "account_tax.pipelines.check", *files]
         log = Path(scratch) / "check.log"
         status = run_stage(command, cwd=project, environment=stage_environment(project), log=log)
         if status != 0 or not report.exists():
-            text = log.read_text(encoding="utf-8", errors="replace")[-2000:]
+            text = "\n".join(last_lines(log, SHOWN))
             raise Failed(f"the check itself failed (exit status {status}).\n{text}")
         return json.loads(report.read_text(encoding="utf-8"))
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import click
 
 from account_tax.backends.findings import Findings
-from account_tax.errors import Failed
-from account_tax.parameters.config import ConfigError, Resolved, parse_command_line, resolve
+from account_tax.errors import Failed, Refused
+from account_tax.faults import tell
+from account_tax.parameters.config import ConfigError, Resolved, resolve, resolve_usable
+from account_tax.parameters.kinds import Help
+from account_tax.parameters.options import read_options
+from account_tax.parameters.schema import File
 
 from .plan import make_plan
 
@@ -25,21 +30,40 @@ BACKENDS = {
 }
 
 
-def preflight(project: Path, backend: str, config_file: str | None, words: Sequence[str]) -> int:
+Pairs = Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is asked, beside the parameters."""
+
+    backend: Annotated[
+        Literal["local", "slurm", "kubernetes", "databricks"], Help("Where the run is to go.")
+    ] = "local"
+    backend_config: Annotated[
+        File | None, Help("The file that `mlflow run --backend-config` is given.")
+    ] = None
+
+
+def preflight(project: Path, words: Sequence[str]) -> int:
     """Print what is missing, or what was found; return 0 if nothing is, else 2.
 
     Args:
         project: The project's root.
-        backend: One of BACKENDS.
-        config_file: The file that `mlflow run --backend-config` is given; None for `local`.
-        words: Parameters, as `kedro train` takes them.
+        words: The options, and parameters as `kedro train` takes them.
     """
+    try:
+        options, parameters = read_options(Options, words, lambda _: True)
+    except Refused as err:
+        click.echo(err, err=True)
+        return 2
+    backend = options.backend
     if backend == "local":
-        findings = _check_here(project, words)
+        findings = _check_here(project, parameters)
     else:
         checks = importlib.import_module(f"account_tax.backends.{BACKENDS[backend]}").checks
-        resolved, faults = _resolve(project, words)
-        config, unreadable = _read(project, config_file)
+        resolved, faults = _resolve(project, parameters)
+        config, unreadable = _read(project, options.backend_config)
         findings = checks(project, config, resolved) if config is not None else Findings()
         findings.faults += [*unreadable, *faults]
     for name, fact in findings.facts.items():
@@ -48,22 +72,19 @@ def preflight(project: Path, backend: str, config_file: str | None, words: Seque
     if not findings.faults:
         click.echo(f"{backend}: nothing speaks against it; nothing was submitted")
         return 0
-    noun = "problem" if len(findings.faults) == 1 else "problems"
-    click.echo(f"{len(findings.faults)} {noun} before submitting to {backend}", err=True)
-    for fault in findings.faults:
-        click.echo(f"  {fault}", err=True)
+    click.echo(tell(findings.faults, f"before submitting to {backend}"), err=True)
     return 2
 
 
-def _resolve(project: Path, words: Sequence[str]) -> tuple[Resolved | None, list[str]]:
+def _resolve(project: Path, parameters: Pairs) -> tuple[Resolved | None, list[str]]:
     """Return the parameters as far as they can be read, and their faults."""
     try:
-        return resolve(project, parse_command_line(words)), []
+        return resolve(project, parameters), []
     except ConfigError as err:
         return None, err.faults
 
 
-def _read(project: Path, name: str | None) -> tuple[dict[str, Any] | None, list[str]]:
+def _read(project: Path, name: Path | None) -> tuple[dict[str, Any] | None, list[str]]:
     """Return the backend's configuration, or why there is none."""
     if name is None:
         return None, ["--backend-config: not given, and the backend does nothing without one."]
@@ -78,10 +99,10 @@ def _read(project: Path, name: str | None) -> tuple[dict[str, Any] | None, list[
     return config, []
 
 
-def _check_here(project: Path, words: Sequence[str]) -> Findings:
+def _check_here(project: Path, parameters: Pairs) -> Findings:
     """Return the faults of parameters, data, base model and machine, and what a run would do."""
     try:
-        return Findings(facts=make_plan(project, words).facts())
+        return Findings(facts=make_plan(project, *resolve_usable(project, parameters)).facts())
     except ConfigError as err:
         return Findings(err.faults)
     except Failed as err:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
 from datetime import timedelta
 from pathlib import Path
 from typing import TextIO
+
+from account_tax.storage.files import read_json
 
 BAR_WIDTH = 24
 
@@ -28,11 +29,8 @@ class ProgressLine:
         now = time.monotonic()
         if not force and now - self._drawn_at < self._every_seconds:
             return
-        try:
-            line = format_progress(json.loads(self._file.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            return
-        if line != self._last:
+        progress = read_json(self._file)
+        if progress and (line := format_progress(progress)) != self._last:
             self._out.write(f"\r{line}\x1b[K" if self._terminal else f"{line}\n")
             self._out.flush()
             self._drawn_at, self._last = now, line

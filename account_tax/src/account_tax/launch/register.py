@@ -6,20 +6,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import click
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from account_tax.commands import close, close_dead, judge, run_in_mlflow
+from account_tax.commands import close, close_dead, end_of, run_in_mlflow
 from account_tax.errors import Refused
 from account_tax.parameters.config import resolve
-from account_tax.processes.groups import Interrupted, run_stage
+from account_tax.parameters.kinds import Help
+from account_tax.parameters.options import read_options
+from account_tax.parameters.schema import Name
+from account_tax.processes.groups import Interrupted
 from account_tax.processes.identity import state_of
-from account_tax.storage.names import PREPARED_FILE, REGISTRATION_FILE
+from account_tax.storage.names import CONFIG_VARIABLE, PREPARED_FILE, REGISTRATION_FILE, TAG
 from account_tax.tracking.metric_journal import count_unsent, journal_file
 from account_tax.tracking.owned_run import OwnedRun
 from account_tax.tracking.ownership import OWNER_TAG
@@ -53,16 +58,10 @@ def finish(stages: Stages, run: OwnedRun, register: bool) -> None:
             f"When it answers again: kedro register --run {run.run_id}"
         ) from err
     click.echo(f"register: test split{', cold load, registry' if register else ' only'}")
-    status = run_stage(
-        stages.single("register", *([] if register else ["--to-nodes=evaluate_test_split_node"])),
-        cwd=stages.project,
-        environment=stages.environment,
-        log=stages.logs / "register.log",
-    )
     if not register:
-        stages.prove("register", status)
+        stages.prove("register", stages.run("register", "--to-nodes=evaluate_test_split_node"))
         return
-    result = stages.prove_registration(status)
+    result = stages.prove_registration(stages.run("register"))
     metrics = ", ".join(
         f"{name.removeprefix('test/')} {result['metrics'][name]:.4f}"
         for name in ("test/accuracy", "test/f1", "test/loss")
@@ -94,16 +93,19 @@ def salvaged(stages: Stages, run: OwnedRun) -> Iterator[None]:
 # --- kedro register --run -------------------------------------------------------------------------
 
 
-def register(project: Path, options: Mapping[str, str]) -> int:
-    """Register what a run has trained, end that run and return the exit status.
+@dataclass(frozen=True)
+class Options:
+    """What is asked."""
 
-    Args:
-        project: The project's root.
-        options: run, the MLflow run's id, as text.
-    """
+    run: Annotated[Name, Help("The id of an MLflow run that has trained.")]
 
-    def work(_: OwnedRun | None) -> None:  # one that `mlflow run` makes for the command itself
-        uri, run_id = tracking_uri(project), options["run"]
+
+def register(project: Path, words: Sequence[str]) -> int:
+    """Register what a run has trained, end that run and return the exit status."""
+
+    # The run beside the options is one that `mlflow run` makes for the command itself.
+    def work(options: Options, _: OwnedRun | None) -> None:
+        uri, run_id = tracking_uri(project), options.run
         client = MlflowClient(uri)
         close_dead(uri)
         with answers_soon(uri):
@@ -117,10 +119,10 @@ def register(project: Path, options: Mapping[str, str]) -> int:
                 finish(stages, run, register=True)
                 run.close("FINISHED", patience=patience_seconds())
         except Exception as err:
-            close(run, judge(err))
+            close(run, end_of(err))
             raise
 
-    return run_in_mlflow(project, work, own_run=False)
+    return run_in_mlflow(project, lambda: read_options(Options, words)[0], work, lambda _: False)
 
 
 def _restore_stages(project: Path, run: Run) -> Stages:
@@ -148,8 +150,8 @@ def _restore_stages(project: Path, run: Run) -> Stages:
         )
     versions = json.loads((root / PREPARED_FILE).read_text(encoding="utf-8"))
     environment = stage_environment(project)
-    if sha256 := tags.get("account_tax.config_sha256"):
-        environment["ACCOUNT_TAX_CONFIG_SHA256"] = sha256
+    if sha256 := tags.get(f"{TAG}config_sha256"):
+        environment[CONFIG_VARIABLE] = sha256
     stages = Stages(project, root, environment, versions)
     stages.prove_training(0)
     return stages

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -35,8 +34,8 @@ from .plan import Plan, store_of
 
 RANKS_END_SECONDS = 30.0  # for the ranks of a launcher that was killed
 ANEW = "resume=never trains anew"
-DAMAGED_TAG = "account_tax.damaged_checkpoints"
-RESUMED_TAG = "account_tax.resumed_from"
+DAMAGED_TAG = f"{TAG}damaged_checkpoints"
+RESUMED_TAG = f"{TAG}resumed_from"
 CODE_BEFORE_TAG = f"{TAG}{BEFORE}"
 
 
@@ -278,15 +277,11 @@ def _run_folders(store: Path) -> list[Path]:
 
 def _wait_for_ranks(folder: Path) -> None:
     """Wait until no rank writes there: the launcher may have been killed a moment ago."""
-    deadline = time.monotonic() + RANKS_END_SECONDS
-    while True:
-        try:
-            with hold(folder / RANKS_LOCK):
-                return
-        except Held as err:
-            if time.monotonic() > deadline:
-                raise Refused(
-                    f"run {folder.name}: its launcher is gone, and its rank 0, process "
-                    f"{err.owner.get('pid', 'unknown')}, still trains. End it first."
-                ) from None
-        time.sleep(0.2)
+    try:
+        with hold(folder / RANKS_LOCK, RANKS_END_SECONDS):
+            return
+    except Held as err:
+        raise Refused(
+            f"run {folder.name}: its launcher is gone, and its rank 0, process "
+            f"{err.owner.get('pid', 'unknown')}, still trains. End it first."
+        ) from None

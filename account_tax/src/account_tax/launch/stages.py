@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -17,7 +16,11 @@ import yaml
 
 from account_tax.errors import Failed, Preempted
 from account_tax.parameters.config import Resolved
+from account_tax.processes.answers import last_lines
+from account_tax.processes.groups import run_stage
 from account_tax.processes.identity import identify
+from account_tax.provenance.code import python_path
+from account_tax.storage.files import read_json, sha256_of, write_json
 from account_tax.storage.names import (
     ADAPTER_FOLDER,
     BEST_FOLDER,
@@ -33,7 +36,6 @@ from account_tax.storage.names import (
     REGISTRATION_FILE,
 )
 
-TAIL_LINES = 12
 # Of an attempt; the next one of the run may not be judged by it.
 OUTCOME = (
     *(MARKER_FILE, PROGRESS_FILE, METRICS_FILE, REGISTRATION_FILE),
@@ -93,8 +95,7 @@ class Stages:
     def use_prepared(self, version: str) -> None:
         """Load this version of the data, and note it for whoever goes on with the run."""
         self.versions = dict.fromkeys(DATASETS, version)
-        text = json.dumps(self.versions, indent=2) + "\n"
-        (self.root / PREPARED_FILE).write_text(text, encoding="utf-8")
+        write_json(self.root / PREPARED_FILE, self.versions)
 
     def kedro(self, pipeline: str, *options: str) -> list[str]:
         """Return the arguments of `kedro` that run one pipeline with this configuration."""
@@ -106,6 +107,11 @@ class Stages:
             *([f"--load-versions={versions}"] if versions else []),
             *options,
         ]
+
+    def run(self, stage: str, *options: str) -> int:
+        """Run a stage in one process, output to prepare.log or register.log; return its status."""
+        command, log = self.single(stage, *options), self.logs / f"{stage}.log"
+        return run_stage(command, cwd=self.project, environment=self.environment, log=log)
 
     def single(self, pipeline: str, *options: str) -> list[str]:
         """Return the command that runs a pipeline in one process."""
@@ -157,7 +163,9 @@ class Stages:
         """
         marker = self.root / MARKER_FILE
         if status != 0 or not marker.is_file():
-            if _told_to_end(status) or (self.root / INTERRUPTED_FILE).is_file():
+            # A rank that could not save yet, or no more, ends by SIGTERM without the file.
+            told = _signal_in(status) == signal.SIGTERM
+            if told or (self.root / INTERRUPTED_FILE).is_file():
                 raise Preempted(
                     f"ended by SIGTERM: {self.outcome_of_interruption()}", goes_on=False
                 )
@@ -167,7 +175,7 @@ class Stages:
         content = json.loads(marker.read_text(encoding="utf-8"))
         for name, sha256 in content["weights"].items():
             file = self.root / ADAPTER_FOLDER / name
-            if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
+            if not file.is_file() or sha256_of(file) != sha256:
                 raise Failed(f"training failed: {file} is not the file the marker lists.")
         return content
 
@@ -183,8 +191,7 @@ class Stages:
 
     def _said(self, key: str, name: str) -> Any:
         """Return what rank 0 left in a file below the root, None where there is none."""
-        file = self.root / name
-        return json.loads(file.read_text(encoding="utf-8"))[key] if file.is_file() else None
+        return read_json(self.root / name).get(key)
 
     def prove_registration(self, status: int) -> dict[str, Any]:
         """Return what was registered, if the stage ended well and its result is there."""
@@ -223,11 +230,6 @@ def _signal_in(status: int) -> int:
     return -status if status < 0 else 256 - status if status > 192 else status - 128
 
 
-def _told_to_end(status: int) -> bool:
-    """Return whether a rank that could not save yet, or no more, ended by SIGTERM."""
-    return _signal_in(status) == signal.SIGTERM
-
-
 def _in_words(status: int) -> str:
     """Return an exit status as a person reads it."""
     signum = _signal_in(status)
@@ -239,9 +241,7 @@ def _in_words(status: int) -> str:
 
 
 def _tail(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
-    kept = [line for line in lines if line.strip()][-TAIL_LINES:]
-    return "\n".join([f"--- {log.name}, last lines", *kept])
+    return "\n".join([f"--- {log.name}, last lines", *last_lines(log)])
 
 
 def _dump(path: Path, content: dict[str, Any]) -> None:
@@ -251,8 +251,6 @@ def _dump(path: Path, content: dict[str, Any]) -> None:
 
 def stage_environment(project: Path) -> dict[str, str]:
     """Return what every stage finds in its environment, the package among it."""
-    source = str(project / "account_tax" / "src")
-    path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
     quiet = {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUTF8": "1"}
     launcher = {LAUNCHER_VARIABLE: identify()}
-    return os.environ | quiet | launcher | {"PYTHONPATH": path}
+    return os.environ | quiet | launcher | python_path(project)

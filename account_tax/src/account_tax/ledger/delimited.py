@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
 from account_tax.errors import Refused
 
 from .encodings import Encoding, find_encoding, is_text, read_lines
-from .rows import CsvRows, Dialect
+from .rows import CsvRows, Dialect, Item
 from .windows import (
     HEADER_LINES,
     Header,
@@ -61,13 +60,6 @@ class _Lines:
         return "".join(self.taken).removesuffix("\n").removesuffix("\r")
 
 
-@dataclass
-class _Record:
-    number: int
-    raw: str
-    values: list[str]
-
-
 class CsvSource:
     """A text file with a header; its delimiter is one of comma, semicolon, tab, bar."""
 
@@ -98,7 +90,7 @@ class CsvSource:
         records = self._records(delimiter)
         near = takewhile(lambda record: record.number <= last, records)
         return find_header(
-            ((each.number, each.values) for each in near if isinstance(each, _Record)), wanted
+            ((each.number, each.values) for each in near if isinstance(each, Item)), wanted
         )
 
     def _line_end(self) -> str:
@@ -106,31 +98,26 @@ class CsvSource:
             line = next(read_lines(file))
         return line[len(line.rstrip("\r\n")) :] or "\n"
 
-    def _records(self, delimiter: str) -> Iterator[_Record | Reject]:
+    def _records(self, delimiter: str) -> Iterator[Item | Reject]:
         with self._encoding.open(self._path) as file:
             yield from _read_records(read_lines(file), delimiter, self._encoding)
 
-    def windows(self, size: int) -> Iterator[Window[CsvRows]]:
-        """See `Source`."""
+    def windows(self, size: int) -> Iterator[Window]:
+        """Yield the rows, `size` at a time; one window without rows where there are none."""
         records = self._records(self.dialect.delimiter)
         below = (each for each in records if each.number > self._header.number)
         size = bounded(size, self.columns)
-        yield from in_windows(map(self._check_width, below), size, self._to_rows)
+        yield from in_windows(
+            map(self._check_width, below),
+            size,
+            lambda items: CsvRows(self.columns, items, self.dialect),
+        )
 
-    def _check_width(self, record: _Record | Reject) -> _Record | Reject:
+    def _check_width(self, record: Item | Reject) -> Item | Reject:
         if isinstance(record, Reject) or len(record.values) == len(self.columns):
             return record
         expected = len(self.columns)
         return Reject(record.number, f"{len(record.values)} fields where the header has {expected}")
-
-    def _to_rows(self, records: list[_Record]) -> CsvRows:
-        return CsvRows(
-            self.columns,
-            self.dialect,
-            [record.number for record in records],
-            [record.raw for record in records],
-            [record.values for record in records],
-        )
 
 
 def _no_header(wanted: Wanted) -> str:
@@ -141,7 +128,7 @@ def _no_header(wanted: Wanted) -> str:
 
 def _read_records(
     lines: Iterable[str], delimiter: str, encoding: Encoding
-) -> Iterator[_Record | Reject]:
+) -> Iterator[Item | Reject]:
     """Yield each record that is not blank.
 
     Of one that is broken, such as by a quote that is never closed, only the first line is lost:
@@ -165,7 +152,7 @@ def _read_records(
         if not is_text(raw):
             yield Reject(counted.first, f"bytes that are not {encoding.name.upper()}")
         elif raw:
-            yield _Record(counted.first, raw, values)
+            yield Item(counted.first, raw, values)
 
 
 def _csv_reason(message: str) -> str:

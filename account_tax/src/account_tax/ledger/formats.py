@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,12 @@ from account_tax.errors import Failed, Refused
 from .delimited import CsvSource
 from .encodings import LINE_LIMIT, find_encoding, is_text, read_lines
 from .packed import ZIP_MARK
-from .rows import JsonRows, ParquetRows, parse_object
+from .rows import Item, JsonRows, ParquetRows, parse_object
 from .spreadsheet import SheetSource
 from .text import clean_name
 from .windows import (
     COLUMN_LIMIT,
     Reject,
-    Source,
     Wanted,
     Window,
     bounded,
@@ -67,13 +65,6 @@ def open_file(path: Path, wanted: Wanted) -> Source:
 # --- JSON Lines -----------------------------------------------------------------------------------
 
 
-@dataclass
-class _Object:
-    number: int
-    raw: str
-    values: dict[str, Any]
-
-
 class JsonSource:
     """A JSON Lines file: an object on each line that is not blank."""
 
@@ -91,7 +82,7 @@ class JsonSource:
         names: dict[str, None] = {}
         why = "empty"
         for found in self._objects():
-            if isinstance(found, _Object):
+            if isinstance(found, Item):
                 names |= dict.fromkeys(found.values)
             elif not names:
                 why = f"line {found.number}: {found.reason}"
@@ -101,7 +92,7 @@ class JsonSource:
             raise Refused(f"it has no line with a JSON object ({why}). Expected one on each line.")
         return list(names)
 
-    def _objects(self) -> Iterator[_Object | Reject]:
+    def _objects(self) -> Iterator[Item | Reject]:
         with self._encoding.open(self._path) as file:
             for number, line in enumerate(read_lines(file), start=1):
                 if len(line) == LINE_LIMIT:
@@ -109,21 +100,22 @@ class JsonSource:
                 elif raw := line.strip():
                     yield self._read_object(number, raw)
 
-    def _read_object(self, number: int, raw: str) -> _Object | Reject:
+    def _read_object(self, number: int, raw: str) -> Item | Reject:
         if not is_text(raw):
             return Reject(number, f"bytes that are not {self._encoding.name.upper()}")
         if (values := parse_object(raw)) is None:
             return Reject(number, "no JSON object")
         if "\\u" in raw and not is_text(json.dumps(values, ensure_ascii=False)):
             return Reject(number, "half of a surrogate pair, which is no text")
-        return _Object(number, raw, {clean_name(key): value for key, value in values.items()})
+        return Item(number, raw, {clean_name(key): value for key, value in values.items()})
 
-    def windows(self, size: int) -> Iterator[Window[JsonRows]]:
-        """See `Source`."""
-        items = map(self._check_values, self._objects())
-        yield from in_windows(items, bounded(size, self.columns), self._to_rows)
+    def windows(self, size: int) -> Iterator[Window]:
+        """Yield the rows, `size` at a time; one window without rows where there are none."""
+        found = map(self._check_values, self._objects())
+        size = bounded(size, self.columns)
+        yield from in_windows(found, size, lambda items: JsonRows(self.columns, items))
 
-    def _check_values(self, found: _Object | Reject) -> _Object | Reject:
+    def _check_values(self, found: Item | Reject) -> Item | Reject:
         if isinstance(found, Reject):
             return found
         for name in self._wanted:
@@ -131,14 +123,6 @@ class JsonSource:
                 kind = "list" if isinstance(value, list) else "mapping"
                 return Reject(found.number, f"a {kind} in {name}, which is not a single value")
         return found
-
-    def _to_rows(self, objects: list[_Object]) -> JsonRows:
-        return JsonRows(
-            self.columns,
-            [each.number for each in objects],
-            [each.raw for each in objects],
-            [each.values for each in objects],
-        )
 
 
 # --- Parquet and Arrow ----------------------------------------------------------------------------
@@ -182,8 +166,8 @@ class ArrowSource:
             reader = pa.ipc.open_file(raw) if marked else pa.ipc.open_stream(raw)
             yield reader.schema, lambda size: _batches(reader)
 
-    def windows(self, size: int) -> Iterator[Window[ParquetRows]]:
-        """See `Source`.
+    def windows(self, size: int) -> Iterator[Window]:
+        """Yield the rows, `size` at a time; one window without rows where there are none.
 
         Raises:
             Failed: If a row group is broken.
@@ -223,3 +207,8 @@ def _slices(batches: Iterator[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
             waiting = table.slice(size).to_batches()
     if any(map(len, waiting)):
         yield pa.Table.from_batches(waiting)
+
+
+# A file that was found readable and has the wanted columns. `unit` is what a reject's number
+# counts, line or row; `found` its format, and what was found out about it.
+Source = CsvSource | SheetSource | JsonSource | ArrowSource

@@ -18,6 +18,7 @@ import pandas as pd
 
 from account_tax.confidential import public_source
 from account_tax.errors import Failed, Refused
+from account_tax.faults import tell
 from account_tax.model.classifier import as_text, join_texts
 
 from .formats import open_file
@@ -27,8 +28,6 @@ from .windows import Wanted, Window
 
 logger = logging.getLogger(__name__)
 
-# Of data.yml, what decides how a source's bytes become rows.
-READ_SETTINGS = ("encoding", "header_row", "sheet", "on_error", "max_rejected")
 WINDOW_ROWS = 8192
 HOPELESS = 100_000  # so many rejects beyond the share that may be, and the rest is not read
 SHOWN_REJECTS, SHOWN_IN_FAULT = 20, 3  # all are counted
@@ -43,8 +42,7 @@ class DataError(ValueError):
 
     def __str__(self) -> str:
         """Return all faults, one a line, below their count."""
-        count = f"{len(self.faults)} problem{'s' if len(self.faults) != 1 else ''}"
-        return "\n  ".join([f"{count} in the data", *self.faults])
+        return tell(self.faults, "in the data")
 
 
 @dataclass(frozen=True)
@@ -111,8 +109,9 @@ def read_columns(data: dict[str, Any], columns: Sequence[str]) -> pd.DataFrame:
     """
 
     def pick(window: Window, ids: np.ndarray, file: SourceFile) -> pd.DataFrame:
-        table = window.rows.frame(columns).apply(as_text)
-        return table.set_axis(pd.MultiIndex.from_product([[file.split or ""], ids]))
+        index = pd.MultiIndex.from_product([[file.split or ""], ids])
+        texts = {name: as_text(column) for name, column in window.rows.frame(columns).items()}
+        return pd.DataFrame(texts).set_axis(index)
 
     with tempfile.TemporaryDirectory() as scratch:
         wanted = {**_set_by(data), **dict.fromkeys(columns, "")}  # those of data find the header
@@ -194,13 +193,14 @@ class _Tables:
         """Return the columns of `Ledger.frame`, every value a stripped string; "" is missing."""
         data = self._data
         table = window.rows.frame(list(_set_by(data)))
+        read = dict(table.items())
         columns = {
             "text": join_texts(table, data["text_columns"], data["separator"]),
-            "label": as_text(table[data["label_column"]]),
+            "label": as_text(read[data["label_column"]]),
             "row_id": ids,
         }
         if data["group_column"]:
-            columns["group"] = as_text(table[data["group_column"]])
+            columns["group"] = as_text(read[data["group_column"]])
         frame = pd.DataFrame(columns)
         return frame if file.split is None else frame.assign(split=file.split)
 

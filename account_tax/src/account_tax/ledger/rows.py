@@ -10,8 +10,8 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -42,118 +42,102 @@ class Dialect:
         return value
 
 
-class Rows(Protocol):
-    """Some rows that follow each other in the input."""
+@dataclass(frozen=True)
+class Item:
+    """A row as it stands in a text file: the line it began in, from 1, its text and its values."""
 
-    numbers: list[int]  # of the line, or of the row, that each began in; from 1
+    number: int
+    raw: str
+    values: Any
+
+
+@dataclass(frozen=True)
+class TextRows:
+    """Some rows of a text file that follow each other; `columns` are the whole file's."""
+
+    columns: list[str]
+    items: list[Item]
+
+    @property
+    def numbers(self) -> list[int]:
+        """The lines that they began in."""
+        return [item.number for item in self.items]
+
+    def keep(self, mask: np.ndarray) -> Self:
+        """Return the rows for which the mask, (N,) bool, is true."""
+        return replace(self, items=_chosen(self.items, mask))
+
+
+@dataclass(frozen=True)
+class CsvRows(TextRows):
+    """Records of a CSV file or rows of a sheet; every value is text."""
+
+    dialect: Dialect | None  # of the items' text; None where the file is no text
 
     def frame(self, columns: Sequence[str]) -> pd.DataFrame:
         """Return columns as text, by the names given; what is missing is ""."""
-        ...
-
-    def keep(self, mask: np.ndarray) -> Rows:
-        """Return the rows for which the mask, (N,) bool, is true."""
-        ...
+        places = [self.columns.index(clean_name(column)) for column in columns]
+        picked = [[item.values[place] for place in places] for item in self.items]
+        return pd.DataFrame(picked, columns=list(columns), dtype=str)
 
     def records(self, dialect: Dialect) -> list[str]:
         """Return each row as the text of a CSV record, without its end."""
-        ...
+        if dialect == self.dialect:
+            return [item.raw for item in self.items]
+        return [dialect.record(item.values) for item in self.items]
 
     def objects(self) -> list[str]:
         """Return each row as the text of a JSON object."""
-        ...
+        return [_dump(dict(zip(self.columns, item.values, strict=True))) for item in self.items]
 
     def table(self) -> pa.Table:
-        """Return the rows as an Arrow table, with the same schema for every part of a file."""
-        ...
+        """Return the rows as an Arrow table of text."""
+        return _text_table(self.columns, [item.values for item in self.items])
 
 
-@dataclass
-class CsvRows:
-    """Records of a CSV file or rows of a sheet; every value is text."""
+@dataclass(frozen=True)
+class JsonRows(TextRows):
+    """Objects of a JSON Lines file, numbers as they are written there.
 
-    columns: list[str]
-    dialect: Dialect | None  # of `raw`; None where the file is no text
-    numbers: list[int]
-    raw: list[str]
-    values: list[list[str]]
+    Columns are in the order of their first appearance.
+    """
 
     def frame(self, columns: Sequence[str]) -> pd.DataFrame:
-        """See `Rows`."""
-        places = [self.columns.index(clean_name(column)) for column in columns]
-        picked = [[row[place] for place in places] for row in self.values]
-        return pd.DataFrame(picked, columns=list(columns), dtype=str)
-
-    def keep(self, mask: np.ndarray) -> CsvRows:
-        """See `Rows`."""
-        chosen = (_chosen(part, mask) for part in (self.numbers, self.raw, self.values))
-        return CsvRows(self.columns, self.dialect, *chosen)
-
-    def records(self, dialect: Dialect) -> list[str]:
-        """See `Rows`."""
-        if dialect == self.dialect:
-            return self.raw
-        return [dialect.record(row) for row in self.values]
-
-    def objects(self) -> list[str]:
-        """See `Rows`."""
-        return [_dump(dict(zip(self.columns, row, strict=True))) for row in self.values]
-
-    def table(self) -> pa.Table:
-        """See `Rows`."""
-        return _text_table(self.columns, self.values)
-
-
-@dataclass
-class JsonRows:
-    """Objects of a JSON Lines file, numbers as they are written there."""
-
-    columns: list[str]  # of the whole file, in the order of their first appearance
-    numbers: list[int]
-    raw: list[str]
-    values: list[dict[str, Any]]
-
-    def frame(self, columns: Sequence[str]) -> pd.DataFrame:
-        """See `Rows`."""
+        """Return columns as text, by the names given; what is missing is ""."""
         names = {column: clean_name(column) for column in columns}
         shown = {None: "", True: "True", False: "False"}
         picked = {
-            column: [shown.get(value := row.get(name), value) for row in self.values]
+            column: [shown.get(value := item.values.get(name), value) for item in self.items]
             for column, name in names.items()
         }
         return pd.DataFrame(picked, dtype=str)
 
-    def keep(self, mask: np.ndarray) -> JsonRows:
-        """See `Rows`."""
-        chosen = (_chosen(part, mask) for part in (self.numbers, self.raw, self.values))
-        return JsonRows(self.columns, *chosen)
-
     def records(self, dialect: Dialect) -> list[str]:
-        """See `Rows`; null and a key that is missing are both empty."""
+        """Return each row as a CSV record; null and a key that is missing are both empty."""
         return [dialect.record([value or "" for value in row]) for row in self._texts()]
 
     def objects(self) -> list[str]:
-        """See `Rows`."""
-        return self.raw
+        """Return each row as its JSON object stands in the file."""
+        return [item.raw for item in self.items]
 
     def table(self) -> pa.Table:
-        """See `Rows`; the columns are text, as one key may hold several types."""
+        """Return the rows as an Arrow table of text, as one key may hold several types."""
         return _text_table(self.columns, list(self._texts()))
 
     def _texts(self) -> Iterator[list[str | None]]:
-        for raw, row in zip(self.raw, self.values, strict=True):
-            yield [_json_text(raw, column, row.get(column)) for column in self.columns]
+        for item in self.items:
+            yield [_json_text(item.raw, name, item.values.get(name)) for name in self.columns]
 
 
-@dataclass
+@dataclass(frozen=True)
 class ParquetRows:
-    """Rows of a Parquet file, with its types."""
+    """Rows of a Parquet file, with its types; `numbers` are theirs, from 1."""
 
     numbers: list[int]
     arrow: pa.Table
 
     def frame(self, columns: Sequence[str]) -> pd.DataFrame:
-        """See `Rows`."""
+        """Return columns as text, by the names given; what is missing is ""."""
         classes = _class_names(self.arrow.schema)
         texts = {column: self._texts(clean_name(column), classes) for column in columns}
         return pd.DataFrame(texts, dtype=str)
@@ -165,22 +149,26 @@ class ParquetRows:
         return [names[int(number)] if number.isdigit() else "" for number in texts]  # -1: none
 
     def keep(self, mask: np.ndarray) -> ParquetRows:
-        """See `Rows`."""
+        """Return the rows for which the mask, (N,) bool, is true."""
         return ParquetRows(_chosen(self.numbers, mask), self.arrow.filter(pa.array(mask)))
 
     def records(self, dialect: Dialect) -> list[str]:
-        """See `Rows`; null is empty."""
+        """Return each row as the text of a CSV record; null is empty."""
         columns = [_as_texts(column) for column in self.arrow.columns]
         return [dialect.record(row) for row in zip(*columns, strict=True)]
 
     def objects(self) -> list[str]:
-        """See `Rows`; NaN and infinity, which JSON does not know, are null."""
+        """Return each row as a JSON object; NaN and infinity, unknown to JSON, are null."""
         rows = self.arrow.to_pylist()
         return [_dump({key: _finite(value) for key, value in row.items()}) for row in rows]
 
     def table(self) -> pa.Table:
-        """See `Rows`."""
+        """Return the rows as an Arrow table, with the file's own schema."""
         return self.arrow
+
+
+# Some rows that follow each other in the input. Each format's answers to the same questions.
+Rows = CsvRows | JsonRows | ParquetRows
 
 
 def parse_object(line: str) -> dict[str, Any] | None:
@@ -228,7 +216,7 @@ def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
     return {
         clean_name(column): kind["names"]
         for column, kind in info.get("features", {}).items()
-        if isinstance(kind, dict) and kind.get("_type") == "ClassLabel"
+        if isinstance(kind, dict) and isinstance(kind.get("names"), list)  # a ClassLabel
     }
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from account_tax.errors import Failed, Refused
 
 from .packed import refuse_bomb
-from .rows import CsvRows
+from .rows import CsvRows, Item
 from .text import clean_name
 from .windows import (
     HEADER_LINES,
@@ -70,24 +70,27 @@ class SheetSource:
         rows = islice(_read_rows(sheet), max(HEADER_LINES, wanted.header_row or 0))
         return find_header(((number, cells) for number, cells in rows if any(cells)), wanted)
 
-    def windows(self, size: int) -> Iterator[Window[CsvRows]]:
-        """See `Source`.
+    def windows(self, size: int) -> Iterator[Window]:
+        """Yield the rows, `size` at a time; one window without rows where there are none.
 
         Raises:
             Failed: If the sheet breaks off.
         """
         try:
             with self._open() as book:
-                rows = _read_rows(book[self._sheet])
-                below = (row for row in rows if row[0] > self._header.number and any(row[1]))
-                yield from in_windows(below, bounded(size, self.columns), self._to_rows)
+                yield from in_windows(
+                    self._items(book[self._sheet]),
+                    bounded(size, self.columns),
+                    lambda items: CsvRows(self.columns, items, None),
+                )
         except Exception as err:
             raise Failed(f"the sheet can't be read to its end ({type(err).__name__}).") from None
 
-    def _to_rows(self, rows: list[tuple[int, list[str]]]) -> CsvRows:
+    def _items(self, sheet: Any) -> Iterator[Item]:
         width = len(self.columns)
-        values = [(cells + [""] * width)[:width] for _, cells in rows]
-        return CsvRows(self.columns, None, [number for number, _ in rows], [""] * len(rows), values)
+        for number, cells in _read_rows(sheet):
+            if number > self._header.number and any(cells):
+                yield Item(number, "", (cells + [""] * width)[:width])
 
 
 def _choose(headers: dict[str, Header | None]) -> tuple[str, Header]:

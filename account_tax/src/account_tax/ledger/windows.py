@@ -8,18 +8,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
 
 from account_tax.errors import Refused
 
-from .rows import Rows
+from .rows import Item, Rows
 from .text import clean_name
 
 HEADER_LINES = 100  # the header is looked for among so many lines
 COLUMN_LIMIT = 16_384  # of a spreadsheet program's rows
 CELL_LIMIT = 1 << 21  # of a window: of a table with many columns it has fewer rows
-R = TypeVar("R", bound=Rows, covariant=True)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,10 +45,10 @@ class Reject:
 
 
 @dataclass
-class Window(Generic[R]):
+class Window:
     """So many rows that follow each other, and those among them that can't be read."""
 
-    rows: R
+    rows: Rows
     rejects: list[Reject] = field(default_factory=list)
 
     @property
@@ -60,30 +57,15 @@ class Window(Generic[R]):
         return len(self.rows.numbers) + len(self.rejects)
 
 
-class Source(Protocol):
-    """A file that was found readable and has the wanted columns."""
-
-    columns: list[str]
-    unit: str  # what a reject's number counts: line or row
-    found: dict[str, Any]  # its format, and what was found out about it
-
-    def windows(self, size: int) -> Iterator[Window[Rows]]:
-        """Yield the rows, `size` at a time; one window without rows where there are none."""
-        ...
-
-
 def in_windows(
-    items: Iterator[T | Reject], size: int, to_rows: Callable[[list[T]], R]
-) -> Iterator[Window[R]]:
+    items: Iterator[Item | Reject], size: int, to_rows: Callable[[list[Item]], Rows]
+) -> Iterator[Window]:
     """Yield windows of `size` rows, rejects counted; one without rows where there are none."""
-    good: list[T] = []
+    good: list[Item] = []
     rejects: list[Reject] = []
     yielded = False
     for item in items:
-        if isinstance(item, Reject):
-            rejects.append(item)
-        else:
-            good.append(item)
+        rejects.append(item) if isinstance(item, Reject) else good.append(item)
         if len(good) + len(rejects) == size:
             yield Window(to_rows(good), rejects)
             good, rejects, yielded = [], [], True

@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from scipy import special
 from scipy.optimize import minimize_scalar
-
-from .metrics import compute_cross_entropy
 
 TEMPERATURE_BOUNDS = (0.05, 20.0)  # where logits say nothing of the label, T would not end
 BINS = 15  # Guo et al. 2017, section 2
@@ -45,11 +44,15 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(np.exp(found.x))
 
 
+def compute_cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Return the plain mean cross-entropy in nats of logits (N, C) and class ids (N,)."""
+    scores = special.log_softmax(np.asarray(logits, dtype=np.float64), axis=-1)
+    return float(-scores[np.arange(len(labels)), labels].mean())
+
+
 def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     """Return the probabilities, (N, C) float64, of logits (N, C) divided by a temperature."""
-    scaled = np.asarray(logits, dtype=np.float64) / temperature
-    scores = np.exp(scaled - scaled.max(axis=-1, keepdims=True))  # exp cannot overflow
-    return scores / scores.sum(axis=-1, keepdims=True)
+    return special.softmax(np.asarray(logits, dtype=np.float64) / temperature, axis=-1)
 
 
 def reliability_bins(
@@ -137,6 +140,18 @@ def choose_threshold(
     return {"threshold": None, "coverage": 0.0, "precision": None}
 
 
+def score_threshold(
+    scores: np.ndarray, correct: np.ndarray, threshold: float | None
+) -> dict[str, float | None]:
+    """Return the threshold, coverage and precision, as `choose_threshold` does, of a given one."""
+    kept = scores >= (np.inf if threshold is None else threshold)
+    return {
+        "threshold": threshold,
+        "coverage": float(kept.mean()) if len(kept) else 0.0,
+        "precision": float(correct[kept].mean()) if kept.any() else None,
+    }
+
+
 # --- of a version ---------------------------------------------------------------------------------
 
 
@@ -186,11 +201,11 @@ def measure_calibration(
     """
     correct = logits.argmax(axis=-1) == labels
     scores = softmax(logits, calibration["temperature"]).max(axis=-1)
-    threshold = calibration["threshold"]
-    filed = scores >= (np.inf if threshold is None else threshold)
+    at = score_threshold(scores, correct, calibration["threshold"])
     found = {
         "ece": expected_calibration_error(scores, correct),
         "ece_uncalibrated": expected_calibration_error(softmax(logits).max(axis=-1), correct),
-        "coverage": float(filed.mean()) if len(filed) else 0.0,
+        "coverage": at["coverage"],
+        "coverage_precision": at["precision"],
     }
-    return found | ({"coverage_precision": float(correct[filed].mean())} if filed.any() else {})
+    return {name: value for name, value in found.items() if value is not None}

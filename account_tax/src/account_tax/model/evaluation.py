@@ -7,11 +7,11 @@ import numpy as np
 
 from account_tax.errors import RegistrationError
 
+from .calibration import compute_cross_entropy
 from .classifier import LoadedClassifier, load_classifier
 from .metrics import (
     compute_classification_metrics,
     compute_confusion_matrix,
-    compute_cross_entropy,
     compute_per_class_metrics,
 )
 

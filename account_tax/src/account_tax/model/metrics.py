@@ -57,15 +57,6 @@ def compute_classification_metrics(
     return result
 
 
-def compute_cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Return the plain mean cross-entropy in nats of logits (N, C) and class ids (N,)."""
-    scores = np.asarray(logits, dtype=np.float64)
-    shifted = scores - scores.max(axis=-1, keepdims=True)  # exp cannot overflow
-    log_sum = np.log(np.exp(shifted).sum(axis=-1))
-    picked = shifted[np.arange(len(labels)), labels]
-    return float(np.mean(log_sum - picked))
-
-
 def compute_per_class_metrics(
     logits: np.ndarray, labels: np.ndarray, names: Sequence[str]
 ) -> list[dict[str, Any]]:

@@ -1,28 +1,29 @@
 """The typed parameters: merge, cast, check, hash; every fault in one message."""
 
-import difflib
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from account_tax.errors import Refused
+from account_tax.faults import hint, nearest, tell
+from account_tax.storage.files import canonical_sha256
 
 from .conflicts import conflicts
 from .kinds import Section, cast_text, convert, describe
-from .schema import everything, refusal
+from .schema import LAUNCH_FLAGS, LaunchOptions, everything, refusal
 
-NOT_GIVEN = "from_recipe"  # MLproject's default: the recipe's value stands
+# MLproject's defaults, which MLflow asks for: what is typed nowhere.
+NOT_GIVEN = "from_recipe"  # the recipe's value stands; `none` may be one
+NONE_GIVEN = ("none", NOT_GIVEN, "")  # of a command without a recipe
 RECIPE_SECTIONS = ("data", "train", "registry")
 PRECISIONS = {"fp32": ("false", "false"), "bf16": ("true", "false"), "fp16": ("false", "true")}
-FLAGS = ("register", "dry_run")  # a bare `--dry-run` means true
 # Where a run writes and what it may register; they decide nothing about what comes out.
 NO_PART = (
     "artifacts_root",
@@ -33,6 +34,7 @@ NO_PART = (
 GATES = "registry.gates."  # what a review asks of a version; they have no part in it either
 BASE = "train.model.name"
 UNKNOWN = "unknown parameter"
+MOST_NAMED = 20  # a message names no more
 Tree = dict[str, Any]
 
 
@@ -40,29 +42,12 @@ class ConfigError(Refused):
     """Parameters that can't be used; `faults` has one line for each.
 
     `usable` has the sections without a fault, so that what they point to can be checked as well
-    and everything is said at once; None where the files can't be read.
+    and everything is said at once; None where a word or a file can't be read.
     """
 
     def __init__(self, faults: Sequence[str], usable: "Resolved | None" = None) -> None:
         self.faults, self.usable = list(faults), usable
-        noun = "problem" if len(self.faults) == 1 else "problems"
-        lines = "".join(f"\n  {fault}" for fault in self.faults)
-        super().__init__(f"{len(self.faults)} {noun} in the parameters{lines}")
-
-
-@dataclass(frozen=True)
-class LaunchOptions:
-    """What the launcher itself needs to know."""
-
-    recipe: str = "starter"
-    num_gpus: int | Literal["auto"] = "auto"
-    register: bool = True
-    dry_run: bool = False
-    master_port: int | Literal["auto"] = "auto"
-    resume: str = "auto"
-    grace_seconds: float = 8.0
-    hang_timeout_seconds: float | None = 600.0
-    hostfile: str | None = None
+        super().__init__(tell(self.faults, "in the parameters"))
 
 
 @dataclass(frozen=True)
@@ -85,8 +70,7 @@ class Resolved:
             for key, value in self.flat().items()
             if key not in NO_PART and not key.startswith(GATES)
         }
-        text = json.dumps(kept, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return canonical_sha256(kept)
 
     def to_yaml(self) -> str:
         """Return the values as YAML, in their own order."""
@@ -125,8 +109,10 @@ class Layer:
     sources: Mapping[str, str]
 
 
-def parse_command_line(args: Sequence[str]) -> list[tuple[str, str]]:
-    """Return `--a.b c`, `--a.b=c` and bare flags as (name, text) pairs.
+def parse_command_line(
+    args: Sequence[str], flags: Iterable[str] = LAUNCH_FLAGS
+) -> list[tuple[str, str]]:
+    """Return `--a.b c`, `--a.b=c` and bare flags, which mean true, as (name, text) pairs.
 
     Raises:
         ConfigError: If a word is no option, or an option has no value.
@@ -139,12 +125,12 @@ def parse_command_line(args: Sequence[str]) -> list[tuple[str, str]]:
         name, equals, text = word.removeprefix("--").partition("=")
         name = name if "." in name else name.replace("-", "_")
         if not word.startswith("--") or not name:
-            faults.append(f"{word}: expected an option such as --train.lora.r 8.")
+            faults.append(f"{word}: expected an option, as in --NAME VALUE.")
         elif equals:
             pairs.append((name, text))
         elif words and not words[0].startswith("--"):
             pairs.append((name, words.pop(0)))
-        elif name in FLAGS:
+        elif name in flags:
             pairs.append((name, "true"))
         else:
             faults.append(f"{word}: expected a value after it, as in {word}=VALUE.")
@@ -164,22 +150,47 @@ def resolve(project: Path, overrides: Sequence[tuple[str, str]]) -> Resolved:
         ConfigError: If anything is wrong: all faults together, each with where it was set.
     """
     faults: list[Fault] = []
-    aliases = _read_aliases(project / "MLproject")
+    aliases = read_aliases(project)
     settings = _read_settings(overrides, aliases, faults)
     tree, sources = _merge(_read_layers(project, settings, faults))
     values: Tree = {}
     if not any(fault.unreadable for fault in faults):
         values = _check(everything(), tree, "", faults)
-        flat = dict(_leaves(values))
-        faults += [Fault(key, text, _show(flat[key])) for key, text in conflicts(flat.get)]
+    readable, flat = not faults, dict(_leaves(values))
+    faults += [Fault(key, text, _show(flat[key])) for key, text in conflicts(flat.get)]
     options = {name: values.pop(name) for name in asdict(LaunchOptions()) if name in values}
     resolved = Resolved(LaunchOptions(**options), values, sources)
     if faults:
         raise ConfigError(
-            [_line(fault, sources, aliases) for fault in faults],
-            _usable(resolved, [fault.key for fault in faults]) if values else None,
+            _lines(faults, sources, everything(), aliases.values()),
+            _usable(resolved, [fault.key for fault in faults]) if readable else None,
         )
     return resolved
+
+
+def resolve_usable(
+    project: Path, overrides: Sequence[tuple[str, str]]
+) -> tuple[Resolved, list[str]]:
+    """Return the parameters of a run, less the sections whose values can't stand together, and why.
+
+    Raises:
+        ConfigError: If a word or a file can't be read.
+    """
+    try:
+        return resolve(project, overrides), []
+    except ConfigError as err:
+        if err.usable is None:
+            raise
+        return err.usable, err.faults
+
+
+def read_section(section: Section, overrides: Sequence[tuple[str, str]]) -> tuple[Tree, list[str]]:
+    """Return the values of a command's own options, cast and checked, and every fault."""
+    faults: list[Fault] = []
+    same_names = {name: name for name in section.fields}
+    layer = _command_layer(_read_settings(overrides, same_names, faults, NONE_GIVEN), section)
+    values = _check(section, layer.tree, "", faults)
+    return values, _lines(faults, layer.sources, section)
 
 
 def _usable(resolved: Resolved, faulty: Sequence[str]) -> Resolved:
@@ -210,21 +221,27 @@ def batch_faults(values: Tree, world_size: int) -> list[str]:
     ]
 
 
-def _read_aliases(mlproject: Path) -> dict[str, str]:
-    """Return key -> -P name from the train command, `--train.lora.r {lora_r}`."""
+def read_aliases(project: Path) -> dict[str, str]:
+    """Return key -> -P name from the train command of MLproject, `--train.lora.r {lora_r}`."""
+    mlproject = project / "MLproject"
     if not mlproject.exists():
         return {}
-    project = yaml.safe_load(mlproject.read_text(encoding="utf-8"))
-    command = project["entry_points"]["train"]["command"]
+    entry_points = yaml.safe_load(mlproject.read_text(encoding="utf-8"))["entry_points"]
+    command = entry_points["train"]["command"]
     return dict(re.findall(r"--([\w.]+)[ =]\{(\w+)\}", command))
 
 
 def _read_settings(
-    overrides: Sequence[tuple[str, str]], aliases: Mapping[str, str], faults: list[Fault]
+    overrides: Sequence[tuple[str, str]],
+    aliases: Mapping[str, str],
+    faults: list[Fault],
+    not_given: Sequence[str] = (NOT_GIVEN,),
 ) -> dict[str, Setting]:
     """Return the given values by key. A key given twice with two values is a fault."""
     settings: dict[str, Setting] = {}
     for name, text, source in _name_sources(overrides, aliases):
+        if text.strip().lower() in not_given:
+            continue
         for setting in _expand(Setting(name, text, source), faults):
             earlier = settings.setdefault(setting.key, setting)
             if earlier.text.lower() != setting.text.lower():
@@ -236,7 +253,7 @@ def _read_settings(
 def _name_sources(
     overrides: Sequence[tuple[str, str]], aliases: Mapping[str, str]
 ) -> Iterator[tuple[str, str, str]]:
-    """Yield (key, text, what the user typed) for each value that is given.
+    """Yield (key, text, what the user typed) for each value.
 
     MLflow fills in MLproject's command, every -P name in it, and appends the undeclared ones. So
     where all are there, the first of a key is its -P name's, and any other is a key given by -P.
@@ -247,8 +264,7 @@ def _name_sources(
     for name, text in overrides:
         source = f"-P {aliases[name] if name in declared else name}" if by_mlflow else f"--{name}"
         declared.discard(name)
-        if text != NOT_GIVEN:
-            yield keys.get(name, name), text, source
+        yield keys.get(name, name), text, source
 
 
 def _expand(setting: Setting, faults: list[Fault]) -> list[Setting]:
@@ -282,7 +298,7 @@ def _read_layers(
             layers.append(_layer(_without(tree, options, shown, faults), shown))
     recipe = settings["recipe"].text if "recipe" in settings else options["recipe"]
     layers.append(_read_recipe(project, recipe, shared, faults))
-    layers.append(_command_layer(settings))
+    layers.append(_command_layer(settings, everything()))
     return layers
 
 
@@ -298,7 +314,7 @@ def _read_recipe(project: Path, name: str, shared: Tree, faults: list[Fault]) ->
     return _layer(_without(tree, elsewhere, shown, faults), shown)
 
 
-def _command_layer(settings: Mapping[str, Setting]) -> Layer:
+def _command_layer(settings: Mapping[str, Setting], section: Section) -> Layer:
     tree: Tree = {}
     for setting in settings.values():
         *parents, name = setting.key.split(".")
@@ -306,7 +322,7 @@ def _command_layer(settings: Mapping[str, Setting]) -> Layer:
         for parent in parents:
             below = cast(Tree, node[parent]) if isinstance(node.get(parent), dict) else Tree()
             node[parent] = node = below
-        node[name] = cast_text(setting.text, _kind_of(setting.key))
+        node[name] = cast_text(setting.text, kind_of(setting.key, section))
     return Layer(tree, {setting.key: setting.source for setting in settings.values()})
 
 
@@ -407,9 +423,9 @@ def _check(section: Section, tree: Tree, prefix: str, faults: list[Fault]) -> Tr
     return values
 
 
-def _kind_of(key: str) -> Any:
+def kind_of(key: str, section: Section) -> Any:
     """Return the type of a dotted key: Any below a free mapping, str where there is no such key."""
-    kind: Any = everything()
+    kind: Any = section
     for name in key.split("."):
         if not isinstance(kind, Section):
             return Any
@@ -423,37 +439,44 @@ def _show(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _line(fault: Fault, sources: Mapping[str, str], aliases: Mapping[str, str]) -> str:
-    """Return a fault as one line: key = value (source): what is wrong, what to do."""
-    source = fault.source
-    if source is None:
-        below = [text for key, text in sources.items() if key.startswith(f"{fault.key}.")]
-        source = sources.get(fault.key) or next(iter(below), "")
-    shown = "" if fault.shown is None else f" = {fault.shown}"
-    place = f" ({source})" if source else ""
-    hint = ""
-    if fault.text == UNKNOWN and (near := _nearest(fault.key, aliases)):
-        hint = f" Did you mean {near}?"
-    return f"{fault.key}{shown}{place}: {fault.text}.{hint}"
+def _lines(
+    faults: Iterable[Fault],
+    sources: Mapping[str, str],
+    section: Section,
+    short_names: Iterable[str] = (),
+) -> list[str]:
+    """Return each fault as one line: key = value (source): what is wrong, what to do."""
+    lines: list[str] = []
+    for fault in faults:
+        source = fault.source
+        if source is None:
+            below = [text for key, text in sources.items() if key.startswith(f"{fault.key}.")]
+            source = sources.get(fault.key) or next(iter(below), "")
+        shown = "" if fault.shown is None else f" = {fault.shown}"
+        place = f" ({source})" if source else ""
+        help = _suggest(fault.key, section, short_names) if fault.text == UNKNOWN else ""
+        lines.append(f"{fault.key}{shown}{place}: {fault.text}.{help}")
+    return lines
 
 
-def _nearest(key: str, aliases: Mapping[str, str]) -> str | None:
-    """Return the known name a wrong one most likely stands for: beside it, else anywhere."""
+def _suggest(key: str, section: Section, short_names: Iterable[str]) -> str:
+    """Return a hint at the known name that a wrong one stands for: beside it, else anywhere."""
     parent, _, name = key.rpartition(".")
-    known = list(_keys(everything(), ""))
+    known = list(keys_of(section))
     beside = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == parent}
     if not parent:
-        beside |= {alias: alias for alias in aliases.values()}
+        beside |= {short: short for short in short_names}
     anywhere = {k.rpartition(".")[2]: k for k in reversed(known)}
     for pool, cutoff in ((beside, 0.6), (anywhere, 0.75)):
-        if match := difflib.get_close_matches(name, pool, n=1, cutoff=cutoff):
-            return pool[match[0]]
-    return None
+        if near := nearest(name, pool, cutoff):
+            return f" Did you mean {pool[near]}?"
+    return f" {hint(key, known)}" if len(known) <= MOST_NAMED else ""
 
 
-def _keys(section: Section, prefix: str) -> Iterator[str]:
+def keys_of(section: Section, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted key of everything that may be set in a section."""
     for name, kind in section.fields.items():
         if refusal(f"{prefix}{name}") is None:
             yield f"{prefix}{name}"
         if isinstance(kind, Section):
-            yield from _keys(kind, f"{prefix}{name}.")
+            yield from keys_of(kind, f"{prefix}{name}.")

@@ -31,6 +31,13 @@ class Words:
 
 
 @dataclass(frozen=True)
+class Help:
+    """What an option of this type is for, in one sentence."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Section:
     """A mapping with known keys: for each a type, or a Section below it."""
 
@@ -46,10 +53,10 @@ def cast_text(text: str, kind: Any) -> Any:
     """
     if isinstance(kind, Section):
         return None if text.lower() in NULLS and kind.nullable else text
-    types = _types(kind)
+    types = plain_types(kind)
     if text.lower() in NULLS and NoneType in types:
         return None
-    for choice in _choices(kind):
+    for choice in choices(kind):
         if text == str(choice):
             return choice
     if list in types and ("," in text or text.startswith("[") or str not in types):
@@ -64,7 +71,7 @@ def convert(value: Any, kind: Any) -> Any:
         if value is None and kind.nullable:
             return None
         raise ValueError("not a mapping")
-    types: set[Any] = {*_types(kind), *map(type, _choices(kind))}
+    types: set[Any] = {*plain_types(kind), *map(type, choices(kind))}
     if isinstance(value, bool) and types & {int, float} and bool not in types:
         raise ValueError("pydantic would read true as 1")
     adapter: TypeAdapter[Any] = TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False))
@@ -108,11 +115,18 @@ def _branches(kind: Any) -> list[Any]:
     return [kind]
 
 
-def _choices(kind: Any) -> list[Any]:
+def choices(kind: Any) -> list[Any]:
+    """Return the values a type names."""
     literals = [branch for branch in _branches(kind) if get_origin(branch) is Literal]
     return [choice for literal in literals for choice in get_args(literal)]
 
 
-def _types(kind: Any) -> set[Any]:
+def is_flag(kind: Any) -> bool:
+    """Return whether a type is true or false and nothing else."""
+    return plain_types(kind) == {bool}
+
+
+def plain_types(kind: Any) -> set[Any]:
+    """Return the types a type is made of, beside the values it names."""
     plain = [branch for branch in _branches(kind) if get_origin(branch) is not Literal]
     return {get_origin(branch) or branch for branch in plain}

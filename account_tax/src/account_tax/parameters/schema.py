@@ -3,12 +3,14 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict, get_origin, get_type_hints
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from .kinds import Section, Words
+from .kinds import Help, Section, Words, is_flag
 from .library_fields import class_fields
 
 
@@ -20,8 +22,13 @@ def _whole_or_fraction(value: float) -> float:
     return int(value)
 
 
+def reserved_by_mlflow(alias: str) -> bool:
+    """Return whether MLflow keeps an alias for itself: latest, and v with a number."""
+    return bool(re.fullmatch(r"latest|v\d+", alias, re.IGNORECASE))
+
+
 def _alias(value: str) -> str:
-    if value.lower() == "latest" or re.fullmatch(r"[vV]\d+|.*[^\w-].*|", value):
+    if reserved_by_mlflow(value) or not re.fullmatch(r"[\w-]+", value):
         raise ValueError("reserved by MLflow")
     return value
 
@@ -62,6 +69,7 @@ Steps = Annotated[
     Words("a whole number of at least 1, or a fraction of the run below 1"),
 ]
 Name = Annotated[str, Field(min_length=1), Words("a name")]
+File = Annotated[Path, Words("a path")]
 Names = Annotated[list[Name], Field(min_length=1), Words("a list of at least one name")]
 Alias = Annotated[
     str,
@@ -79,26 +87,42 @@ Metric = Annotated[
 NoIsText = BeforeValidator(lambda value: "no" if value is False else value)
 
 
-class LaunchFields(TypedDict):
+Port = Annotated[int, Field(ge=1, le=65535), Words("a port number from 1 to 65535")]
+RunId = Annotated[
+    str, Field(pattern="^[0-9a-f]{32}$"), Words("the id of a run, 32 hexadecimal digits")
+]
+
+
+@dataclass(frozen=True)
+class LaunchOptions:
     """The launcher's own options."""
 
-    recipe: Name
-    num_gpus: Literal["auto"] | Count
-    hostfile: Name | None
-    register: bool
-    dry_run: bool
-    master_port: (
-        Literal["auto"]
-        | Annotated[int, Field(ge=1, le=65535), Words("a port number from 1 to 65535")]
+    recipe: Annotated[Name, Help("A file of recipes/, by its name.")] = "starter"
+    num_gpus: Annotated[
+        Literal["auto"] | Count, Help("Ranks; auto: the GPUs there are, or one CPU rank.")
+    ] = "auto"
+    register: Annotated[bool, Help("false: score the test split, register nothing.")] = True
+    dry_run: Annotated[bool, Help("Check all, show each value and its source, start nothing.")] = (
+        False
     )
-    resume: (
-        Literal["auto", "never"]
-        | Annotated[
-            str, Field(pattern="^[0-9a-f]{32}$"), Words("the id of a run, 32 hexadecimal digits")
-        ]
-    )
-    grace_seconds: NonNegative
-    hang_timeout_seconds: NonNegative | None
+    master_port: Annotated[Literal["auto"] | Port, Help("Where ranks meet.")] = "auto"
+    resume: Annotated[
+        Literal["auto", "never"] | RunId,
+        Help("auto: go on with an interrupted run of the same parameters and data."),
+    ] = "auto"
+    grace_seconds: Annotated[NonNegative, Help("What ranks have to save after Ctrl-C.")] = 8.0
+    hang_timeout_seconds: Annotated[
+        NonNegative | None, Help("Without a sign of life until a run counts as hung; null: never.")
+    ] = 600.0
+    hostfile: Annotated[Name | None, Help("Hosts that ranks run on, by ssh.")] = None
+
+
+# A bare `--dry-run` means true.
+LAUNCH_FLAGS = [
+    name
+    for name, kind in get_type_hints(LaunchOptions, include_extras=True).items()
+    if is_flag(kind)
+]
 
 
 class Split(TypedDict):
@@ -330,7 +354,7 @@ def _zero() -> Section:
 @cache
 def everything() -> Section:
     """Return the parameters with the launcher's options beside them."""
-    launch = section(LaunchFields)
+    launch = section(LaunchOptions)
     return Section({**launch.fields, **parameters().fields}, parameters().required)
 
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from account_tax.ledger.formats import Source
 from account_tax.ledger.rows import Rows
-from account_tax.ledger.windows import Reject, Source, Window
+from account_tax.ledger.windows import Reject, Window
 from account_tax.model.classifier import LoadedClassifier, join_texts, needs_review
 
 from .parts import Journal
@@ -29,7 +30,7 @@ class Desk:
     top_k: int
     threshold: float | None
 
-    def file(self, window: Window[Rows]) -> tuple[Rows, pd.DataFrame, list[Reject]]:
+    def file(self, window: Window) -> tuple[Rows, pd.DataFrame, list[Reject]]:
         """Return a window's readable rows, their answers, and all rows that can't be filed."""
         settings = self.classifier.settings
         columns = settings["text_columns"]

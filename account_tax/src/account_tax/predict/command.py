@@ -1,8 +1,7 @@
-"""`kedro predict`: from its words to a filed ledger, or to one clear reason why not."""
+"""`kedro predict`: from what is asked to a filed ledger, or to one clear reason why not."""
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -13,13 +12,15 @@ import mlflow
 import torch
 from mlflow import MlflowClient
 
-from account_tax.commands import run_in_mlflow
 from account_tax.errors import Failed
-from account_tax.model.classifier import file_sha256, load_classifier
+from account_tax.model.classifier import load_classifier
 from account_tax.processes.groups import Interrupted
+from account_tax.storage.files import sha256_of
+from account_tax.storage.names import TAG
 from account_tax.tracking.owned_run import OwnedRun
 
 from .answering import Desk, file_ledger
+from .options import Options
 from .parts import Journal, open_journal
 from .plan import Plan, added_columns, make_plan
 from .sinks import make_sink
@@ -28,36 +29,28 @@ REJECTS_STATUS = 3
 TELL_SECONDS = 30
 
 
-def predict(project: Path, words: Mapping[str, str]) -> int:
-    """File a ledger with a registered version and return the exit status.
+def predict(options: Options, run: OwnedRun) -> None:
+    """File a ledger with a registered version.
 
-    0: every row is filed. 3: all but those that can't be read. Else see `run_in_mlflow`.
-
-    Args:
-        project: The project's root.
-        words: model, input, output, top_k, threshold, on_error, batch_rows, overwrite, as text.
+    Raises:
+        Refused: If it can't be filed.
+        Failed: With status 3 where all rows are filed but those that can't be read.
     """
-
-    def work(run: OwnedRun | None) -> None:
-        assert run is not None
-        mlflow.set_tracking_uri(run.tracking_uri)
-        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        with tempfile.TemporaryDirectory() as scratch:
-            plan = make_plan(MlflowClient(run.tracking_uri), words, Path(scratch))
-            run.set_tags(_tags(plan))
-            metrics = _file(plan)
-        run.log_metrics(metrics)
-        run.set_tags({"account_tax.output_sha256": file_sha256(plan.options.output)})
-        _refuse_rejects(plan, int(metrics["predict/rows_rejected"]))
-
-    return run_in_mlflow(project, work)
+    mlflow.set_tracking_uri(run.tracking_uri)
+    with tempfile.TemporaryDirectory() as scratch:
+        plan = make_plan(MlflowClient(run.tracking_uri), options, Path(scratch))
+        metrics = _file(plan, run)
+    run.log_metrics(metrics)
+    run.set_tags({f"{TAG}output_sha256": sha256_of(plan.options.output)})
+    _refuse_rejects(plan, int(metrics["predict/rows_rejected"]))
 
 
-def _file(plan: Plan) -> dict[str, float]:
+def _file(plan: Plan, run: OwnedRun) -> dict[str, float]:
     """File the ledger, show what came of it, and return that as metrics."""
     options = plan.options
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with open_journal(options.output, plan.key(device)) as (journal, removed):
+        run.set_tags(_tags(plan))
         if removed:
             click.echo("predict: removed the parts of another input, model or set of options")
         begun = f", going on after row {journal.total('read'):,}" if journal.notes else ""
@@ -135,12 +128,12 @@ def _tags(plan: Plan) -> dict[str, str]:
     """Return what was filed by what: names and digests, no path and no text."""
     version = plan.model.version
     return {
-        "account_tax.model": f"models:/{version.name}/{version.version}",
-        "account_tax.content_sha256": plan.model.content_sha256,
-        "account_tax.input": plan.options.input.name,
-        "account_tax.input_sha256": plan.input_sha256,
-        "account_tax.output": plan.options.output.name,
-        "account_tax.threshold": "none" if plan.threshold is None else f"{plan.threshold:g}",
+        f"{TAG}model": f"models:/{version.name}/{version.version}",
+        f"{TAG}content_sha256": plan.model.content_sha256,
+        f"{TAG}input": plan.options.input.name,
+        f"{TAG}input_sha256": plan.input_sha256,
+        f"{TAG}output": plan.options.output.name,
+        f"{TAG}threshold": "none" if plan.threshold is None else f"{plan.threshold:g}",
     }
 
 

@@ -6,18 +6,16 @@ one move after it, is there; parts of another input, model or set of options are
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from account_tax.errors import Refused
 from account_tax.ledger.windows import Reject
-from account_tax.model.classifier import file_sha256
-from account_tax.storage.files import flush, write_whole
+from account_tax.storage.files import Held, hold, sha256_of, sync, write_whole
 
 from .sinks import Sink
 
@@ -49,16 +47,16 @@ class Journal:
         """Return a part's note if part and note are whole; a power cut may leave half a file."""
         with suppress(OSError, ValueError):
             note = json.loads(self._note(index).read_text(encoding="utf-8"))
-            if note["sha256"] == file_sha256(self.part(index)):
+            if note["sha256"] == sha256_of(self.part(index)):
                 return note
         return None
 
     def commit(self, rejects: Iterable[Reject], counts: Mapping[str, int]) -> None:
         """Count the next part, whose file was just written, as done."""
         index = len(self.notes)
-        flush(self.part(index))
+        sync(self.part(index))
         note = {
-            "sha256": file_sha256(self.part(index)),
+            "sha256": sha256_of(self.part(index)),
             "counts": dict(counts),
             "rejects": [[reject.number, reject.reason] for reject in rejects],
         }
@@ -76,7 +74,7 @@ class Journal:
         """
         joined = self._folder / f"joined{self._suffix}"
         sink.join(self.parts, joined)
-        flush(joined)
+        sync(joined)
         listed = [
             json.dumps({unit: number, "reason": reason}) + "\n"
             for note in self.notes
@@ -101,20 +99,18 @@ def open_journal(output: Path, key: Mapping[str, Any]) -> Iterator[tuple[Journal
         Refused: If another process is making it, or its folder can't be written to.
     """
     folder = parts_folder(output)
-    try:
-        folder.mkdir(exist_ok=True)
-        lock = (folder / "lock").open("w")
-    except OSError as err:
-        raise Refused(
-            f"output = {output} (-P output): can't write there ({err.strerror})."
-        ) from err
-    with lock:
+    with ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a killed process lets go of it
-        except OSError as err:
+            folder.mkdir(exist_ok=True)
+            held.enter_context(hold(folder / "lock"))
+        except Held as err:
             raise Refused(
                 f"output = {output} (-P output): another process is writing it. Wait for it, or "
                 "name another file."
+            ) from err
+        except OSError as err:
+            raise Refused(
+                f"output = {output} (-P output): can't write there ({err.strerror})."
             ) from err
         stale = _keep_only(folder, key)
         yield Journal(folder, output.suffix), stale

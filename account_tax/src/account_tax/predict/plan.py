@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,22 +13,23 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from account_tax.errors import Refused
-from account_tax.ledger.formats import open_file
+from account_tax.faults import tell
+from account_tax.ledger.formats import Source, open_file
 from account_tax.ledger.packed import unpack
 from account_tax.ledger.sources import find_files
-from account_tax.ledger.windows import Source, Wanted, repeated
+from account_tax.ledger.windows import Wanted, repeated
 from account_tax.model.classifier import (
     MANIFEST_FILE,
     SETTINGS_FILE,
     BaseModelError,
     TamperedModelError,
-    file_sha256,
     resolve_base,
 )
 from account_tax.registry.download import download_version
 from account_tax.registry.find import find_version, parse_model_uri
+from account_tax.storage.files import output_faults, sha256_of
 
-from .options import Options, make_options, read_words, rejects_file
+from .options import Options
 from .sinks import ENDINGS
 
 
@@ -80,39 +80,34 @@ class Plan:
         }
 
 
-def make_plan(client: MlflowClient, words: Mapping[str, str], scratch: Path) -> Plan:
-    """Return what the words of a command line ask for.
+def make_plan(client: MlflowClient, options: Options, scratch: Path) -> Plan:
+    """Return the prediction that is asked for.
 
     Args:
         client: Of the store with the registry.
-        words: The options as they were typed, by name.
+        options: What is asked.
         scratch: Takes the version's files.
 
     Raises:
-        Refused: With every fault of options, files and model together.
+        Refused: With every fault of files and model together.
     """
-    values, faults = read_words(words)
+    faults: list[str] = []
     model = source = None
     try:
-        if "model" in values:
-            model = fetch_model(client, values["model"], scratch)
+        model = fetch_model(client, options.model, scratch)
     except Refused as err:
         faults.append(str(err))
     columns = model.settings["text_columns"] if model else []
     try:
-        if "input" in values:
-            source = check_input(values["input"], columns, scratch)
+        source = check_input(options.input, columns, scratch)
     except Refused as err:
-        faults.append(f"input = {values['input']} (-P input): {err}")
-    if "output" in values:
-        faults += check_output(values["output"], values.get("input"), values.get("overwrite"))
+        faults.append(f"input = {options.input} (-P input): {err}")
+    faults += check_output(options)
     if model and source:
-        faults += check_columns(model, source, values)
-    if faults:
-        raise Refused(_join(faults))
-    assert model is not None
-    assert source is not None
-    return Plan(make_options(values), model, source, file_sha256(values["input"]))
+        faults += check_columns(model, source, options)
+    if faults or model is None or source is None:
+        raise Refused(tell(faults, "with the prediction; nothing was written"))
+    return Plan(options, model, source, sha256_of(options.input))
 
 
 def added_columns(top_k: int) -> list[str]:
@@ -172,35 +167,29 @@ def check_input(path: Path, text_columns: Sequence[str], scratch: Path) -> Sourc
         raise Refused(f"can't be read ({err.strerror}).") from err
 
 
-def check_output(path: Path, source: Path | None, overwrite: bool | None) -> list[str]:
-    """Return what keeps a file from being made at a path."""
-    faults: list[str] = []
+def check_output(options: Options) -> list[str]:
+    """Return what keeps the output from being made."""
+    path, faults = options.output, list[str]()
     if path.suffix.lower() not in ENDINGS:
         faults.append(f"expected a file name that ends in {_endings()}.")
-    if not path.parent.is_dir():
-        faults.append("its folder does not exist. Make it first.")
-    elif not os.access(path.parent, os.W_OK | os.X_OK):
-        faults.append("its folder can't be written to.")
-    if source and path.exists() and source.exists() and path.samefile(source):
+    if path.exists() and options.input.exists() and path.samefile(options.input):
         faults.append("it is the input. Name another file.")
     elif path.is_dir():
         faults.append("it is a folder. Name a file.")
-    elif not overwrite:
-        there = [file for file in (path, rejects_file(path)) if file.exists()]
-        faults += [f"{file.name} exists. Give -P overwrite=true to replace it." for file in there]
+    there = [] if faults or options.overwrite else [path, options.rejects]
+    faults += output_faults(path.parent, there, "Give -P overwrite=true to replace it.")
     return [f"output = {path} (-P output): {fault}" for fault in faults]
 
 
-def check_columns(model: Model, source: Source, values: Mapping[str, Any]) -> list[str]:
+def check_columns(model: Model, source: Source, options: Options) -> list[str]:
     """Return why the model's answers can't stand beside the ledger's own columns."""
-    faults: list[str] = []
-    top_k = values.get("top_k", 1)
+    faults, top_k = list[str](), options.top_k
     if clash := [name for name in added_columns(top_k) if name in source.columns]:
         faults.append(f"it has the columns {clash}, which are added here. Rename its own.")
-    to_csv = "output" in values and values["output"].suffix.lower() == ".csv"
+    to_csv = options.output.suffix.lower() == ".csv"  # there they are only copied
     if not to_csv and (twice := repeated(source.columns)):
         faults.append(f"the columns {twice} stand there more than once. Rename one.")
-    faults = [f"input = {values['input']} (-P input): {fault}" for fault in faults]
+    faults = [f"input = {options.input} (-P input): {fault}" for fault in faults]
     if top_k > (known := len(model.settings["labels"])):
         faults.append(f"top_k = {top_k} (-P top_k): {model.title} knows {known} labels.")
     return faults
@@ -209,8 +198,3 @@ def check_columns(model: Model, source: Source, values: Mapping[str, Any]) -> li
 def _endings() -> str:
     *most, last = ENDINGS
     return f"{', '.join(most)} or {last}"
-
-
-def _join(faults: Sequence[str]) -> str:
-    count = f"{len(faults)} problem{'s' if len(faults) > 1 else ''}; nothing was written"
-    return "\n  ".join([count, *faults])

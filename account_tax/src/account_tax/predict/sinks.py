@@ -6,31 +6,19 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from account_tax.ledger.delimited import CsvSource
+from account_tax.ledger.formats import Source
 from account_tax.ledger.rows import Dialect, Rows
-from account_tax.ledger.windows import Source
 
 ENDINGS = (".csv", ".parquet", ".jsonl")
 BOM = "\ufeff"
 SCORE_DIGITS = 6
-
-
-class Sink(Protocol):
-    """How filed rows are written in one format."""
-
-    def write_part(self, path: Path, rows: Rows, answers: pd.DataFrame) -> None:
-        """Write rows, and beside each its answers: label, score and so on, (N,)."""
-        ...
-
-    def join(self, parts: Sequence[Path], path: Path) -> None:
-        """Write one file that holds the parts in their order."""
-        ...
 
 
 def make_sink(path: Path, source: Source, added: Sequence[str]) -> Sink:
@@ -48,7 +36,7 @@ class CsvSink:
         self._header = self._dialect.record([*source.columns, *added])
 
     def write_part(self, path: Path, rows: Rows, answers: pd.DataFrame) -> None:
-        """See `Sink`."""
+        """Write rows, and beside each its answers: label, score and so on, (N,)."""
         mark, end = self._dialect.delimiter, self._dialect.line_end
         added = map(self._dialect.record, zip(*_as_texts(answers), strict=True))
         pairs = zip(rows.records(self._dialect), added, strict=True)
@@ -56,7 +44,7 @@ class CsvSink:
         path.write_text("".join(lines), encoding="utf-8", newline="")
 
     def join(self, parts: Sequence[Path], path: Path) -> None:
-        """See `Sink`."""
+        """Write one file that holds the parts in their order, the header once."""
         header = f"{BOM if self._dialect.bom else ''}{self._header}{self._dialect.line_end}"
         _concatenate(header.encode(), parts, path)
 
@@ -65,14 +53,14 @@ class JsonSink:
     """JSON Lines; the input's own objects, where it is JSON Lines too."""
 
     def write_part(self, path: Path, rows: Rows, answers: pd.DataFrame) -> None:
-        """See `Sink`."""
+        """Write each row's object with its answers, (N,), at its end."""
         added = [json.dumps(row, ensure_ascii=False) for row in answers.to_dict("records")]
         pairs = zip(rows.objects(), added, strict=True)
         lines = [f"{item[:-1].rstrip()}, {answer[1:]}\n" for item, answer in pairs]
         path.write_text("".join(lines), encoding="utf-8", newline="")
 
     def join(self, parts: Sequence[Path], path: Path) -> None:
-        """See `Sink`."""
+        """Write one file that holds the parts in their order."""
         _concatenate(b"", parts, path)
 
 
@@ -80,17 +68,20 @@ class ParquetSink:
     """Parquet; the input's own types, where it is Parquet too, else text."""
 
     def write_part(self, path: Path, rows: Rows, answers: pd.DataFrame) -> None:
-        """See `Sink`."""
+        """Write the rows' columns, then those of their answers, (N,)."""
         table = rows.table()
         for name, column in answers.items():
             table = table.append_column(str(name), pa.array(column.tolist(), _arrow_type(column)))
         pq.write_table(table, path)
 
     def join(self, parts: Sequence[Path], path: Path) -> None:
-        """See `Sink`; each part is a row group."""
+        """Write one file that holds the parts in their order, each a row group."""
         with pq.ParquetWriter(path, pq.read_schema(parts[0])) as writer:
             for part in parts:
                 writer.write_table(pq.ParquetFile(part).read())
+
+
+Sink = CsvSink | JsonSink | ParquetSink
 
 
 def _as_texts(answers: pd.DataFrame) -> list[list[str]]:

@@ -14,6 +14,7 @@ import psutil
 
 GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL, for a stage that has nothing to save
 POLL_SECONDS = 0.2
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 RANK_NAME = "rank"  # a rank that saves when it gets SIGTERM goes by the name rank0, rank1, ...
 
 
@@ -25,15 +26,15 @@ class Interrupted(Exception):
         self.signum = signum
 
 
-def raise_on_signals() -> None:
-    """Turn SIGINT, SIGTERM and SIGHUP into `Interrupted`; a second one while ending is ignored."""
+def raise_on_signals(kinds: Sequence[signal.Signals] = ENDING) -> None:
+    """Turn signals into `Interrupted`; a second one while ending is ignored."""
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for each in kinds:
             signal.signal(each, signal.SIG_IGN)
         raise Interrupted(signum)
 
-    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for each in kinds:
         signal.signal(each, interrupt)
 
 

@@ -19,7 +19,8 @@ def identify(pid: int | None = None) -> str:
         OSError: If there is no such process.
     """
     pid = pid or os.getpid()
-    return " ".join(f"{key}={value}" for key, value in (_here() | _process(pid)).items())
+    parts = _here() | {"pid": str(pid), "started": _stat(pid)[1]}
+    return " ".join(f"{key}={value}" for key, value in parts.items())
 
 
 def state_of(identity: str) -> Literal["alive", "gone", "unknown"]:
@@ -52,10 +53,6 @@ def _here() -> dict[str, str]:
         "boot": _read("/proc/sys/kernel/random/boot_id"),
         "pid_namespace": os.readlink("/proc/self/ns/pid").strip("pid:[]"),
     }
-
-
-def _process(pid: int) -> dict[str, str]:
-    return {"pid": str(pid), "started": _stat(pid)[1]}
 
 
 def _look_up(pid: int, started: str) -> Literal["alive", "gone", "unknown"]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from account_tax.errors import Failed
+from account_tax.storage.files import sha256_of
 from account_tax.storage.names import PATCH_FILE
 
 PACKAGE = Path(__file__).parents[1]
@@ -21,10 +22,16 @@ PACKAGE = Path(__file__).parents[1]
 def digest_package(package: Path = PACKAGE) -> str:
     """Return the sha256 over the name and content of every source file below a package's folder."""
     digest = hashlib.sha256()
-    for file in sorted(package.rglob("*.py")):
+    for file in sorted(each for each in package.rglob("*") if each.suffix in (".py", ".yml")):
         digest.update(f"{file.relative_to(package).as_posix()}\0".encode())
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
+        digest.update(bytes.fromhex(sha256_of(file)))
     return digest.hexdigest()
+
+
+def python_path(project: Path) -> dict[str, str]:
+    """Return the variable by which a Python started from here finds a project's package first."""
+    places = [str(project / "account_tax" / "src"), os.environ.get("PYTHONPATH")]
+    return {"PYTHONPATH": os.pathsep.join(filter(None, places))}
 
 
 CODE_TAGS = ("commit", "dirty", "patch_sha256", "left_out")

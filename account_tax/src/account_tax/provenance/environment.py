@@ -12,8 +12,6 @@ import os
 import platform
 import re
 import runpy
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +22,8 @@ from typing import Any
 import psutil
 import yaml
 from packaging.utils import canonicalize_name
+
+from account_tax.processes.answers import answer_of
 
 LOCK_FILE = "conda.yaml"
 SHOWN = 5  # differences in a message; environment.json has all
@@ -90,7 +90,7 @@ def conda_packages(prefix: Path) -> dict[str, str] | None:
     return {each["name"]: f"{each['version']}={each['build']}" for each in read} or None
 
 
-def find_differences(lock: Lock | None) -> list[str]:
+def find_unlocked(lock: Lock | None) -> list[str]:
     """Return how the running environment differs from the lock, one line a package; best none.
 
     Python itself is compared exactly where conda installed it. Any other manager takes the Python
@@ -108,13 +108,20 @@ def find_differences(lock: Lock | None) -> list[str]:
 
 
 def _compare(found: Mapping[str, str], locked: Mapping[str, str]) -> Iterator[str]:
-    for name in sorted(found.keys() | locked.keys()):
-        if name not in locked:
-            yield f"{name} {found[name]}: not in the lock"
-        elif name not in found:
-            yield f"{name}: not installed, the lock has {locked[name]}"
-        elif found[name] != locked[name]:
-            yield f"{name} {found[name]}: the lock has {locked[name]}"
+    for name, here, pinned in differing(found, locked):
+        if pinned is None:
+            yield f"{name} {here}: not in the lock"
+        elif here is None:
+            yield f"{name}: not installed, the lock has {pinned}"
+        else:
+            yield f"{name} {here}: the lock has {pinned}"
+
+
+def differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Return each name at which two mappings differ, with both values; what one lacks is None."""
+    names = sorted(ours.keys() | theirs.keys())
+    both = [(name, ours.get(name), theirs.get(name)) for name in names]
+    return [each for each in both if each[1] != each[2]]
 
 
 # --- the machine ----------------------------------------------------------------------------------
@@ -152,16 +159,10 @@ def _torch_cuda() -> str | None:
 
 def _gpus() -> dict[str, Any]:
     """Return the models of the GPUs and the driver's version, as nvidia-smi says them."""
-    nothing = {"gpus": [], "driver": None}
-    command = shutil.which("nvidia-smi")
-    if command is None:
-        return nothing
-    query = [command, "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
-    except (subprocess.SubprocessError, OSError):  # a driver that is broken has no GPUs for torch
-        return nothing
-    rows = [line.split(", ") for line in done.stdout.splitlines() if line.strip()]
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    done = answer_of(query, 30)
+    said = "" if done.returncode else done.stdout  # a driver that is broken has no GPUs for torch
+    rows = [line.split(", ") for line in said.splitlines() if line.strip()]
     return {"gpus": [row[0] for row in rows], "driver": rows[0][1] if rows else None}
 
 
@@ -171,7 +172,7 @@ def _gpus() -> dict[str, Any]:
 def describe_environment(project: Path) -> dict[str, Any]:
     """Return the record of a run: the lock's digest, the differences from it, and the machine."""
     lock = read_lock(project)
-    differences = find_differences(lock)
+    differences = find_unlocked(lock)
     return {
         "lock_sha256": lock.sha256 if lock else None,
         "locked": not differences,

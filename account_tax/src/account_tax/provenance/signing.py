@@ -30,6 +30,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from account_tax.errors import Refused
+from account_tax.storage.files import files_below, sha256_of
+
+from .environment import differing
 
 SIGNATURES = "signatures"  # folder among the artifacts of the training's run
 MODEL_SIGNATURE, STATEMENT_SIGNATURE = "model.sig", "provenance.sig"
@@ -124,13 +127,9 @@ def sign_statement(raw: bytes, key: PrivateKey) -> dict[str, Any]:
 
 def model_statement(folder: Path, name: str) -> dict[str, Any]:
     """Return the statement model-signing makes of a folder: each file's sha256, and theirs."""
-    files = {
-        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes())
-        for file in sorted(folder.rglob("*"))
-        if file.is_file()
-    }
+    files = {file.relative_to(folder).as_posix(): sha256_of(file) for file in files_below(folder)}
     names = sorted(files)
-    root = hashlib.sha256(b"".join(files[each].digest() for each in names)).hexdigest()
+    root = hashlib.sha256(bytes.fromhex("".join(files[each] for each in names))).hexdigest()
     return {
         "_type": "https://in-toto.io/Statement/v1",
         "subject": [{"name": name, "digest": {"sha256": root}}],
@@ -143,8 +142,7 @@ def model_statement(folder: Path, name: str) -> dict[str, Any]:
                 "ignore_paths": IGNORED,
             },
             "resources": [
-                {"name": each, "algorithm": "sha256", "digest": files[each].hexdigest()}
-                for each in names
+                {"name": each, "algorithm": "sha256", "digest": files[each]} for each in names
             ],
         },
     }
@@ -225,9 +223,7 @@ def check_signatures(classifier: Path, statement: Path, signatures: Path, key: P
         raise SignatureError(f"{MODEL_SIGNATURE}: signs no model.")
     there = _resources(model_statement(classifier, ""))
     listed = _resources(signed)
-    other = sorted(
-        name for name in there.keys() | listed.keys() if there.get(name) != listed.get(name)
-    )
+    other = [name for name, *_ in differing(there, listed)]
     if other:
         raise SignatureError(f"{MODEL_SIGNATURE}: signed were other files: {', '.join(other)}.")
     raw = statement.read_bytes() if statement.is_file() else b""

@@ -77,11 +77,9 @@ def build_statement(
     Source: in-toto attestation, Statement v1; SLSA provenance v1.
     """
     environment = json.loads(record.environment) if record.environment else None
-    files = {name: entry["sha256"] for name, entry in manifest["files"].items()}
-    files["manifest.json"] = digests["manifest_sha256"]
     return {
         "_type": STATEMENT_TYPE,
-        "subject": [{"name": name, "digest": {"sha256": files[name]}} for name in sorted(files)],
+        "subject": _subject(manifest, digests),
         "predicateType": PREDICATE_TYPE,
         "predicate": {
             "buildDefinition": {
@@ -103,15 +101,7 @@ def build_statement(
                     *_environment_dependencies(environment),
                 ],
             },
-            "runDetails": {
-                "builder": {"id": BUILDER, "version": _versions("mlflow", "kedro")},
-                "metadata": {
-                    "invocationId": record.run_id,
-                    "startedOn": _timestamp(record.started),
-                    "finishedOn": _timestamp(finished),
-                },
-                "byproducts": list(_byproducts(record)),
-            },
+            "runDetails": _run_details(record, finished),
         },
     }
 
@@ -119,6 +109,12 @@ def build_statement(
 def statement_bytes(statement: Mapping[str, Any]) -> bytes:
     """Return the statement as it is stored, hashed and signed."""
     return (json.dumps(statement, ensure_ascii=False, indent=2) + "\n").encode()
+
+
+def _subject(manifest: Mapping[str, Any], digests: Mapping[str, str]) -> list[dict[str, Any]]:
+    files = {name: entry["sha256"] for name, entry in manifest["files"].items()}
+    files["manifest.json"] = digests["manifest_sha256"]
+    return [{"name": name, "digest": {"sha256": files[name]}} for name in sorted(files)]
 
 
 def _code_dependencies(tags: Mapping[str, str]) -> Iterator[dict[str, Any]]:
@@ -156,6 +152,19 @@ def _environment_dependencies(environment: Mapping[str, Any] | None) -> Iterator
         }
 
 
+def _run_details(record: RunRecord, finished: float) -> dict[str, Any]:
+    versions = {name: metadata.version(name) for name in ("mlflow", "kedro")}
+    return {
+        "builder": {"id": BUILDER, "version": versions},
+        "metadata": {
+            "invocationId": record.run_id,
+            "startedOn": _timestamp(record.started),
+            "finishedOn": _timestamp(finished),
+        },
+        "byproducts": list(_byproducts(record)),
+    }
+
+
 def _byproducts(record: RunRecord) -> Iterator[dict[str, Any]]:
     files = {PARAMETERS_FILE: record.parameters, RECORD_FILE: record.environment}
     for name, raw in files.items():
@@ -177,10 +186,6 @@ def recorded_digest(statement: Mapping[str, Any], name: str) -> str | None:
 def _public_values(parameters: Mapping[str, Any]) -> dict[str, Any]:
     data = {**parameters["data"], "source": public_source(parameters["data"]["source"])}
     return {**parameters, "data": data}
-
-
-def _versions(*names: str) -> dict[str, str]:
-    return {name: metadata.version(name) for name in names}
 
 
 def _timestamp(seconds: float) -> str:

@@ -11,6 +11,8 @@ from typing import Any
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
 
+from account_tax.tracking.store import absolute_store
+
 from . import verify
 
 COLD_CHECK_TIMEOUT_SECONDS = 900
@@ -47,11 +49,3 @@ def _environment() -> dict[str, str]:
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
     return {**os.environ, **{key: absolute_store(uri) for key, uri in stores.items()}}
-
-
-def absolute_store(uri: str) -> str:
-    """Return an MLflow store's URI as it reads from any folder."""
-    scheme, path = uri[: len("sqlite:///")], uri[len("sqlite:///") :]
-    if scheme != "sqlite:///" or path.startswith("/"):
-        return uri
-    return f"{scheme}{Path(path).resolve()}"

@@ -12,12 +12,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.models import Model
 from yaml import YAMLError
 
-from account_tax.model.classifier import (
-    MANIFEST_FILE,
-    TamperedModelError,
-    check_manifest,
-    file_sha256,
-)
+from account_tax.model.classifier import MANIFEST_FILE, TamperedModelError, check_manifest
 from account_tax.provenance.signing import (
     SIGNATURES,
     PublicKey,
@@ -26,7 +21,10 @@ from account_tax.provenance.signing import (
     load_public_key,
     verify_key,
 )
+from account_tax.storage.files import sha256_of
 from account_tax.storage.names import STATEMENT_FILE
+
+from .record import fetch_artifacts
 
 
 def download_version(version: ModelVersion, folder: Path, public_key: Path | None = None) -> Path:
@@ -57,23 +55,11 @@ def download_version(version: ModelVersion, folder: Path, public_key: Path | Non
 
 def _check_signed(version: ModelVersion, classifier: Path, folder: Path, key: PublicKey) -> None:
     """Check the signatures that lie among the artifacts of the version's run."""
-    client, run_id = MlflowClient(), str(version.run_id)
-    for name in (STATEMENT_FILE, SIGNATURES):
-        download_run_artifact(client, run_id, name, folder)
+    fetch_artifacts(MlflowClient(), str(version.run_id), (STATEMENT_FILE, SIGNATURES), folder)
     try:
         check_signatures(classifier, folder / STATEMENT_FILE, folder / SIGNATURES, key)
     except SignatureError as err:
         raise SignatureError(f"{version.name} version {version.version}: {err}") from err
-
-
-def download_run_artifact(
-    client: MlflowClient, run_id: str, name: str, folder: Path
-) -> Path | None:
-    """Return a run's artifact, a file or folder, downloaded below `folder`; None if not there."""
-    if name not in {item.path for item in client.list_artifacts(run_id)}:
-        return None
-    folder.mkdir(parents=True, exist_ok=True)
-    return Path(client.download_artifacts(run_id, name, str(folder)))
 
 
 def _find_classifier(version: ModelVersion, folder: Path) -> Path:
@@ -94,7 +80,7 @@ def _check_manifest_tag(version: ModelVersion, classifier: Path) -> None:
     It lies beside the files it lists, so whoever changes one can change the other.
     """
     file, expected = classifier / MANIFEST_FILE, version.tags.get("manifest_sha256")
-    found = file_sha256(file) if file.is_file() else "missing"
+    found = sha256_of(file) if file.is_file() else "missing"
     if expected is None or found != expected:
         raise TamperedModelError(
             f"{version.name} version {version.version}: {MANIFEST_FILE}: sha256 {found}, the "
@@ -108,7 +94,7 @@ def _check_code(version: ModelVersion, folder: Path, classifier: Path) -> None:
     manifest = json.loads((classifier / MANIFEST_FILE).read_text(encoding="utf-8"))
     for name, entry in manifest["code"].items():
         code = folder / name
-        if not code.is_file() or file_sha256(code) != entry["sha256"]:
+        if not code.is_file() or sha256_of(code) != entry["sha256"]:
             raise TamperedModelError(
                 f"{version.name} version {version.version}: {name} is not the code that its "
                 "manifest lists. Restore the registry's copy, or register it again."

@@ -1,22 +1,24 @@
-"""What the run of a version recorded of its making."""
+"""What the run that trained a version recorded of its making; no torch."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
 
-from account_tax.ledger.sources import SAMPLE
+from account_tax.parameters.schema import Data
 from account_tax.provenance.statement import recorded_digest
-from account_tax.reproduce.differences import _changed_tags
 from account_tax.storage.names import (
+    DATASET_METADATA_FILE,
     PARAMETERS_FILE,
     PATCH_FILE,
     RECORD_FILE,
@@ -25,9 +27,9 @@ from account_tax.storage.names import (
     TAG,
 )
 
-from .download import download_run_artifact
-
-DATASET_FILE = "dataset_metadata.json"
+GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # deleted for good, or never one
+# What dataset_metadata.json repeats of data.yml, for runs without parameters.yml.
+DATA_KEYS = (*Data.__annotations__, "split")
 
 
 @dataclass(frozen=True)
@@ -50,29 +52,41 @@ class Record:
     """What a version's run kept; a file that it doesn't have is None.
 
     Attributes:
-        tags: Of the run, without their prefix; used are `CODE_TAGS` and `BEFORE`.
+        tags: Of the run, without their prefix.
         params: Of the run; used is launch.world_size.
+        metrics: Of the run, each one's last value.
+        seconds: From the run's start to its end.
         statement: provenance.json.
-        parameters: parameters.yml, its paths absolute.
+        parameters: parameters.yml: data, train, registry.
         environment: environment.json.
         dataset: dataset_metadata.json.
         patch: code.patch, where the run's code had one.
         changed: Files of the run that are not the ones the provenance names.
     """
 
-    tags: Mapping[str, str]
-    params: Mapping[str, str]
-    statement: dict[str, Any] | None
-    parameters: dict[str, Any] | None
-    environment: dict[str, Any] | None
-    dataset: dict[str, Any] | None
-    patch: bytes | None
-    changed: tuple[Difference, ...]
+    tags: Mapping[str, str] = field(default_factory=dict)
+    params: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    seconds: float | None = None
+    statement: dict[str, Any] | None = None
+    parameters: dict[str, Any] | None = None
+    environment: dict[str, Any] | None = None
+    dataset: dict[str, Any] | None = None
+    patch: bytes | None = None
+    changed: tuple[Difference, ...] = ()
+
+    @property
+    def data(self) -> dict[str, Any] | None:
+        """The parameters of data.yml."""
+        if self.parameters is not None:
+            return self.parameters["data"]
+        # A version may be older than some of the keys.
+        return self.dataset and {key: self.dataset[key] for key in DATA_KEYS if key in self.dataset}
 
     @property
     def missing(self) -> list[str]:
         """The names of the files without which nothing can be trained again."""
-        kept = {PARAMETERS_FILE: self.parameters, DATASET_FILE: self.dataset}
+        kept = {PARAMETERS_FILE: self.parameters, DATASET_METADATA_FILE: self.dataset}
         return [name for name, content in kept.items() if content is None]
 
     @property
@@ -85,51 +99,38 @@ class Record:
         return threads if threads.isdigit() else None
 
 
-def read_record(
-    client: MlflowClient, version: ModelVersion, folder: Path, project: Path, source: str | None
-) -> Record:
+def read_record(client: MlflowClient, version: ModelVersion) -> Record:
     """Return what a version's run kept, its files compared with the provenance.
 
-    Args:
-        client: Of the store that has both.
-        version: The version.
-        folder: Takes the files.
-        project: What relative paths in the parameters are relative to; they come back absolute.
-        source: Where the data are now, if they have moved.
+    Of a run that is gone nothing is left but what the version itself says is missing.
     """
-    run = client.get_run(str(version.run_id))
-    names = (STATEMENT_FILE, PARAMETERS_FILE, RECORD_FILE, DATASET_FILE, PATCH_FILE)
-    raw: dict[str, bytes] = {}
-    for name in names:
-        if file := download_run_artifact(client, run.info.run_id, name, folder):
-            raw[name] = file.read_bytes()
-    statement = json.loads(raw[STATEMENT_FILE]) if STATEMENT_FILE in raw else None
-    environment = raw.get(RECORD_FILE)
+    try:
+        run = client.get_run(str(version.run_id))
+    except MlflowException as err:
+        if err.error_code not in GONE:
+            raise
+        return Record(changed=tuple(_changed(version, {}, None, {})))
+    names = (STATEMENT_FILE, PARAMETERS_FILE, RECORD_FILE, DATASET_METADATA_FILE, PATCH_FILE)
+    raw = read_artifacts(client, run.info.run_id, names)
     tags = {key.removeprefix(TAG): text for key, text in run.data.tags.items()}
+
+    def read(name: str, parse: Callable[[bytes], Any] = json.loads) -> Any:
+        return parse(raw[name]) if raw.get(name) else None
+
+    statement = read(STATEMENT_FILE)
+    ended = run.info.end_time
     return Record(
         tags,
         run.data.params,
+        run.data.metrics,
+        (ended - run.info.start_time) / 1000 if ended else None,
         statement,
-        _localise(raw.get(PARAMETERS_FILE), project, source),
-        json.loads(environment) if environment else None,
-        json.loads(raw[DATASET_FILE]) if DATASET_FILE in raw else None,
+        read(PARAMETERS_FILE, yaml.safe_load),
+        read(RECORD_FILE),
+        read(DATASET_METADATA_FILE),
         raw.get(PATCH_FILE) if "patch_sha256" in tags else None,
         tuple(_changed(version, raw, statement, tags)),
     )
-
-
-def _localise(raw: bytes | None, project: Path, source: str | None) -> dict[str, Any] | None:
-    """Return the parameters with the source and a base's folder as any folder finds them."""
-    if raw is None:
-        return None
-    parameters: dict[str, Any] = yaml.safe_load(raw)
-    data, model = parameters["data"], parameters["train"]["model"]
-    data["source"] = source or data["source"]
-    if data["source"] != SAMPLE and "://" not in data["source"]:
-        data["source"] = str((project / data["source"]).resolve())
-    if (project / model["name"]).is_dir():
-        model["name"] = str((project / model["name"]).resolve())
-    return parameters
 
 
 def _changed(
@@ -154,6 +155,13 @@ def _changed(
             yield Difference(cause, _instead(name, raw.get(name), listed))
 
 
+def _changed_tags(statement: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator[Difference]:
+    for name, tag in {"code": "commit", PATCH_FILE: "patch_sha256"}.items():
+        found, listed = tags.get(tag), recorded_digest(statement, name)
+        if found != listed:
+            yield Difference("code", f"the run's tag {TAG}{tag}: {found} instead of {listed}")
+
+
 def _sha256(raw: bytes | None) -> str | None:
     return None if raw is None else hashlib.sha256(raw).hexdigest()
 
@@ -161,3 +169,26 @@ def _sha256(raw: bytes | None) -> str | None:
 def _instead(name: str, raw: bytes | None, expected: str) -> str:
     found = _sha256(raw)
     return f"{name}: {f'sha256 {found}' if found else 'missing'} instead of sha256 {expected}"
+
+
+# --- a run's artifacts ----------------------------------------------------------------------------
+
+
+def fetch_artifacts(
+    client: MlflowClient, run_id: str, names: Iterable[str], folder: Path
+) -> dict[str, Path]:
+    """Return those of a run's artifacts, files or folders, that are there, below `folder`."""
+    there = {item.path for item in client.list_artifacts(run_id)}
+    folder.mkdir(parents=True, exist_ok=True)
+    return {
+        name: Path(client.download_artifacts(run_id, name, str(folder)))
+        for name in names
+        if name in there
+    }
+
+
+def read_artifacts(client: MlflowClient, run_id: str, names: Iterable[str]) -> dict[str, bytes]:
+    """Return the bytes of those of a run's files that are there, by name."""
+    with tempfile.TemporaryDirectory() as scratch:
+        found = fetch_artifacts(client, run_id, names, Path(scratch))
+        return {name: file.read_bytes() for name, file in found.items()}

@@ -51,6 +51,20 @@ def sized_figure(
     return figure, axes
 
 
+def name_cells(axes: Axes, labels: Sequence[str], font_size: float) -> None:
+    """Write class names beside the rows and columns of a matrix of cells of size 1, (C, C)."""
+    centers = [place + 0.5 for place in range(len(labels))]
+    # Anchored text keeps its end at the axis, however wide the viewer's font is.
+    axes.set_xticks(
+        centers, labels, rotation=90, rotation_mode="anchor", ha="right", va="center",
+        fontsize=font_size,
+    )  # fmt: skip
+    axes.set_yticks(centers, labels, fontsize=font_size)
+    axes.set(xlim=(0, len(labels)), ylim=(len(labels), 0), xlabel="predicted", ylabel="true")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
 def text_inches(labels: Sequence[str], font_size: float) -> float:
     """Return the width of the longest label; a Hangul syllable is as wide as its height."""
     ems = max(

@@ -1,79 +1,51 @@
-"""What was kept of a version's training, and where this machine's inputs differ from it."""
+"""Where this machine's inputs differ from what a version's run recorded of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from account_tax.provenance.statement import recorded_digest
+from account_tax.parameters.config import LaunchOptions, Resolved
+from account_tax.provenance.environment import differing
 from account_tax.registry.record import Difference
-from account_tax.storage.names import (
-    PATCH_FILE,
-    TAG,
-)
 
 # Inputs in the order in which a difference is named: each makes those after it hard to judge.
 CAUSES = ("files", "data", "base", "code", "configuration", "environment", "hardware")
 HARDWARE = ("cpu", "gpus", "driver")  # of environment.json; cores decide speed only
 SYSTEM = ("python", "libc", "torch_cuda")
-
-
-def _changed_tags(statement: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator[Difference]:
-    for name, tag in {"code": "commit", PATCH_FILE: "patch_sha256"}.items():
-        found, listed = tags.get(tag), recorded_digest(statement, name)
-        if found != listed:
-            yield Difference("code", f"the run's tag {TAG}{tag}: {found} instead of {listed}")
-
-
-# --- then and now ---------------------------------------------------------------------------------
+PLACES = ("data.source", "train.training.output_dir", "train.model.name")
 
 
 def environment_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
     """Return how packages, system and hardware differ from those of a recorded environment.json."""
-    before, after = then["packages"], now["packages"]
     packages = [
-        f"{name} {after.get(name, 'not installed')} instead of {before.get(name, 'none')}"
-        for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name)
+        f"{name} {here or 'not installed'} instead of {before or 'none'}"
+        for name, before, here in differing(then["packages"], now["packages"])
     ]
-    system = list(_other_values(then, now, SYSTEM))
-    hardware = list(_other_values(then, now, HARDWARE))
+    system, hardware = (
+        [f"{key} {now.get(key)} instead of {then.get(key)}" for key in keys
+         if now.get(key) != then.get(key)]
+        for keys in (SYSTEM, HARDWARE)
+    )  # fmt: skip
     found = {"environment": system + packages, "hardware": hardware}
     return [Difference(cause, "; ".join(texts)) for cause, texts in found.items() if texts]
 
 
-def _other_values(
-    then: Mapping[str, Any], now: Mapping[str, Any], keys: tuple[str, ...]
-) -> Iterator[str]:
-    for key in keys:
-        if then.get(key) != now.get(key):
-            yield f"{key} {now.get(key)} instead of {then.get(key)}"
-
-
 def configuration_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
-    """Return the dotted keys that decide a result and differ, with both values."""
-    before, after = _deciding(then), _deciding(now)
+    """Return the dotted keys that decide a result and differ, with both values.
+
+    Places are left out: the data and the base have digests of theirs.
+    """
+    before, after = (
+        Resolved(LaunchOptions(), {name: each[name] for name in ("data", "train")}, {}).flat()
+        for each in (then, now)
+    )
     texts = [
-        f"{key} = {after.get(key)} instead of {before.get(key)}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
+        f"{key} = {here} instead of {there}"
+        for key, there, here in differing(before, after)
+        if key not in PLACES
     ]
     return [Difference("configuration", "; ".join(texts))] if texts else []
-
-
-def _deciding(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `data` and `train` by dotted key, without places; the data have a digest of theirs."""
-    sections = {name: parameters[name] for name in ("data", "train")}
-    places = ("data.source", "train.training.output_dir", "train.model.name")
-    return {key: value for key, value in _leaves(sections, "") if key not in places}
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def first_cause(differences: list[Difference]) -> Difference | None:

@@ -1,4 +1,4 @@
-"""The climb: each rung in its turn, then the report and the verdict on the version."""
+"""`kedro reproduce`: each rung in its turn, then the report and the verdict on the version."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 import mlflow
@@ -15,6 +17,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from account_tax.errors import Failed
+from account_tax.ledger.sources import SAMPLE
 from account_tax.registry.find import find_version
 from account_tax.registry.record import read_record
 from account_tax.tracking.owned_run import OwnedRun
@@ -49,8 +52,10 @@ def climb(
     project: Path, client: MlflowClient, version: ModelVersion, request: Request, scratch: Path
 ) -> Iterator[Rung]:
     """Yield each rung asked for; those above one that can't be stood on are skipped."""
-    record = read_record(client, version, scratch / "record", project, request.source)
-    first, classifier = check_bytes(version, scratch / "version", request.public_key, record)
+    record = read_record(client, version)
+    if record.parameters:
+        record = replace(record, parameters=localise(record.parameters, project, request.data))
+    first, classifier = check_bytes(version, scratch / "version", request.verify_key, record)
     yield first
     missing = ", ".join(record.missing)
     for name in request.rungs[1:]:
@@ -64,6 +69,24 @@ def climb(
             yield check_metrics(version, classifier, record)
         else:
             yield retrain(project, version, classifier, record, scratch, request.seeds, click.echo)
+
+
+def localise(parameters: dict[str, Any], project: Path, source: str | None) -> dict[str, Any]:
+    """Return the parameters with the source and a base's folder as any folder finds them.
+
+    Args:
+        parameters: parameters.yml.
+        project: What relative paths in them are relative to.
+        source: Where the data are now, if they have moved.
+    """
+    data, train = parameters["data"], parameters["train"]
+    place, base = source or data["source"], train["model"]["name"]
+    if place != SAMPLE and "://" not in place:
+        place = str((project / place).resolve())
+    if (project / base).is_dir():
+        base = str((project / base).resolve())
+    model = train["model"] | {"name": base}
+    return parameters | {"data": data | {"source": place}, "train": train | {"model": model}}
 
 
 def _conclude(

@@ -9,6 +9,7 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
 from account_tax.reporting.description import write_section
+from account_tax.reporting.markdown import escape_cell, format_number, markdown_table
 
 from .rungs import CLAIMS, Rung, Verdict
 
@@ -55,19 +56,16 @@ def report_json(
 
 def report_markdown(version: ModelVersion, rungs: Sequence[Rung], verdict: Verdict, at: str) -> str:
     """Return the report for a reader."""
-    rows = [
-        f"| {rung.name} | {CLAIMS[rung.name]} | {rung.status} | {_cell(rung.evidence)} |"
-        for rung in rungs
-    ]
+    rows = [[rung.name, CLAIMS[rung.name], rung.status, rung.evidence] for rung in rungs]
     found = {(each.cause, each.text) for rung in rungs for each in rung.differences}
-    inputs = [f"- **{cause}**: {text}" for cause, text in sorted(found)] or ["- none found"]
+    inputs = [f"- **{cause}**: {escape_cell(text)}" for cause, text in sorted(found)]
     parts = [
         f"# {version.name} version {version.version}, reproduced",
         f"**{in_words(verdict)}**",
         f"At {at}.",
-        "\n".join(["| rung | claim | | evidence |", "| --- | --- | --- | --- |", *rows]),
+        markdown_table(["rung", "claim", "", "evidence"], rows),
         "## Inputs that differ",
-        "\n".join(inputs),
+        "\n".join(inputs or ["- none found"]),
     ]
     for rung in rungs:
         if table := rung.numbers.get("metrics"):
@@ -77,17 +75,15 @@ def report_markdown(version: ModelVersion, rungs: Sequence[Rung], verdict: Verdi
 
 def _metrics(table: list[dict[str, Any]]) -> str:
     rows = [
-        f"| {row['metric']} | {row['delta']:+.6f} | {row['band']:.6f} | "
-        f"{'yes' if row['within'] else 'no'} |"
+        [
+            row["metric"],
+            format_number(row["delta"], "+.6f"),
+            format_number(row["band"], ".6f"),
+            "yes" if row["within"] else "no",
+        ]
         for row in table
     ]
-    return "\n".join(
-        ["| metric | difference | band | within |", "| --- | --- | --- | --- |", *rows]
-    )
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", "<br>")
+    return markdown_table(["metric", "difference", "band", "within"], rows)
 
 
 def mark_version(

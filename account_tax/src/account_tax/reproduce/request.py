@@ -2,63 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Literal
 
-from account_tax.commands import given, registered_name
-from account_tax.errors import Refused
+from pydantic import AfterValidator, BeforeValidator
+
+from account_tax.parameters.kinds import Help, Words
+from account_tax.parameters.options import VersionOptions, read_options
+from account_tax.parameters.schema import File, Name, Natural
 from account_tax.provenance.signing import load_public_key, verify_key
 
-RUNGS = ("R0", "R1", "R2", "R3")
+Rung = Literal["R0", "R1", "R2", "R3"]
+RUNGS: list[Rung] = ["R0", "R1", "R2", "R3"]
 
 
-@dataclass(frozen=True)
-class Request:
-    """What is asked for.
-
-    Attributes:
-        name: The registered model.
-        reference: A version's number or an alias.
-        rungs: Those to climb; R0 always is, the others stand on it.
-        seeds: Trainings with other seeds, where R3's weights differ.
-        source: Where the data are now, if they have moved.
-        public_key: The key that has to have signed the version, if any.
-    """
-
-    name: str
-    reference: str
-    rungs: tuple[str, ...]
-    seeds: int
-    source: str | None
-    public_key: Path | None
+def _in_order(rungs: list[Rung]) -> list[Rung]:
+    return [rung for rung in RUNGS if rung in {"R0", *rungs}]
 
 
-def parse_rungs(text: str) -> tuple[str, ...]:
-    """Return the rungs named, in order, R0 among them."""
-    given = {word.strip().upper() for word in text.split(",")}
-    if unknown := sorted(given - set(RUNGS)):
-        known = ", ".join(RUNGS)
-        raise Refused(f"rungs = {text}: {', '.join(unknown)} is none. Expected some of {known}.")
-    return tuple(rung for rung in RUNGS if rung in given | {"R0"})
+Rungs = Annotated[
+    list[Annotated[Rung, BeforeValidator(str.upper)]],
+    AfterValidator(_in_order),
+    Words(f"some of {', '.join(RUNGS)}"),
+]
 
 
-def parse_request(project: Path, options: Mapping[str, str]) -> Request:
+@dataclass(frozen=True, kw_only=True)
+class Request(VersionOptions):
+    """What is asked for; R0 is always climbed, the other rungs stand on it."""
+
+    rungs: Annotated[Rungs, Help("R0: bytes, R1: logits, R2: metrics, R3: trained again.")] = field(
+        default_factory=RUNGS.copy
+    )
+    seeds: Annotated[Natural, Help("Trainings with other seeds, where weights differ.")] = 3
+    data: Annotated[Name | None, Help("Where the ledger is now, if it has moved.")] = None
+    verify_key: Annotated[File | None, Help("PEM file of the key that has to have signed.")] = None
+
+
+def read_request(project: Path, words: Sequence[str]) -> Request:
     """Return what the command line asks for.
 
     Raises:
-        Refused: If an option can't be what it is.
+        Refused: If an option can't be what it is, or the key can't be read.
     """
-    seeds, key = options["seeds"], given(options["verify_key"])
-    if not seeds.isdigit():
-        raise Refused(f"seeds = {seeds}: expected a whole number of at least 0.")
-    if file := verify_key(Path(key) if key else None):
+    asked, _ = read_options(Request, words)
+    if file := verify_key(asked.verify_key):
         load_public_key(file)
-    return Request(
-        registered_name(project, options["registered_model_name"]),
-        options["version"],
-        parse_rungs(options["rungs"]),
-        int(seeds),
-        given(options["data"]),
-        Path(key) if key else None,
-    )
+    return asked.settled(project)

@@ -16,12 +16,13 @@ from mlflow.entities.model_registry import ModelVersion
 from safetensors.torch import load_file
 
 from account_tax.ledger.reading import DataError, source_digest
-from account_tax.model.classifier import BaseModelError, file_sha256, resolve_base
+from account_tax.model.classifier import BaseModelError, resolve_base
+from account_tax.processes.answers import last_lines
 from account_tax.processes.groups import run_stage
-from account_tax.provenance.code import BEFORE, code_in_words, git, git_answer
+from account_tax.provenance.code import BEFORE, code_in_words, git, git_answer, python_path
 from account_tax.provenance.environment import describe_environment
-from account_tax.registry.download import download_run_artifact
-from account_tax.registry.record import Difference, Record
+from account_tax.registry.record import Difference, Record, read_artifacts
+from account_tax.storage.files import sha256_of
 from account_tax.storage.names import ADAPTER_FOLDER, PARAMETERS_FILE, PATCH_FILE, RECORD_FILE
 
 from .differences import configuration_differences, environment_differences, first_cause
@@ -31,7 +32,6 @@ from .rungs import source_difference as differs_in_source
 # No hook of the user's runs in the clone, and files are as committed.
 PLAIN = ("-c", "core.hooksPath=/dev/null", "-c", "core.autocrlf=false")
 RECIPE = "reproduce"  # written into the clone; git is told to ignore it
-TAIL_LINES = 12
 LAUNCHER_GRACE_SECONDS = 9.0  # the launcher ends its own ranks, and its run, within that
 # With any of these another model is what has to come out, so nothing is trained.
 DECISIVE = ("data", "base", "code", "configuration")
@@ -220,8 +220,7 @@ def train_again(workshop: Workshop, seed: int) -> Trained:
         grace_seconds=LAUNCHER_GRACE_SECONDS,
     )
     if status != 0:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        tail = "\n".join([line for line in lines if line.strip()][-TAIL_LINES:])
+        tail = "\n".join(last_lines(log))
         raise TrainingError(f"the training ended with status {status}.\n{tail}")
     return _read_training(workshop)
 
@@ -241,9 +240,8 @@ def _environment(workshop: Workshop) -> dict[str, str]:
     """Return this process's environment without what ties it to this run, store or source."""
     ties = ("MLFLOW_", "ACCOUNT_TAX_", "GIT_", "KEDRO_")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(ties)}
-    source = str(workshop.project / "account_tax" / "src")
-    path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
-    own = {"PYTHONPATH": path, "MLFLOW_TRACKING_URI": workshop.store, "PYTHONUTF8": "1"}
+    own = {"MLFLOW_TRACKING_URI": workshop.store, "PYTHONUTF8": "1"}
+    own |= python_path(workshop.project)
     if workshop.record.threads:  # the order of sums, and so the bits, depend on it
         own["OMP_NUM_THREADS"] = workshop.record.threads
     return kept | own
@@ -254,15 +252,13 @@ def _read_training(workshop: Workshop) -> Trained:
     experiments = [each.experiment_id for each in client.search_experiments()]
     run = client.search_runs(experiments, max_results=1)[0]  # the newest
     adapter = workshop.project / "data" / "06_models" / run.info.run_id / ADAPTER_FOLDER
-    kept = {}
-    for name in (PARAMETERS_FILE, RECORD_FILE):
-        file = download_run_artifact(client, run.info.run_id, name, workshop.logs / run.info.run_id)
-        kept[name] = yaml.safe_load(file.read_text(encoding="utf-8")) if file else None
+    raw = read_artifacts(client, run.info.run_id, (PARAMETERS_FILE, RECORD_FILE))
+    kept = {name: yaml.safe_load(text) for name, text in raw.items()}
     return Trained(
         {file.name: file for file in sorted(adapter.glob("*.safetensors"))},
         {key: value for key, value in run.data.metrics.items() if key.startswith("test/")},
-        kept[PARAMETERS_FILE],
-        kept[RECORD_FILE],
+        kept.get(PARAMETERS_FILE),
+        kept.get(RECORD_FILE),
     )
 
 
@@ -287,9 +283,7 @@ def compare_weights(classifier: Path, again: Mapping[str, Path]) -> dict[str, An
     other = [
         name
         for name in names
-        if name not in then
-        or name not in again
-        or file_sha256(then[name]) != file_sha256(again[name])
+        if name not in then or name not in again or sha256_of(then[name]) != sha256_of(again[name])
     ]
     largest, strange = 0.0, [name for name in other if name not in then or name not in again]
     for name in other:

@@ -25,6 +25,7 @@ from account_tax.provenance.signing import KEY_TAG, verify_key
 from account_tax.registry.cold import load_cold
 from account_tax.registry.download import download_version
 from account_tax.registry.record import Difference, Record
+from account_tax.reporting.markdown import format_number
 
 from .differences import first_cause
 
@@ -163,7 +164,8 @@ def _compare_metrics(version: ModelVersion, found: Mapping[str, float], rows: in
     if not deltas:
         return Rung("R2", SKIPPED, "the version has no test metrics")
     worst = max(deltas, key=lambda name: abs(np.nan_to_num(deltas[name], nan=np.inf)))
-    evidence = f"{rows:,} rows; largest difference {abs(deltas[worst]):.3g}, of {worst}"
+    far = format_number(abs(deltas[worst]), ".3g")
+    evidence = f"{rows:,} rows; largest difference {far}, of {worst}"
     if not abs(deltas[worst]) <= METRIC_TOLERANCE:  # also true of NaN
         text = f"{evidence}, allowed {METRIC_TOLERANCE:g}"
         return _failed("R2", "environment", text, inferred=True)

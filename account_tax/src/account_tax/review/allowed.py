@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 
@@ -11,13 +11,12 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from account_tax.errors import Refused
+from account_tax.faults import hint, tell
+from account_tax.storage.names import CONTENT_TAG
 
 from .gates import GateResult
 from .history_text import one_line
-from .registry_state import (
-    CONTENT_TAG,
-    Registry,
-)
+from .registry_state import RegistryState
 from .states import MOVES
 
 NOTHING_CHANGED = "Nothing was changed."
@@ -25,8 +24,19 @@ DENIED = {"PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"}
 
 
 @dataclass(frozen=True)
-class Request:
-    """What the reviewer asks for, as given."""
+class Proposal:
+    """A decision as its reviewer asks for it.
+
+    Attributes:
+        decision: approve, reject, retire or rollback.
+        reviewer: Who decides.
+        reason: Why; the reviewer's own words, which are stored.
+        now: The time, with its zone.
+        run_id: The run in which the decision is made.
+        gates: The gates' results for the version.
+        waive: Names of gates that did not pass and shall not hinder the approval.
+        expires: Last day of the approval, ISO 8601.
+    """
 
     decision: str
     reviewer: str
@@ -37,8 +47,15 @@ class Request:
     waive: list[str] = field(default_factory=list)
     expires: str | None = None
 
+    def faults(self) -> list[str]:
+        """Return what is wrong with its words, the gates being those that were measured."""
+        gates = [gate.name for gate in self.gates]
+        return faults_of_words(
+            self.decision, self.reviewer, self.reason, self.waive, self.expires, gates
+        )
 
-def check_seen(registry: Registry, entries_seen: int | None) -> None:
+
+def check_seen(registry: RegistryState, entries_seen: int | None) -> None:
     """Refuse a decision whose evidence is older than the last entry of the history."""
     entries = registry.history.entries
     if entries_seen is not None and len(entries) > entries_seen:
@@ -50,52 +67,76 @@ def check_seen(registry: Registry, entries_seen: int | None) -> None:
         )
 
 
-def check_request(registry: Registry, subject: ModelVersion, author: str, request: Request) -> None:
-    """Raise Refused with everything that speaks against the decision."""
-    faults = faults_of_words(request) + _faults_of_move(registry, subject, request)
-    if request.decision == "approve":
-        faults += _faults_of_reviewer(author, request)
-        faults += _faults_of_gates(request.gates, request.waive)
-        faults += _faults_of_expiry(request)
-    else:
-        given = {"waive": request.waive, "expires": request.expires}
-        idle = [key for key, value in given.items() if value]
-        faults += [f"{key} (-P {key}): belongs to approve only." for key in idle]
+def find_previous_champion(registry: RegistryState, proposal: Proposal) -> ModelVersion:
+    """Return the version that a rollback goes back to, or raise Refused with all against it."""
+    left = [each for each in registry.standing.former if each in registry.versions]
+    faults = proposal.faults()
+    if not left:
+        faults.append("rollback: there is no previous_champion to go back to.")
     if faults:
-        raise refusal(faults, f"{request.decision} of {registry.model.name} {subject.version}")
+        raise _refusal(faults, f"rollback of {registry.model.name}")
+    return registry.versions[left[0]]
 
 
-def refusal(faults: list[str], what: str) -> Refused:
+def check_proposal(
+    registry: RegistryState, subject: ModelVersion, author: str, proposal: Proposal
+) -> None:
+    """Raise Refused with everything that speaks against the decision."""
+    faults = [*proposal.faults(), *_faults_of_move(registry, subject, proposal)]
+    if proposal.decision == "approve":
+        faults += _faults_of_reviewer(author, proposal)
+        faults += _faults_of_gates(proposal.gates, proposal.waive)
+        faults += _faults_of_expiry(proposal)
+    if faults:
+        raise _refusal(faults, f"{proposal.decision} of {registry.model.name} {subject.version}")
+
+
+def _refusal(faults: list[str], what: str) -> Refused:
     """Return the refusal that says every fault and that nothing was changed."""
-    count = f"{len(faults)} problem{'s' if len(faults) > 1 else ''} with the {what}"
-    return Refused("\n".join([count, *(f"  {fault}" for fault in faults), NOTHING_CHANGED]))
+    return Refused(f"{tell(faults, f'with the {what}')}\n{NOTHING_CHANGED}")
 
 
-def faults_of_words(request: Request) -> list[str]:
-    """Return what is wrong with the texts that are kept."""
+def faults_of_words(
+    decision: str,
+    reviewer: str,
+    reason: str,
+    waive: Sequence[str],
+    expires: str | None,
+    gates: Sequence[str],
+) -> list[str]:
+    """Return what is wrong with the words of a decision, whatever the version is."""
     faults = []
-    texts = (("reviewer", request.reviewer, "a name"), ("reason", request.reason, "why"))
-    for key, text, expected in texts:
+    for key, text, expected in (("reviewer", reviewer, "a name"), ("reason", reason, "why")):
         if not one_line(text):
             faults.append(f"{key} (-P {key}): blank. Expected {expected}.")
         elif any("\ud800" <= character <= "\udfff" for character in text):
             faults.append(f"{key} (-P {key}): not UTF-8. Type it in a terminal that is.")
-    return faults
+    if decision != "approve":
+        given = {"waive": waive, "expires": expires}
+        idle = [key for key, value in given.items() if value]
+        return faults + [f"{key} (-P {key}): belongs to approve only." for key in idle]
+    return faults + [
+        f"waive = {name} (-P waive): no such gate. {hint(name, gates)}"
+        for name in dict.fromkeys(waive)
+        if name not in gates
+    ]
 
 
-def _faults_of_move(registry: Registry, subject: ModelVersion, request: Request) -> list[str]:
+def _faults_of_move(
+    registry: RegistryState, subject: ModelVersion, proposal: Proposal
+) -> list[str]:
     """Return what the version's state and tags do not allow."""
     state = registry.standing.state_of(int(subject.version))
     faults = []
-    if request.decision not in MOVES:
+    if proposal.decision not in MOVES:
         faults.append(
-            f"decision = {request.decision} (-P decision): expected approve, reject, retire or "
+            f"decision = {proposal.decision} (-P decision): expected approve, reject, retire or "
             "rollback."
         )
-    elif MOVES[request.decision][0] != state:
+    elif MOVES[proposal.decision][0] != state:
         allowed = [decision for decision, (before, _) in MOVES.items() if before == state]
         faults.append(
-            f"decision = {request.decision} (-P decision): version {subject.version} is {state}. "
+            f"decision = {proposal.decision} (-P decision): version {subject.version} is {state}. "
             f"Allowed from there: {' or '.join(allowed) or 'nothing, register a new version'}."
         )
     if not subject.tags.get(CONTENT_TAG):
@@ -106,10 +147,10 @@ def _faults_of_move(registry: Registry, subject: ModelVersion, request: Request)
     return faults
 
 
-def _faults_of_reviewer(author: str, request: Request) -> list[str]:
-    if author and _same_name(author, request.reviewer):
+def _faults_of_reviewer(author: str, proposal: Proposal) -> list[str]:
+    if author and _same_name(author, proposal.reviewer):
         return [
-            f"reviewer = {one_line(request.reviewer)} (-P reviewer): also the author of the "
+            f"reviewer = {one_line(proposal.reviewer)} (-P reviewer): also the author of the "
             "version (mlflow.user of its run). Let somebody else approve it."
         ]
     return []
@@ -128,23 +169,21 @@ def _faults_of_gates(gates: list[GateResult], waive: list[str]) -> list[str]:
         for gate in gates
         if not gate.passed and gate.name not in waive
     ]
-    for name in dict.fromkeys(waive):
-        if name not in by_name:
-            near = difflib.get_close_matches(name, by_name, n=1)
-            hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(by_name)}."
-            faults.append(f"waive = {name} (-P waive): no such gate. {hint}")
-        elif by_name[name].passed:
-            faults.append(f"waive = {name} (-P waive): this gate passed. Leave it out.")
+    faults += [
+        f"waive = {name} (-P waive): this gate passed. Leave it out."
+        for name in dict.fromkeys(waive)
+        if name in by_name and by_name[name].passed
+    ]
     return faults
 
 
-def _faults_of_expiry(request: Request) -> list[str]:
-    if not request.expires:
+def _faults_of_expiry(proposal: Proposal) -> list[str]:
+    if not proposal.expires:
         return []
-    given = f"expires = {request.expires} (-P expires)"
-    today = request.now.astimezone(UTC).date()
+    given = f"expires = {proposal.expires} (-P expires)"
+    today = proposal.now.astimezone(UTC).date()
     try:
-        day = date.fromisoformat(request.expires)
+        day = date.fromisoformat(proposal.expires)
     except ValueError:
         return [f"{given}: expected a date such as {today.year + 1}-01-31."]
     if day <= today:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,46 +17,40 @@ from mlflow.entities import Metric
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from account_tax.commands import run_in_mlflow
 from account_tax.errors import Failed, Refused
-from account_tax.model.classifier import file_sha256
 from account_tax.registry.find import find_version
 from account_tax.reporting.description import write_section
+from account_tax.storage.files import sha256_of
+from account_tax.storage.names import TAG
 from account_tax.tracking.owned_run import OwnedRun
 from account_tax.tracking.store import tracking_uri
 
-from .allowed import DENIED
-from .decision import decide, rollback
+from .allowed import DENIED, Proposal
+from .decision import decide
 from .evidence import gather_evidence, load_contender
 from .findings import Findings, find, gate_results
-from .history import read_history
+from .history import count_entries, read_history
 from .history_text import format_history
 from .registry_state import verify_history
 from .report import describe_review, render_html, render_markdown
-from .request import Request, parse_request
+from .request import Request
 from .states import CHAMPION
 
 FOLDER = "review"  # of the run's artifacts
 REPORT = "report.html"
 
 
-def review(project: Path, options: Mapping[str, str], more: Sequence[str]) -> int:
-    """Run `kedro review` with its options and further words; return its exit status."""
-
-    def work(run: OwnedRun | None) -> None:
-        request = parse_request(project, options, more)
-        uri = run.tracking_uri if run else tracking_uri(project)
-        mlflow.set_tracking_uri(uri)
-        client = MlflowClient(uri)
-        with _clear_errors(uri):
-            if request.history or request.verify_history:
-                _tell_history(client, request)
-            else:
-                assert run is not None, "only the history is read without a run"
-                _review_and_decide(client, run, request)
-
-    reading = any(options[name].lower() == "true" for name in ("history", "verify_history"))
-    return run_in_mlflow(project, work, own_run=not reading)
+def review(project: Path, request: Request, run: OwnedRun | None) -> None:
+    """Review a version, decide on it, or show the history."""
+    uri = run.tracking_uri if run else tracking_uri(project)
+    mlflow.set_tracking_uri(uri)
+    client = MlflowClient(uri)
+    with _clear_errors(uri):
+        if request.reads_only:
+            _tell_history(client, request)
+        else:
+            assert run is not None, "only the history is read without a run"
+            _review_and_decide(client, run, request)
 
 
 # --- what it does ---------------------------------------------------------------------------------
@@ -94,12 +89,15 @@ def _tell_history(client: MlflowClient, request: Request) -> None:
 def _review_and_decide(client: MlflowClient, run: OwnedRun, request: Request) -> None:
     """Review the version, then decide on it where a decision is asked for."""
     now = datetime.now(UTC)
-    who = {"reviewer": request.reviewer, "reason": request.reason, "now": now, "run_id": run.run_id}
+    proposal = Proposal(
+        request.decision or "", request.reviewer, request.reason, now, run.run_id,
+        waive=request.waive, expires=request.expires,
+    )  # fmt: skip
     if request.decision == "rollback":
-        click.echo(rollback(client, request.name, **who).message)
+        click.echo(decide(client, request.name, proposal).message)
         return
-    version = find_version(client, request.name, request.version)
-    seen = len(read_history(client, request.name))  # before the champion is looked up
+    version = find_version(client, request.name, request.reference)
+    seen = count_entries(client, request.name)  # before the champion is looked up
     gates = []
     if request.decision != "retire":  # a version goes out of service whatever its numbers are
         try:
@@ -109,12 +107,8 @@ def _review_and_decide(client: MlflowClient, run: OwnedRun, request: Request) ->
                 raise
             click.echo(f"{err}\nIt is rejected without a review.", err=True)
     if request.decision:
-        decided = decide(
-            client, request.name, version.version, request.decision,
-            gates=gates, waive=request.waive, expires=request.expires,
-            entries_seen=seen, **who,
-        )  # fmt: skip
-        click.echo(decided.message)
+        proposal = replace(proposal, gates=gates)
+        click.echo(decide(client, request.name, proposal, version.version, seen).message)
 
 
 def review_version(
@@ -137,7 +131,7 @@ def review_version(
         "date": f"{now:%Y-%m-%d %H:%M} UTC",
     }
     show(findings)
-    publish(client, run, version, findings)
+    log_review(client, run, version, findings)
     click.echo(f"report: {FOLDER}/{REPORT} of run {run.run_id}")
     return findings
 
@@ -152,7 +146,9 @@ def find_champion(client: MlflowClient, version: ModelVersion) -> tuple[ModelVer
     return client.get_model_version(version.name, number), ""
 
 
-def publish(client: MlflowClient, run: OwnedRun, version: ModelVersion, findings: Findings) -> None:
+def log_review(
+    client: MlflowClient, run: OwnedRun, version: ModelVersion, findings: Findings
+) -> None:
     """Write the report to the run, and its digest and tags to the version, last."""
     with tempfile.TemporaryDirectory() as folder:
         files = {
@@ -162,10 +158,10 @@ def publish(client: MlflowClient, run: OwnedRun, version: ModelVersion, findings
         }
         for name, text in files.items():
             (Path(folder) / name).write_text(text, encoding="utf-8")
-        sha256 = file_sha256(Path(folder) / REPORT)
+        sha256 = sha256_of(Path(folder) / REPORT)
         client.log_artifacts(run.run_id, folder, FOLDER)
     _log_metrics(client, run.run_id, findings)
-    run.set_tags({"account_tax.reviewed": f"models:/{version.name}/{version.version}"})
+    run.set_tags({f"{TAG}reviewed": f"models:/{version.name}/{version.version}"})
     experiment = client.get_run(run.run_id).info.experiment_id
     write_section(client, version, "review", describe_review(findings, experiment))
     tags = {

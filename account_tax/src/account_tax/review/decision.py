@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date
 
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
@@ -17,45 +17,37 @@ from mlflow.exceptions import MlflowException
 
 from account_tax.errors import Failed, Refused
 from account_tax.registry.find import find_version
+from account_tax.storage.names import CONTENT_TAG
 from account_tax.tracking.store import short_waits
 
 from .allowed import (
     DENIED,
     NOTHING_CHANGED,
-    Request,
+    Proposal,
     author_of,
-    check_request,
+    check_proposal,
     check_seen,
-    faults_of_words,
-    refusal,
+    find_previous_champion,
 )
-from .gates import GateResult
 from .history import (
     BEFORE_FIRST,
     Entry,
     EntryTakenError,
     open_run,
     read_digests,
-    read_history,
     record_entry,
     seal_entry,
     write_entry,
 )
-from .history_text import format_history, one_line
+from .history_text import one_line
 from .registry_state import (
-    CONTENT_TAG,
-    Registry,
+    RegistryState,
     link_history,
     read_settled,
     settle,
-    verify_history,
+    version_in_words,
 )
-from .states import state_of
 
-__all__ = [
-    "Decision", "Entry", "decide", "format_history", "read_history", "rollback", "settle",
-    "state_of", "verify_history",
-]  # fmt: skip
 PROBE_ALIAS = "review_probe"  # never set
 ADVISORY = (
     "That {reviewer} is not the author {author} is advisory: on open-source MLflow both are names "
@@ -75,8 +67,8 @@ class Decision:
         """Say what happened, in a line for each fact."""
         entry = self.entry
         aliases = [
-            f"{alias} is {_which(entry.aliases_after.get(alias))}, "
-            f"was {_which(entry.aliases_before.get(alias))}"
+            f"{alias} is {version_in_words(entry.aliases_after.get(alias))}, "
+            f"was {version_in_words(entry.aliases_before.get(alias))}"
             for alias in ("champion", "previous_champion")
             if entry.aliases_before.get(alias) != entry.aliases_after.get(alias)
         ]
@@ -89,42 +81,27 @@ class Decision:
         return "\n".join(lines)
 
 
-def _which(number: int | None) -> str:
-    return "not set" if number is None else f"version {number}"
-
-
 # --- deciding -------------------------------------------------------------------------------------
 
 
 def decide(
     client: MlflowClient,
     name: str,
-    version: str | int,
-    decision: str,
-    *,
-    reviewer: str,
-    reason: str,
-    gates: list[GateResult],
-    waive: list[str],
-    expires: str | None,
-    now: datetime,
-    run_id: str,
+    proposal: Proposal,
+    version: str | int | None = None,
     entries_seen: int | None = None,
 ) -> Decision:
     """Return the decision once it is recorded and shown.
 
+    By a rollback champion and previous champion change places, so a second one is as before the
+    first. To go further back, retire the version that was left and roll back again. No state
+    changes: both stay approved.
+
     Args:
         client: Of the registry.
         name: The registered model.
-        version: Number or alias of the version.
-        decision: approve, reject or retire.
-        reviewer: Who decides.
-        reason: Why; the reviewer's own words, which are stored.
-        gates: The gates' results for this version.
-        waive: Names of gates that did not pass and shall not hinder the approval.
-        expires: Last day of the approval, ISO 8601.
-        now: The time, with its zone.
-        run_id: The run in which the decision is made.
+        proposal: What is to be decided.
+        version: Number or alias of the version; of a rollback the previous champion, always.
         entries_seen: How many entries the history had when the evidence was gathered. With more by
             now the decision is refused: the champion it was compared with may be another.
 
@@ -132,43 +109,18 @@ def decide(
         Refused: If it is not allowed, or another process decided first; nothing was changed.
         Failed: If the registry went away; the message says whether the decision stands.
     """
-    request = Request(decision, reviewer, reason, now, run_id, gates, waive, expires)
     with short_waits():
         with _before_recording(client, name):
             registry = read_settled(client, name)
-            check_seen(registry, entries_seen)
-            subject = find_version(client, name, str(version))
-            author = author_of(client, subject)
-            check_request(registry, subject, author, request)
-            entry = _draft(registry, subject, author, request)
-        recorded = _record(client, registry, entry)
-        return Decision(recorded, _notes(recorded))
-
-
-def rollback(
-    client: MlflowClient, name: str, *, reviewer: str, reason: str, now: datetime, run_id: str
-) -> Decision:
-    """Return the decision that made the previous champion the champion again.
-
-    The two change places, so a second rollback is as before the first. To go further back, retire
-    the version that was left and roll back again. No state changes: both stay approved.
-
-    Raises:
-        Refused: If there is no previous champion; nothing was changed.
-        Failed: If the registry went away; the message says whether the decision stands.
-    """
-    request = Request("rollback", reviewer, reason, now, run_id)
-    with short_waits():
-        with _before_recording(client, name):
-            registry = read_settled(client, name)
-            left = [each for each in registry.standing.former if each in registry.versions]
-            faults = faults_of_words(request)
-            if not left:
-                faults.append("rollback: there is no previous_champion to go back to.")
-            if faults:
-                raise refusal(faults, f"rollback of {name}")
-            subject = registry.versions[left[0]]
-            entry = _draft(registry, subject, author_of(client, subject), request)
+            if proposal.decision == "rollback":
+                subject = find_previous_champion(registry, proposal)
+                author = author_of(client, subject)
+            else:
+                check_seen(registry, entries_seen)
+                subject = find_version(client, name, str(version))
+                author = author_of(client, subject)
+                check_proposal(registry, subject, author, proposal)
+            entry = _draft(registry, subject, author, proposal)
         recorded = _record(client, registry, entry)
         return Decision(recorded, _notes(recorded, _approval_of(registry, entry)))
 
@@ -176,33 +128,35 @@ def rollback(
 # --- recording ------------------------------------------------------------------------------------
 
 
-def _draft(registry: Registry, subject: ModelVersion, author: str, request: Request) -> Entry:
+def _draft(
+    registry: RegistryState, subject: ModelVersion, author: str, proposal: Proposal
+) -> Entry:
     """Return the sealed entry that would follow the last one."""
     history, before, number = registry.history, registry.standing, int(subject.version)
-    after = before.after(request.decision, number)
-    expires = date.fromisoformat(request.expires).isoformat() if request.expires else ""
+    after = before.after(proposal.decision, number)
+    expires = date.fromisoformat(proposal.expires).isoformat() if proposal.expires else ""
     gates = [
         {"name": gate.name, "status": gate.status, "found": gate.found, "wanted": gate.wanted}
-        for gate in request.gates
+        for gate in proposal.gates
     ]
     n = len(history.digests) + 1
     return seal_entry(
         Entry(
             n=n,
-            time=request.now.astimezone(UTC).isoformat(timespec="seconds"),
+            time=proposal.now.astimezone(UTC).isoformat(timespec="seconds"),
             model=registry.model.name,
-            decision=request.decision,
+            decision=proposal.decision,
             version=number,
             content_sha256=subject.tags.get(CONTENT_TAG, ""),
             state_from=before.state_of(number),
             state_to=after.state_of(number),
-            reviewer=request.reviewer.strip(),
+            reviewer=proposal.reviewer.strip(),
             author=author,
-            reason=request.reason.strip(),
-            waived=list(dict.fromkeys(request.waive)),
+            reason=proposal.reason.strip(),
+            waived=list(dict.fromkeys(proposal.waive)),
             gates=gates,
             expires=expires,
-            run_id=request.run_id,
+            run_id=proposal.run_id,
             aliases_before=before.aliases,
             aliases_after=after.aliases,
             previous_sha256=history.digests.get(n - 1, BEFORE_FIRST),
@@ -210,7 +164,7 @@ def _draft(registry: Registry, subject: ModelVersion, author: str, request: Requ
     )
 
 
-def _record(client: MlflowClient, registry: Registry, entry: Entry) -> Entry:
+def _record(client: MlflowClient, registry: RegistryState, entry: Entry) -> Entry:
     """Return the entry, recorded and shown. Recording it is the moment the decision stands."""
     name = registry.model.name
     with _before_recording(client, name):
@@ -223,7 +177,7 @@ def _record(client: MlflowClient, registry: Registry, entry: Entry) -> Entry:
     with _while_recording(client, name, run_id, entry):
         record_entry(client, run_id, entry)
     try:
-        settle(client, name)
+        settle(client, name, [*registry.history.entries, entry])
     except (MlflowException, OSError) as err:
         raise Failed(
             f"{entry.decision} of {name} version {entry.version} stands: it is entry {entry.n} of "
@@ -288,7 +242,7 @@ def _while_recording(client: MlflowClient, name: str, run_id: str, entry: Entry)
             raise _explain(client, name, err) from err
 
 
-def _approval_of(registry: Registry, entry: Entry) -> Entry | None:
+def _approval_of(registry: RegistryState, entry: Entry) -> Entry | None:
     """Return the entry by which the version of another entry was approved."""
     for each in registry.history.entries:
         if each.version == entry.version and each.decision == "approve":
@@ -296,7 +250,7 @@ def _approval_of(registry: Registry, entry: Entry) -> Entry | None:
     return None
 
 
-def _notes(entry: Entry, approval: Entry | None = None) -> list[str]:
+def _notes(entry: Entry, approval: Entry | None) -> list[str]:
     """Return what the reviewer should know beside what happened."""
     notes = []
     if entry.decision == "approve":

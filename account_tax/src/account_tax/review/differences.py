@@ -7,10 +7,10 @@ from typing import Any
 
 from account_tax.confidential import public_source
 from account_tax.parameters.config import GATES, NO_PART, LaunchOptions, Resolved
+from account_tax.provenance.environment import differing
+from account_tax.provenance.statement import NOT_RECORDED
+from account_tax.registry.record import Record
 
-from .records import Record
-
-NOT_RECORDED = "not recorded"
 DIGEST_SHOWN = 12  # hex digits; the whole digest is in the run
 MOST_PACKAGES = 40  # rows of a table that a person still reads
 
@@ -33,10 +33,14 @@ def compare_records(challenger: Record, champion: Record | None) -> dict[str, li
     }
 
 
+def _row(what: str, challenger: Any, champion: Any, missing: str = "") -> Row:
+    ours, theirs = (missing if each is None else str(each) for each in (challenger, champion))
+    return {"what": what, "challenger": ours, "champion": theirs}
+
+
 def _rows(challenger: Record, champion: Record | None, facts: Any) -> list[Row]:
     ours, theirs = facts(challenger), facts(champion) if champion else {}
-    return [{"what": name, "challenger": ours[name], "champion": theirs.get(name, "")}
-            for name in ours]  # fmt: skip
+    return [_row(name, ours[name], theirs.get(name)) for name in ours]
 
 
 def _data_facts(record: Record) -> dict[str, str]:
@@ -59,12 +63,12 @@ def _data_facts(record: Record) -> dict[str, str]:
 
 def _code_facts(record: Record) -> dict[str, str]:
     tags = record.tags
-    dirty = tags.get("account_tax.dirty")
+    dirty = tags.get("dirty")
     words = {"true": "no: changes that no commit has", "false": "yes"}
     return {
-        "commit": _short(tags.get("account_tax.commit")),
+        "commit": _short(tags.get("commit")),
         "tree as committed": words.get(str(dirty), NOT_RECORDED),
-        "recipe": tags.get("account_tax.recipe", NOT_RECORDED),
+        "recipe": tags.get("recipe", NOT_RECORDED),
     }
 
 
@@ -75,17 +79,9 @@ def _configuration(challenger: Record, champion: Record | None) -> list[Row]:
     if challenger.parameters is None or champion.parameters is None:
         shown = {True: NOT_RECORDED, False: "recorded"}
         missing = [shown[record.parameters is None] for record in (challenger, champion)]
-        return [{"what": "all keys", "challenger": missing[0], "champion": missing[1]}]
+        return [_row("all keys", *missing)]
     ours, theirs = (_public(record.parameters or {}) for record in (challenger, champion))
-    return [
-        {
-            "what": key,
-            "challenger": str(ours.get(key, "not set")),
-            "champion": str(theirs.get(key, "not set")),
-        }
-        for key in sorted(ours.keys() | theirs.keys())
-        if ours.get(key) != theirs.get(key)
-    ]
+    return [_row(*each, missing="not set") for each in differing(ours, theirs)]
 
 
 def _public(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,17 +119,10 @@ def _packages(challenger: Record, champion: Record | None) -> list[Row]:
     )
     if not (ours and theirs):
         return []
-    names = [name for name in sorted(ours.keys() | theirs) if ours.get(name) != theirs.get(name)]
-    rows = [
-        {
-            "what": name,
-            "challenger": ours.get(name, "not installed"),
-            "champion": theirs.get(name, "not installed"),
-        }
-        for name in names[:MOST_PACKAGES]
-    ]
-    if left := len(names) - len(rows):
-        rows.append({"what": f"{left} more packages", "challenger": "", "champion": ""})
+    other = differing(ours, theirs)
+    rows = [_row(*each, missing="not installed") for each in other[:MOST_PACKAGES]]
+    if left := len(other) - len(rows):
+        rows.append(_row(f"{left} more packages", None, None))
     return rows
 
 

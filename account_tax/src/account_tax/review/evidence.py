@@ -23,7 +23,7 @@ from account_tax.errors import Refused
 from account_tax.ledger.reading import DataError, read_columns, read_ledger
 from account_tax.ledger.splitting import split_ledger
 from account_tax.ledger.tokens import split_digest, tokenize_splits
-from account_tax.model.calibration import softmax
+from account_tax.model.calibration import compute_cross_entropy, softmax
 from account_tax.model.classifier import (
     MANIFEST_FILE,
     BaseModelError,
@@ -32,13 +32,12 @@ from account_tax.model.classifier import (
     join_texts,
     load_classifier,
 )
-from account_tax.model.metrics import compute_cross_entropy
 from account_tax.provenance.signing import SignatureError
 from account_tax.registry.download import download_version
+from account_tax.registry.record import Record, read_record
 
 from .allowed import DENIED
 from .baselines import predict_baselines
-from .records import Record, read_record
 
 MOST_VALUES = 30  # of a slice's column; with more they are likely to be texts
 
@@ -132,6 +131,12 @@ class Evidence:
     train_rows: int
     data: dict[str, Any]
 
+    def contender(self, role: str) -> Contender:
+        """Return the version of a role that has answers."""
+        found = self.challenger if role == "challenger" else self.champion
+        assert found is not None, "only those that there are have answers"
+        return found
+
 
 def gather_evidence(
     challenger: Contender,
@@ -205,7 +210,7 @@ def load_contender(client: MlflowClient, version: ModelVersion, scratch: Path) -
     weights = sum(
         entry["bytes"] for name, entry in manifest["files"].items() if name.endswith(".safetensors")
     )
-    return Contender(version, classifier, read_record(client, version, folder), weights)
+    return Contender(version, classifier, read_record(client, version), weights)
 
 
 # --- the rows -------------------------------------------------------------------------------------

@@ -12,7 +12,15 @@ from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from account_tax.reporting.svg import BLUE, GREY, INK, sized_figure, svg_style, text_inches
+from account_tax.reporting.svg import (
+    BLUE,
+    GREY,
+    INK,
+    name_cells,
+    sized_figure,
+    svg_style,
+    text_inches,
+)
 
 ORANGE = "#c4622d"
 # A browser draws what the page's style says; a file on its own would keep the first of each pair.
@@ -115,14 +123,8 @@ def plot_confusion_change(change: np.ndarray, names: Sequence[str]) -> Figure:
     for row, column in cells:
         axes.text(column + 0.5, row + 0.5, f"{change[row, column]:+d}", ha="center", va="center",
                   fontsize=7)  # fmt: skip
-    axes.set(xlim=(0, len(labels)), ylim=(len(labels), 0), xlabel="predicted", ylabel="true")
-    centers = np.arange(len(labels)) + 0.5
-    axes.set_xticks(centers, labels, rotation=90, rotation_mode="anchor", ha="right",
-                    va="center", fontsize=8)  # fmt: skip
-    axes.set_yticks(centers, labels, fontsize=8)
-    axes.tick_params(length=0)
+    name_cells(axes, labels, 8)
     axes.grid(color=GREY, linewidth=0.3)
-    axes.spines[:].set_visible(False)
     axes.set_title("Change of the rows in each cell", fontsize=10)
     return figure
 

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from account_tax.confidential import public_source
+from account_tax.provenance.statement import NOT_RECORDED
 
 from .baselines import MAJORITY, MOST_TRAIN_ROWS, TFIDF, TITLES
-from .differences import NOT_RECORDED, compare_records
+from .differences import compare_records
 from .evidence import Contender, Evidence, Scored
 from .gates import GateResult, Measured, evaluate_gates
 from .statistics import (
     compare_by_mcnemar,
-    compare_confusions,
     confuse,
     find_disagreements,
-    measure_calibration,
+    measure_reliability,
     score_model,
     score_slices,
     summarize_models,
@@ -38,29 +38,19 @@ def find(evidence: Evidence, gates: Mapping[str, Any], target_precision: float) 
         gates: registry.gates.
         target_precision: For a version that records none of its own.
     """
-    answers, classes = evidence.answers, len(evidence.names)
+    answers, champion, classes = evidence.answers, evidence.champion, len(evidence.names)
     reference = choose_reference(evidence)
     predictions = {role: each.predicted for role, each in answers.items()} | evidence.baselines
     ours, theirs = predictions["challenger"], predictions[reference]
+    confusions = [confuse(evidence.truth, each, classes) for each in (ours, theirs)]
     found = summarize_models(evidence.truth, predictions, evidence.names, reference)
-    findings = {
-        "challenger": _describe(evidence.challenger),
-        "champion": _describe(evidence.champion) if evidence.champion else None,
-        "champion_note": evidence.champion_note,
-        "reference": {
-            "key": reference,
-            "title": _title(evidence, reference),
-            "short": _short(evidence, reference),
-        },
-        "source": public_source(evidence.data["source"]),
-        "rows": len(evidence.truth),
-        "train_rows": evidence.train_rows,
+    findings = _subject(evidence, reference) | {
         "accounts": sum(each["rows"] > 0 for each in found["classes"]),
         "titles": {role: _title(evidence, role) for role in predictions},
         **found,
         "mcnemar": compare_by_mcnemar(evidence.truth, ours, theirs),
-        "confusion_change": compare_confusions(evidence.truth, ours, theirs, classes).tolist(),
-        "confusion_cells": _changed_cells(evidence, ours, theirs),
+        "confusion_change": (confusions[0] - confusions[1]).tolist(),
+        "confusion_cells": _changed_cells(evidence.names, *confusions),
         "names": evidence.names,
         "calibration": {role: _calibrate(evidence, role, target_precision) for role in answers},
         "slices": {
@@ -71,15 +61,26 @@ def find(evidence: Evidence, gates: Mapping[str, Any], target_precision: float) 
         },
         "disagreements": _disagree(evidence),
         "cost": _costs(evidence),
-        "differences": compare_records(
-            evidence.challenger.record, evidence.champion.record if evidence.champion else None
-        ),
+        "differences": compare_records(evidence.challenger.record, champion and champion.record),
         "warnings": _warnings(evidence),
     }
     outcomes = evaluate_gates(gates, _measured(evidence, findings))
     return findings | {
         "gates": [asdict(each) for each in outcomes],
         "gates_passed": all(each.passed for each in outcomes),
+    }
+
+
+def _subject(evidence: Evidence, reference: str) -> Findings:
+    """Return what is reviewed, what it is compared with, and on which rows."""
+    return {
+        "challenger": _describe(evidence.challenger),
+        "champion": evidence.champion and _describe(evidence.champion),
+        "champion_note": evidence.champion_note,
+        "reference": _describe_reference(evidence, reference),
+        "source": public_source(evidence.data["source"]),
+        "rows": len(evidence.truth),
+        "train_rows": evidence.train_rows,
     }
 
 
@@ -102,18 +103,18 @@ def choose_reference(evidence: Evidence) -> str:
 def _title(evidence: Evidence, role: str) -> str:
     if role in TITLES:
         return TITLES[role]
-    contender = evidence.challenger if role == "challenger" else evidence.champion
-    assert contender is not None, "only those that there are have a role"
-    return f"{contender.title} ({'reviewed' if role == 'challenger' else role})"
+    suffix = "reviewed" if role == "challenger" else role
+    return f"{evidence.contender(role).title} ({suffix})"
 
 
-def _short(evidence: Evidence, role: str) -> str:
-    """Return what the head of a column has room for."""
-    if role in TITLES:
-        return {MAJORITY: "majority", TFIDF: "TF-IDF"}[role]
-    contender = evidence.challenger if role == "challenger" else evidence.champion
-    assert contender is not None, "only those that there are have a role"
-    return f"version {contender.version.version}"
+def _describe_reference(evidence: Evidence, role: str) -> dict[str, str]:
+    """Return the reference's name, whole and as the head of a column has room for it."""
+    short = {MAJORITY: "majority", TFIDF: "TF-IDF"}.get(role)
+    return {
+        "key": role,
+        "title": _title(evidence, role),
+        "short": short or f"version {evidence.contender(role).version.version}",
+    }
 
 
 def _describe(contender: Contender) -> dict[str, Any]:
@@ -134,33 +135,31 @@ def _number(text: str | None) -> float | None:
     return None if text is None else float(text)
 
 
-def _changed_cells(evidence: Evidence, ours: Any, theirs: Any) -> list[dict[str, Any]]:
-    """Return the confusions that differ most between the two models, right answers left out."""
-    classes = len(evidence.names)
-    mine, before = (confuse(evidence.truth, each, classes) for each in (ours, theirs))
-    change = mine - before
+def _changed_cells(
+    names: Sequence[str], ours: np.ndarray, theirs: np.ndarray
+) -> list[dict[str, Any]]:
+    """Return the confusions that differ most between two matrices, right answers left out."""
+    change = ours - theirs
     np.fill_diagonal(change, 0)
     cells = np.argwhere(change)
     order = np.lexsort((cells[:, 1], cells[:, 0], -np.abs(change[tuple(cells.T)])))
     return [
         {
-            "true": evidence.names[true],
-            "predicted": evidence.names[predicted],
-            "challenger": int(mine[true, predicted]),
-            "reference": int(before[true, predicted]),
+            "true": names[true],
+            "predicted": names[predicted],
+            "challenger": int(ours[true, predicted]),
+            "reference": int(theirs[true, predicted]),
         }
         for true, predicted in cells[order][:MOST_CHANGES]
     ]
 
 
 def _calibrate(evidence: Evidence, role: str, target_precision: float) -> dict[str, Any]:
-    contender = evidence.challenger if role == "challenger" else evidence.champion
-    assert contender is not None, "only those that there are have answers"
-    recorded = contender.classifier.settings.get("calibration")
+    recorded = evidence.contender(role).classifier.settings.get("calibration")
     scored = evidence.answers[role]
     correct = scored.predicted == evidence.truth
     return {
-        **measure_calibration(scored.scores, correct, recorded, target_precision),
+        **measure_reliability(scored.scores, correct, recorded, target_precision),
         "temperature": recorded["temperature"] if recorded else None,
     }
 

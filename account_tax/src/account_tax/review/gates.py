@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,6 +12,8 @@ from mlflow.models.evaluation.validation import (
     ModelValidationFailedException,
     validate_evaluation_results,
 )
+
+from account_tax.provenance.code import BEFORE
 
 MOST_NAMED = 10  # accounts in one sentence
 Status = Literal["passed", "failed", "not measured"]
@@ -52,7 +55,7 @@ class Measured:
         difference: By metric, the change with its interval: value, low, high.
         classes: By class label, rows, recall and f1.
         tags: Of the version.
-        run_tags: Of the run that trained it.
+        run_tags: Of the run that trained it, without their prefix.
         environment: environment.json of that run; None where it was not recorded.
     """
 
@@ -115,10 +118,8 @@ def _threshold(metric: str, *, greater: bool) -> Callable[[str, Any, Measured], 
     def measure(name: str, wanted: float, measured: Measured) -> GateResult:
         value = measured.challenger.get(metric)
         asked = f"{'at least' if greater else 'at most'} {wanted:g}"
-        if value is None:
-            return GateResult(
-                name, "not measured", "", asked, f"The {words} could not be measured."
-            )
+        if value is None or math.isnan(value):
+            return _not_measured(name, asked, _missing_in_words(metric, value))
         holds = meets(MetricThreshold(threshold=wanted, greater_is_better=greater), value, None)
         relation = "as high as asked" if greater else "as low as asked"
         why = f"The {words} is {'' if holds else 'not '}{relation}."
@@ -132,9 +133,10 @@ def _change(metric: str, kind: str) -> Callable[[str, Any, Measured], GateResult
         relative = kind == "min_relative_change"
         asked = f"change of at least {wanted:+g}" + (", relative" if relative else "")
         if measured.reference is None:
-            return GateResult(name, "not measured", "", asked, _sentence(measured.missing))
+            return _not_measured(name, asked, _sentence(measured.missing))
         value, before = measured.challenger[metric], measured.reference[metric]
-        assert value is not None, "accuracy and f1 are always there"
+        if value is None or math.isnan(value):
+            return _not_measured(name, asked, _missing_in_words(metric, value))
         threshold = MetricThreshold(**{kind: wanted}, greater_is_better=True)
         holds = meets(threshold, value, before)
         change = (value - before) / abs(before) if relative and before else value - before
@@ -166,7 +168,7 @@ def _lower_bound(metric: str) -> Callable[[str, Any, Measured], GateResult]:
     def measure(name: str, wanted: float, measured: Measured) -> GateResult:
         asked = f"at least {wanted:+g}"
         if measured.difference is None:
-            return GateResult(name, "not measured", "", asked, _sentence(measured.missing))
+            return _not_measured(name, asked, _sentence(measured.missing))
         low, high = (measured.difference[metric][end] for end in ("low", "high"))
         why = (
             f"Against {measured.reference_title}, the change of {_in_words(metric)} lies "
@@ -186,7 +188,7 @@ def _class_floor(metric: str, floor_rows: int) -> Callable[[str, Any, Measured],
         counted = [each for each in measured.classes if each["rows"] >= floor_rows]
         if not counted:
             why = f"No account has {floor_rows} test rows (class_floor_rows)."
-            return GateResult(name, "not measured", "", asked, why)
+            return _not_measured(name, asked, why)
         below = [each["label"] for each in counted if each[metric] < wanted]
         worst = min(counted, key=lambda each: each[metric])
         why = f"Of {len(counted)} accounts with at least {floor_rows} test rows, "
@@ -213,8 +215,7 @@ def _locked_environment(name: str, _: bool, measured: Measured) -> GateResult:
     asked = "0 differences from the lock"
     record = measured.environment
     if record is None or record.get("differences") is None:
-        why = "The training run does not record its environment."
-        return GateResult(name, "not measured", "", asked, why)
+        return _not_measured(name, asked, "The training run does not record its environment.")
     count = len(record["differences"])
     why = "The version was trained in the locked environment."
     if count:
@@ -223,16 +224,16 @@ def _locked_environment(name: str, _: bool, measured: Measured) -> GateResult:
 
 
 def _clean_tree(name: str, _: bool, measured: Measured) -> GateResult:
-    dirty = measured.run_tags.get("account_tax.dirty")
+    dirty, before = (measured.run_tags.get(tag) for tag in ("dirty", BEFORE))
     if dirty is None:
-        why = "The training run does not record its commit."
-        return GateResult(name, "not measured", "", "clean", why)
-    words = {"false": "The version was trained from a commit.",
-             "true": "The version was trained with changes that no commit has."}  # fmt: skip
-    clean = dirty == "false"
-    return _result(
-        name, clean, "clean" if clean else "changed", "clean", words[str(not clean).lower()]
-    )
+        return _not_measured(name, "clean", "The training run does not record its commit.")
+    why = "The version was trained from a commit."
+    if before is not None:
+        why = f"The training went on with other code than it began with ({before})."
+    elif dirty != "false":
+        why = "The version was trained with changes that no commit has."
+    clean = dirty == "false" and before is None
+    return _result(name, clean, "clean" if clean else "changed", "clean", why)
 
 
 def _cold_load_verified(name: str, _: bool, measured: Measured) -> GateResult:
@@ -250,13 +251,22 @@ def _reproduced(name: str, wanted: str, measured: Measured) -> GateResult:
     enough = ("bitwise",) if wanted == "bitwise" else ("bitwise", "within tolerance")
     if verdict is None:
         why = "Nobody has reproduced the version; run `mlflow run . -e reproduce`."
-        return GateResult(name, "not measured", "", " or ".join(enough), why)
+        return _not_measured(name, " or ".join(enough), why)
     why = f"Made again from its record, the version is {verdict}."
     return _result(name, verdict in enough, verdict, " or ".join(enough), why)
 
 
 def _result(name: str, holds: bool, found: str, wanted: str, why: str) -> GateResult:
     return GateResult(name, "passed" if holds else "failed", found, wanted, why)
+
+
+def _not_measured(name: str, wanted: str, why: str) -> GateResult:
+    return GateResult(name, "not measured", "", wanted, why)
+
+
+def _missing_in_words(metric: str, value: float | None) -> str:
+    """Return why there is no number to compare; any comparison with NaN would pass MLflow's."""
+    return f"The {_in_words(metric)} {'could not be measured' if value is None else 'is NaN'}."
 
 
 def _in_words(metric: str) -> str:

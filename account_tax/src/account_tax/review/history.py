@@ -14,14 +14,13 @@ against that, keep the last digest elsewhere.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import socket
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -29,11 +28,11 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage
 from mlflow.entities.model_registry import RegisteredModel
-from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from account_tax.errors import Refused
+from account_tax.storage.files import canonical_sha256
 
 SCHEMA = 1  # of an entry; a reader refuses one it does not know
 RUN_NAME = "account-tax review history"
@@ -136,8 +135,7 @@ def digest_entry(content: Mapping[str, Any]) -> str:
     Canonical: keys sorted, no blanks, ASCII. Entries hold no floats, whose text is not canonical.
     """
     hashed = {key: value for key, value in content.items() if key != "sha256"}
-    canonical = json.dumps(hashed, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return canonical_sha256(hashed, ensure_ascii=True)
 
 
 def seal_entry(entry: Entry) -> Entry:
@@ -177,8 +175,22 @@ def read_history(client: MlflowClient, name: str) -> list[Entry]:
     return load_history(client, client.get_registered_model(name)).entries
 
 
-def load_history(client: MlflowClient, model: RegisteredModel) -> History:
+def count_entries(client: MlflowClient, name: str) -> int:
+    """Return how many decisions about a registered model are recorded; no file is read."""
+    run_id = find_run(client, client.get_registered_model(name))
+    return len(read_digests(client, run_id)) if run_id else 0
+
+
+def load_history(
+    client: MlflowClient, model: RegisteredModel, known: Iterable[Entry] = ()
+) -> History:
     """Return a registered model's history with every fault in its chain.
+
+    Args:
+        client: Of the registry.
+        model: Whose.
+        known: Entries that this command has read or written; where they are all of the recorded
+            digests, no file is read again.
 
     Raises:
         HistoryError: If its experiment or run was deleted, or is not the one the model names.
@@ -187,10 +199,12 @@ def load_history(client: MlflowClient, model: RegisteredModel) -> History:
     if run_id is None:
         return History(None, {}, [], [])
     digests = read_digests(client, run_id)
-    texts = _read_files(client, run_id, digests)
+    texts = {file_of(entry.n, entry.sha256): render_entry(entry) for entry in known}
+    if not {file_of(*each) for each in digests.items()} <= texts.keys():
+        texts = _read_files(client, run_id)
     entries, faults = [], []
     for n in range(1, max(digests, default=0) + 1):
-        entry, fault = _check_entry(n, digests, texts.get(n))
+        entry, fault = _check_entry(n, digests, texts)
         entries += [entry] if entry else []
         faults += [f"entry {n}: {fault}"] if fault else []
     return History(run_id, digests, entries, faults)
@@ -252,40 +266,27 @@ def read_digests(client: MlflowClient, run_id: str) -> dict[int, str]:
     return {int(key): value for key, value in sorted(run.data.params.items()) if key.isdecimal()}
 
 
-def _read_files(client: MlflowClient, run_id: str, digests: Mapping[int, str]) -> dict[int, str]:
-    """Return the text of each recorded entry whose file is there, by its number."""
-    there = {Path(item.path).name for item in client.list_artifacts(run_id, ENTRY_FOLDER)}
-    names = {n: file_of(n, sha256) for n, sha256 in digests.items()}
-    return {n: read_file(client, run_id, name) for n, name in names.items() if name in there}
+def _read_files(client: MlflowClient, run_id: str, path: str = ENTRY_FOLDER) -> dict[str, str]:
+    """Return the text of the files at a path by their names, in one download.
 
-
-def read_file(client: MlflowClient, run_id: str, name: str) -> str:
-    """Return the text of an entry's file; bytes that are no UTF-8 are replaced, and so found."""
-    with tempfile.TemporaryDirectory() as scratch, _no_progress_bar():
-        path = client.download_artifacts(run_id, f"{ENTRY_FOLDER}/{name}", scratch)
-        return Path(path).read_text(encoding="utf-8", errors="replace")
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Keep MLflow from showing how a file of a kilobyte comes in."""
-    name = MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.name
-    before = os.environ.get(name)
-    os.environ[name] = "false"
-    try:
-        yield
-    finally:
-        os.environ.pop(name) if before is None else os.environ.update({name: before})
+    Bytes that are no UTF-8 are replaced, and so found.
+    """
+    if not client.list_artifacts(run_id, ENTRY_FOLDER):
+        return {}
+    with tempfile.TemporaryDirectory() as scratch:
+        found = Path(client.download_artifacts(run_id, path, scratch))
+        files = found.iterdir() if found.is_dir() else [found]
+        return {file.name: file.read_text(encoding="utf-8", errors="replace") for file in files}
 
 
 def _check_entry(
-    n: int, digests: Mapping[int, str], text: str | None
+    n: int, digests: Mapping[int, str], texts: Mapping[str, str]
 ) -> tuple[Entry | None, str | None]:
     """Return entry n if it is as it was recorded, and what is wrong with it."""
     if n not in digests:
         return None, "it is missing from the run's params."
     name = file_of(n, digests[n])
-    if text is None:
+    if (text := texts.get(name)) is None:
         return None, f"its file {name} is missing."
     try:
         entry = parse_entry(text)
@@ -334,8 +335,9 @@ def write_entry(client: MlflowClient, run_id: str, entry: Entry) -> None:
         HistoryError: If the store does not give back what was written.
     """
     name = file_of(entry.n, entry.sha256)
-    client.log_text(run_id, render_entry(entry), f"{ENTRY_FOLDER}/{name}")
-    if read_file(client, run_id, name) != render_entry(entry):
+    path = f"{ENTRY_FOLDER}/{name}"
+    client.log_text(run_id, render_entry(entry), path)
+    if _read_files(client, run_id, path) != {name: render_entry(entry)}:
         raise HistoryError(f"the artifact store does not give back what was written to {name}.")
 
 
@@ -346,7 +348,6 @@ def record_entry(client: MlflowClient, run_id: str, entry: Entry) -> None:
         EntryTakenError: If entry n is another one; nothing was recorded.
         MlflowException: If the store failed; `read_digests` tells whether it was recorded.
     """
-    name = file_of(entry.n, entry.sha256)
     try:
         client.log_param(run_id, f"{entry.n:05d}", entry.sha256)
     except MlflowException:
@@ -355,7 +356,7 @@ def record_entry(client: MlflowClient, run_id: str, entry: Entry) -> None:
         if recorded is None:
             raise
         if recorded != entry.sha256:
-            _remove_file(client, run_id, name)
+            _remove_file(client, run_id, file_of(entry.n, entry.sha256))
             raise EntryTakenError(f"entry {entry.n} was recorded by somebody else") from None
 
 

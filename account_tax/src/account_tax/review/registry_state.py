@@ -7,10 +7,13 @@ one that is interrupted has either not happened or is finished by whoever decide
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+
+from account_tax.storage.names import CONTENT_TAG
 
 from .history import HISTORY_TAG, Entry, History, HistoryError, load_history, mark_of, read_digests
 from .states import (
@@ -28,7 +31,6 @@ from .states import (
 EXPIRES_TAG = "review_expires"
 ENTRY_TAG = "review_entry"  # of a version: the number and digest of the last entry about it
 HEAD_TAG = "review_history_head"  # of the registered model: of the last entry that is shown whole
-CONTENT_TAG = "content_sha256"  # as register sets it; its module would bring torch here
 # Databricks' deployment jobs wait for a tag of the version whose key is the name of their approval
 # task, until its value, in any case, is "approved". A task is one where its name begins with
 # "approval"; the template's is Approval_Check. Sources: docs.databricks.com/aws/en/mlflow/
@@ -42,7 +44,7 @@ LOOKS, PAUSE_SECONDS = 4, 0.3  # at a registry in which another process may be a
 
 
 @dataclass(frozen=True)
-class Registry:
+class RegistryState:
     """A registered model as it was found: itself, its versions by number, its history."""
 
     model: RegisteredModel
@@ -73,8 +75,8 @@ class Registry:
         return int(number) if number.isdecimal() else 0
 
 
-def read_registry(client: MlflowClient, name: str) -> Registry:
-    """Return a registered model as it is now.
+def read_registry(client: MlflowClient, name: str, known: Iterable[Entry] = ()) -> RegistryState:
+    """Return a registered model as it is now; `known` as `load_history` takes them.
 
     Raises:
         HistoryError: If its history is deleted.
@@ -82,10 +84,10 @@ def read_registry(client: MlflowClient, name: str) -> Registry:
     model = client.get_registered_model(name)  # first: its tags may lag behind entries, not lead
     found = client.search_model_versions(f"name = '{name}'")
     versions = {int(version.version): version for version in found}
-    return Registry(model, versions, load_history(client, model))
+    return RegistryState(model, versions, load_history(client, model, known))
 
 
-def read_settled(client: MlflowClient, name: str) -> Registry:
+def read_settled(client: MlflowClient, name: str) -> RegistryState:
     """Return a registered model in which every recorded decision is shown whole.
 
     What an interrupted decision left is finished.
@@ -101,8 +103,8 @@ def read_settled(client: MlflowClient, name: str) -> Registry:
         if faults := find_cuts(registry) + registry.history.faults:
             break
         if registry.shown < len(registry.history.digests):
-            settle(client, name)
-            registry = read_registry(client, name)
+            settle(client, name, registry.history.entries)
+            registry = read_registry(client, name, registry.history.entries)
         faults = find_contradictions(registry)
         if not faults or not registry.history.entries:
             return registry
@@ -142,7 +144,7 @@ def verify_history(client: MlflowClient, name: str) -> list[str]:
 # --- what does not agree --------------------------------------------------------------------------
 
 
-def find_cuts(registry: Registry) -> list[str]:
+def find_cuts(registry: RegistryState) -> list[str]:
     """Return a fault for each tag that refers to an entry which the history does not have."""
     digests = registry.history.digests
     marks = {f"the registered model's tag {HEAD_TAG}": registry.model.tags.get(HEAD_TAG)}
@@ -180,7 +182,7 @@ def find_false_steps(entries: list[Entry]) -> list[str]:
     return faults
 
 
-def find_unshown(registry: Registry) -> list[str]:
+def find_unshown(registry: RegistryState) -> list[str]:
     """Return a fault for each recorded decision that tags and aliases do not show yet."""
     return [
         f"entry {n}: recorded, but interrupted before tags and aliases showed it. "
@@ -189,7 +191,7 @@ def find_unshown(registry: Registry) -> list[str]:
     ]
 
 
-def find_contradictions(registry: Registry) -> list[str]:
+def find_contradictions(registry: RegistryState) -> list[str]:
     """Return a fault for each tag and alias that is not what the history says."""
     faults = []
     for number, version in sorted(registry.versions.items()):
@@ -198,13 +200,13 @@ def find_contradictions(registry: Registry) -> list[str]:
     for alias in (CHAMPION, PREVIOUS_CHAMPION):
         if (now := registry.aliases.get(alias)) != said.get(alias):
             faults.append(
-                f"alias {alias} is {_version(now)}, but the history says "
-                f"{_version(said.get(alias))}."
+                f"alias {alias} is {version_in_words(now)}, but the history says "
+                f"{version_in_words(said.get(alias))}."
             )
     return faults
 
 
-def _contradictions_of(registry: Registry, version: ModelVersion, number: int) -> list[str]:
+def _contradictions_of(registry: RegistryState, version: ModelVersion, number: int) -> list[str]:
     entries = [entry for entry in registry.history.entries if entry.version == number]
     expected = _tags_of(registry, number) if entries else {}
     if entries and entries[-1].content_sha256:
@@ -218,11 +220,12 @@ def _contradictions_of(registry: Registry, version: ModelVersion, number: int) -
     ]
 
 
-def _version(number: int | None) -> str:
+def version_in_words(number: int | None) -> str:
+    """Return what an alias means."""
     return "not set" if number is None else f"version {number}"
 
 
-def find_deleted(registry: Registry) -> list[str]:
+def find_deleted(registry: RegistryState) -> list[str]:
     """Return a fault for each version that was decided about and is no longer registered."""
     return [
         f"version {number}, {state} by the history, is no longer registered."
@@ -234,7 +237,7 @@ def find_deleted(registry: Registry) -> list[str]:
 # --- showing what was recorded --------------------------------------------------------------------
 
 
-def settle(client: MlflowClient, name: str) -> None:
+def settle(client: MlflowClient, name: str, known: Iterable[Entry] = ()) -> None:
     """Make tags and aliases show every recorded decision; harmless at any time.
 
     A process that was held up could show a state that is no longer the last one. So the history is
@@ -243,8 +246,8 @@ def settle(client: MlflowClient, name: str) -> None:
     """
     since: int | None = None
     while True:
-        registry = read_registry(client, name)
-        history = registry.history
+        registry = read_registry(client, name, known)
+        history, known = registry.history, registry.history.entries
         if history.run_id is None or history.faults:
             return
         since = registry.shown if since is None else min(since, registry.shown)
@@ -258,7 +261,7 @@ def settle(client: MlflowClient, name: str) -> None:
             return
 
 
-def _show_versions(client: MlflowClient, registry: Registry, since: int) -> None:
+def _show_versions(client: MlflowClient, registry: RegistryState, since: int) -> None:
     """Set the tags of versions decided about since an entry, where they differ."""
     decided = {entry.version for entry in registry.history.entries[since:]}
     for number in sorted(decided & registry.versions.keys()):
@@ -268,7 +271,7 @@ def _show_versions(client: MlflowClient, registry: Registry, since: int) -> None
                 client.set_model_version_tag(registry.model.name, str(number), key, value)
 
 
-def _tags_of(registry: Registry, number: int) -> dict[str, str]:
+def _tags_of(registry: RegistryState, number: int) -> dict[str, str]:
     """Return the tags by which a version that was decided about shows its state."""
     state = registry.standing.state_of(number)
     about = [entry for entry in registry.history.entries if entry.version == number]
@@ -280,7 +283,7 @@ def _tags_of(registry: Registry, number: int) -> dict[str, str]:
     return tags
 
 
-def _show_aliases(client: MlflowClient, registry: Registry) -> None:
+def _show_aliases(client: MlflowClient, registry: RegistryState) -> None:
     """Move `previous_champion`, then `champion`, where they differ from the history."""
     name = registry.model.name
     for alias in (PREVIOUS_CHAMPION, CHAMPION):
@@ -293,7 +296,7 @@ def _show_aliases(client: MlflowClient, registry: Registry) -> None:
             client.set_registered_model_alias(name, alias, str(number))
 
 
-def link_history(client: MlflowClient, registry: Registry, run_id: str, version: int) -> None:
+def link_history(client: MlflowClient, registry: RegistryState, run_id: str, version: int) -> None:
     """Tag the registered model and the version with the run that holds the history.
 
     The value never changes, so this is also how to learn, before anything is decided, whether the

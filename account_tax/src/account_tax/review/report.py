@@ -9,6 +9,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from account_tax.reporting.markdown import escape_cell, format_number
+
 from .figures import MOST_CONFUSED, draw_figures
 from .statistics import RESAMPLES, SEED
 
@@ -33,13 +35,13 @@ def p_value(value: float) -> str:
 FORMATS: dict[str, Callable[[Any], str]] = {
     "pct": percent,
     "points": points,
-    "number": lambda value: f"{value:.4f}",
+    "number": format_number,
     "short": lambda value: f"{value:.2f}",
     "signed": lambda value: f"{value:+.4f}",
     "signed_short": lambda value: f"{value:+.2f}",
     "count": lambda value: f"{value:,}",
     "pvalue": p_value,
-    "cell": lambda text: str(text).replace("|", "\\|").replace("\n", " "),
+    "cell": escape_cell,
 }
 
 

@@ -2,132 +2,65 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
 from account_tax.errors import Refused
-from account_tax.parameters.config import NOT_GIVEN, parse_command_line, resolve
+from account_tax.faults import tell
+from account_tax.parameters.kinds import Help
+from account_tax.parameters.options import VersionOptions, read_options
+from account_tax.parameters.schema import Name
 
+from .allowed import faults_of_words
 from .gates import gate_names
 
-NONE = "none"  # MLproject's default: the option is not given
-DECISIONS = ("approve", "reject", "retire", "rollback")
+
+@dataclass(frozen=True, kw_only=True)
+class Request(VersionOptions):
+    """What the command line asks for; without a decision the version is reviewed only."""
+
+    decision: Annotated[
+        Literal["approve", "reject", "retire", "rollback"] | None, Help("What to decide.")
+    ] = None
+    reviewer: Annotated[str, Help("Who decides.")] = ""
+    reason: Annotated[str, Help("Why.")] = ""
+    waive: Annotated[list[str], Help("Gates that need not be passed: gate1,gate2.")] = field(
+        default_factory=list[str]
+    )
+    expires: Annotated[Name | None, Help("Last day of an approval: 2027-06-30.")] = None
+    slices: Annotated[list[str], Help("Columns of the ledger: region,merchant_type.")] = field(
+        default_factory=list[str]
+    )
+    data: Annotated[Name | None, Help("Where the ledger is now, if it has moved.")] = None
+    history: Annotated[bool, Help("Print every decision.")] = False
+    verify_history: Annotated[bool, Help("Check the chain of decisions.")] = False
+
+    @property
+    def reads_only(self) -> bool:
+        """Whether the history is all that is asked for."""
+        return self.history or self.verify_history
 
 
-@dataclass(frozen=True)
-class Request:
-    """What the command line asks for.
-
-    Attributes:
-        name: The registered model.
-        version: A number or an alias.
-        decision: One of DECISIONS; None reviews only.
-        reviewer: Who decides.
-        reason: Why.
-        waive: Gates that need not be passed.
-        expires: Until when an approval holds.
-        slices: Columns of the ledger.
-        data: Where the ledger is now.
-        history: Whether to print the decisions.
-        verify_history: Whether to check their chain.
-        registry: The parameters of registry.yml.
-    """
-
-    name: str
-    version: str
-    decision: str | None
-    reviewer: str
-    reason: str
-    waive: list[str]
-    expires: str | None
-    slices: list[str]
-    data: str | None
-    history: bool
-    verify_history: bool
-    registry: dict[str, Any]
-
-
-def parse_request(project: Path, options: Mapping[str, str], more: Sequence[str]) -> Request:
-    """Return what is asked for, checked.
+def read_request(project: Path, words: Sequence[str]) -> Request:
+    """Return what is asked for; gates are set by their dotted name.
 
     Raises:
         Refused: If an option can't be what it is; all faults together.
     """
-    given = {name: _given(text) for name, text in options.items()}
-    pairs = parse_command_line(more)
-    faults = [_unknown(name, options) for name, _ in pairs if not name.startswith("registry.")]
-    if faults:
-        raise Refused(_join(faults))
-    if name := given["registered_model_name"]:
-        pairs.append(("registry.name", name))
-    registry = resolve(project, pairs).values["registry"]
-    decision, waive = given["decision"], _list(given["waive"])
-    faults = [*_decision_faults(given, waive), *_flag_faults(options)]
-    if faults:
-        raise Refused(_join(faults))
-    return Request(
-        name=registry["name"],
-        version=given["version"] or registry["alias"],
-        decision=decision,
-        reviewer=given["reviewer"] or "",
-        reason=given["reason"] or "",
-        waive=waive,
-        expires=given["expires"],
-        slices=_list(given["slices"]),
-        data=given["data"],
-        history=options["history"].lower() == "true",
-        verify_history=options["verify_history"].lower() == "true",
-        registry=registry,
-    )
+    asked, overrides = read_options(Request, words, lambda name: name.startswith("registry."))
+    if faults := list(_decision_faults(asked)):
+        raise Refused(tell(faults, "in the options"))
+    return asked.settled(project, overrides)
 
 
-def _given(text: str) -> str | None:
-    stripped = text.strip()
-    return None if stripped.lower() in (NONE, NOT_GIVEN, "") else stripped
-
-
-def _list(text: str | None) -> list[str]:
-    return [word.strip() for word in (text or "").split(",") if word.strip()]
-
-
-def _unknown(name: str, options: Mapping[str, str]) -> str:
-    near = difflib.get_close_matches(name, options, n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    return f"{name}: unknown option; beside {', '.join(options)} only registry.* is taken.{hint}"
-
-
-def _decision_faults(given: Mapping[str, str | None], waive: Sequence[str]) -> Iterator[str]:
-    decision = given["decision"]
-    if decision is None:
-        for name in ("waive", "expires", "reviewer", "reason"):
-            if given[name]:
-                yield f"{name} = {given[name]}: has a meaning only beside a decision."
+def _decision_faults(asked: Request) -> Iterator[str]:
+    given = {"waive": asked.waive, "expires": asked.expires}
+    if asked.decision is None:
+        given |= {"reviewer": asked.reviewer, "reason": asked.reason}
+        yield from (f"{key} (-P {key}): belongs to a decision." for key in given if given[key])
         return
-    if decision not in DECISIONS:
-        yield f"decision = {decision}: expected one of {', '.join(DECISIONS)}."
-    for name, what in (("reviewer", "who decides"), ("reason", "why")):
-        if not given[name]:
-            yield f"{name}: missing; a decision says {what}, as in -P {name}=..."
-    for name in ("waive", "expires"):
-        if given[name] and decision != "approve":
-            yield f"{name} = {given[name]}: has a meaning only with decision=approve."
-    known = gate_names()
-    for gate in waive:
-        if gate not in known:
-            near = difflib.get_close_matches(gate, known, n=1)
-            hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(known)}."
-            yield f"waive = {gate}: no such gate. {hint}"
-
-
-def _flag_faults(options: Mapping[str, str]) -> Iterator[str]:
-    for name in ("history", "verify_history"):
-        if options[name].lower() not in ("true", "false"):
-            yield f"{name} = {options[name]}: expected true or false."
-
-
-def _join(faults: Sequence[str]) -> str:
-    noun = "problem" if len(faults) == 1 else "problems"
-    return f"{len(faults)} {noun} in the options" + "".join(f"\n  {fault}" for fault in faults)
+    yield from faults_of_words(
+        asked.decision, asked.reviewer, asked.reason, asked.waive, asked.expires, gate_names()
+    )

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from mlflow.entities.model_registry import ModelVersion
-
 from .history import Entry
 
 CHAMPION, PREVIOUS_CHAMPION = "champion", "previous_champion"
@@ -84,8 +82,3 @@ def replay(entries: list[Entry], found: Mapping[str, int] | None = None) -> Stan
     for entry in entries:
         standing = standing.after(entry.decision, entry.version)
     return standing
-
-
-def state_of(version: ModelVersion) -> str:
-    """Return the state of a version as its tag shows it; one without the tag is pending."""
-    return version.tags.get(STATUS_TAG, PENDING)

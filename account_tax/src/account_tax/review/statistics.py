@@ -20,6 +20,7 @@ from account_tax.model.calibration import (
     coverage_curve,
     expected_calibration_error,
     reliability_bins,
+    score_threshold,
 )
 
 RESAMPLES = 2000
@@ -237,13 +238,6 @@ def compare_by_mcnemar(
     }
 
 
-def compare_confusions(
-    truth: np.ndarray, challenger: np.ndarray, reference: np.ndarray, classes: int
-) -> np.ndarray:
-    """Return the challenger's confusion matrix less the reference's, as `confuse` has them."""
-    return confuse(truth, challenger, classes) - confuse(truth, reference, classes)
-
-
 def confuse(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
     """Return the confusion matrix, (C, C), true classes as rows."""
     cells = np.bincount(truth * classes + predicted, minlength=classes * classes)
@@ -253,7 +247,7 @@ def confuse(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarra
 # --- scores and what they are worth ---------------------------------------------------------------
 
 
-def measure_calibration(
+def measure_reliability(
     scores: np.ndarray,
     correct: np.ndarray,
     recorded: Mapping[str, Any] | None,
@@ -274,10 +268,8 @@ def measure_calibration(
     if recorded is None:
         at = choose_threshold(scores, correct, target_precision)
     else:
-        target_precision, threshold = recorded["target_precision"], recorded["threshold"]
-        kept = scores >= (np.inf if threshold is None else threshold)
-        precision = float(correct[kept].mean()) if kept.any() else None
-        at = {"threshold": threshold, "coverage": float(kept.mean()), "precision": precision}
+        target_precision = recorded["target_precision"]
+        at = score_threshold(scores, correct, recorded["threshold"])
     return {
         "expected_calibration_error": expected_calibration_error(scores, correct),
         "bins": reliability_bins(scores, correct),

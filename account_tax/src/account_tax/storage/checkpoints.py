@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .files import files_below, read_json, sha256_of, sync, write_synced
+from .files import files_below, read_json, sha256_of, sync, write_json
 
 MANIFEST_FILE = "checkpoint.json"  # in a checkpoint: the digest of each file, and what made it
 ATTEMPT_FILE = "attempt.json"  # in a run's folder: what the launcher tells its ranks
@@ -53,7 +53,7 @@ def publish(staged: Path, facts: Mapping[str, Any]) -> Path:
     folder = staged.parent.parent
     files = {str(path.relative_to(staged)): sha256_of(path) for path in files_below(staged)}
     saved = datetime.now(UTC).isoformat(timespec="seconds")
-    write_synced(staged / MANIFEST_FILE, {**facts, "saved": saved, "files": files})
+    write_json(staged / MANIFEST_FILE, {**facts, "saved": saved, "files": files})
     for path in [*files_below(staged), *(p for p in staged.rglob("*") if p.is_dir()), staged]:
         sync(path)
     target, old = folder / staged.name, folder / f"{REPLACED}{staged.name}"

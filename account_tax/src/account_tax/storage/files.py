@@ -6,13 +6,13 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, Any
 
-if TYPE_CHECKING:
-    pass
+RETRY_SECONDS = 0.2  # between two looks at a lock
 
 
 class Held(RuntimeError):
@@ -23,25 +23,29 @@ class Held(RuntimeError):
         self.owner = owner
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return a file's mapping; empty where there is none or it can't be read."""
-    with suppress(OSError, ValueError):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return content if isinstance(content, dict) else {}
-    return {}
+def output_faults(folder: Path, files: Iterable[Path], advice: str) -> list[str]:
+    """Return what keeps files or folders from being made in a folder; the advice is on old ones."""
+    faults = [f"{file.name} exists. {advice}" for file in files if os.path.lexists(file)]
+    if not folder.is_dir():
+        faults.append("its folder does not exist. Make it first.")
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        faults.append("its folder can't be written to.")
+    return faults
 
 
 @contextmanager
-def hold(file: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+def hold(
+    file: Path, patience_seconds: float = 0.0
+) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """Hold a lock; yields what writes down who does. It ends with the process, however that ends.
 
     Raises:
-        Held: If another process holds it.
+        Held: If another process holds it, for as long as there is patience.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a+", encoding="utf-8") as handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(handle, patience_seconds)
         except BlockingIOError:
             raise Held(file, read_json(file)) from None
 
@@ -53,11 +57,51 @@ def hold(file: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
         yield sign
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a mapping; whoever reads it sees the whole of it or what was there before."""
+def lock(handle: IO[Any] | int, patience_seconds: float) -> None:
+    """Lock an open file until it is closed.
+
+    Raises:
+        BlockingIOError: If another process has it, for as long as there is patience.
+    """
+    deadline = time.monotonic() + patience_seconds
+    while True:
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(RETRY_SECONDS)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a file's mapping; empty where there is none or it can't be read."""
+    with suppress(OSError, ValueError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return content if isinstance(content, dict) else {}
+    return {}
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a value as JSON; whoever reads it sees the whole of it or what was there before."""
+    write_whole(path, json.dumps(content, ensure_ascii=False, indent=2) + "\n")
+
+
+def write_whole(path: Path, text: str, *, synced: bool = True) -> None:
+    """Write a file that is never seen half written; synced, not after a power cut either."""
     scratch = path.with_name(f".{path.name}.new")
-    write_synced(scratch, content)
+    scratch.write_text(text, encoding="utf-8")
+    if synced:
+        sync(scratch)
     scratch.replace(path)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -71,38 +115,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_synced(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a mapping and wait until it is on the disk."""
-    with path.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def canonical_sha256(value: Any) -> str:
+def canonical_sha256(value: Any, *, ensure_ascii: bool = False) -> str:
     """Return the sha256 of a value's JSON: keys sorted, no spaces, UTF-8."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(value, sort_keys=True, ensure_ascii=ensure_ascii, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that is never seen half written."""
-    scratch = path.with_name(f".{path.name}.new")
-    scratch.write_text(text, encoding="utf-8")
-    flush(scratch)
-    scratch.replace(path)
-
-
-def flush(path: Path) -> None:
-    """Wait until a file is on the disk: a part counts only after a power cut, too."""
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from .names import SPLITS
+from .files import read_json
+from .names import DATASET_METADATA_FILE, SPLITS
 
 
 def find_prepared(folder: Path, key: str) -> str | None:
@@ -15,11 +16,8 @@ def find_prepared(folder: Path, key: str) -> str | None:
         folder: Holds tokenized_datasets, tokenizer and dataset_metadata.json, versioned by Kedro.
         key: See `inputs_sha256`.
     """
-    for version in sorted((folder / "dataset_metadata.json").glob("*"), reverse=True):
-        try:
-            metadata = json.loads((version / "dataset_metadata.json").read_text("utf-8"))
-        except (OSError, ValueError):  # begun and not finished, or not ours
-            continue
+    for version in sorted((folder / DATASET_METADATA_FILE).glob("*"), reverse=True):
+        metadata = read_json(version / DATASET_METADATA_FILE)  # empty where it was not finished
         if metadata.get("inputs_sha256") == key and _is_whole(folder, version.name):
             return version.name
     return None
@@ -27,7 +25,7 @@ def find_prepared(folder: Path, key: str) -> str | None:
 
 def publish_prepared(scratch: Path, folder: Path, version: str) -> None:
     """Move a whole version from one folder to another of the same disk, its metadata last."""
-    for dataset in ("tokenized_datasets", "tokenizer", "dataset_metadata.json"):
+    for dataset in ("tokenized_datasets", "tokenizer", DATASET_METADATA_FILE):
         (folder / dataset).mkdir(parents=True, exist_ok=True)
         (scratch / dataset / version).rename(folder / dataset / version)
 

@@ -7,7 +7,6 @@ is sent again, after an outage or a crash, and is never there twice.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -20,6 +19,7 @@ from typing import NamedTuple
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 
+from account_tax.storage.files import lock, write_whole
 from account_tax.storage.names import METRICS_FOLDER
 
 MAX_BATCH = 1000  # metrics a request: MLflow's own limit
@@ -44,7 +44,7 @@ def journal_file(artifacts_root: Path, run_id: str) -> Path:
     return artifacts_root / METRICS_FOLDER / f"{run_id}.jsonl"
 
 
-class Journal:
+class MetricJournal:
     """The file of a run's points, opened to write by one process at a time.
 
     A line is cut off where a crash has left a half one. Points that an earlier attempt has written
@@ -55,10 +55,22 @@ class Journal:
         file.parent.mkdir(parents=True, exist_ok=True)
         self.file, self.dropped = file, 0
         self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        _lock(self._descriptor, file)
+        self._lock()
         self._size = _cut_half_line(self._descriptor)
         self._last = {point.key: point for point in read_points(file)}
         self._clock = Clock(max((point.timestamp for point in self._last.values()), default=0))
+
+    def _lock(self) -> None:
+        """Wait for a rank of an earlier attempt to end, so that no two write at once."""
+        try:
+            lock(self._descriptor, LOCK_SECONDS)
+        except BlockingIOError:
+            raise RuntimeError(
+                f"{self.file}: another process still writes the metrics of this run. "
+                "Wait for it to end, or end it."
+            ) from None
+        except OSError:  # a file system without locks
+            return
 
     def add(self, metrics: Mapping[str, float], step: int, *, final: bool = False) -> None:
         """Write points, but none of a step that its key has already.
@@ -148,24 +160,6 @@ def _parse(line: bytes) -> Point | None:
     return None
 
 
-def _lock(descriptor: int, file: Path) -> None:
-    """Wait for a rank of an earlier attempt to end, so that no two write at once."""
-    deadline = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise RuntimeError(
-                    f"{file}: another process still writes the metrics of this run. "
-                    "Wait for it to end, or end it."
-                ) from None
-            time.sleep(0.2)
-        except OSError:  # a file system without locks
-            return
-
-
 def _cut_half_line(descriptor: int) -> int:
     """Cut off what stands behind the last newline; return the size."""
     size = end = os.fstat(descriptor).st_size
@@ -209,13 +203,9 @@ def send_batch(client: MlflowClient, run_id: str, file: Path) -> int:
     if points:
         client.log_batch(run_id, points, synchronous=True)
     if lines:
-        scratch = file.with_suffix(".sent.new")
-        scratch.write_text(f"{offset}\n")
-        scratch.replace(file.with_suffix(".sent"))
+        # Forgotten in a power cut, it costs a second sending.
+        write_whole(file.with_suffix(".sent"), f"{offset}\n", synced=False)
     return len(points)
-
-
-# --- the process's own journal --------------------------------------------------------------------
 
 
 def newest_timestamp(file: Path) -> int:

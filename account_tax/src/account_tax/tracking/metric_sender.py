@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 from mlflow import MlflowClient
 
 from account_tax.processes.ranks import get_mlflow_env, is_rank0
 
-from .metric_journal import MAX_BATCH, Journal, count_unsent, journal_file, log, send_batch
+from .metric_journal import MAX_BATCH, MetricJournal, count_unsent, journal_file, log, send_batch
+from .store import mlflow_defaults
 
 EVERY_SECONDS = 1.0  # between two requests: points are gathered meanwhile
 LONGEST_PAUSE_SECONDS = 10.0  # between two tries while the store does not answer
@@ -24,7 +25,7 @@ ONE_TRY = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 class Sender(threading.Thread):
     """Sends what the journal has, for as long as the process lives; training never waits for it."""
 
-    def __init__(self, journal: Journal, run_id: str, tracking_uri: str | None):
+    def __init__(self, journal: MetricJournal, run_id: str, tracking_uri: str | None):
         super().__init__(name="metrics", daemon=True)
         self._journal, self._run_id, self._uri = journal, run_id, tracking_uri
         self._ending = threading.Event()
@@ -61,7 +62,7 @@ class Sender(threading.Thread):
         return not self.is_alive()
 
 
-_open: list[tuple[Journal, Sender, dict[str, str | None]]] = []  # at most one
+_open: list[tuple[MetricJournal, Sender, ExitStack]] = []  # at most one
 
 
 def open_metrics(artifacts_root: Path) -> None:
@@ -73,16 +74,16 @@ def open_metrics(artifacts_root: Path) -> None:
     close_metrics()  # of a training before, in the same process
     if not (is_rank0() and run["run_id"]):
         return
-    before: dict[str, str | None] = {name: os.environ.get(name) for name in ONE_TRY}
-    os.environ.update({name: before[name] or value for name, value in ONE_TRY.items()})
-    journal = Journal(journal_file(artifacts_root, run["run_id"]))
+    defaults = ExitStack()
+    defaults.enter_context(mlflow_defaults(ONE_TRY))
+    journal = MetricJournal(journal_file(artifacts_root, run["run_id"]))
     sender = Sender(journal, run["run_id"], run["tracking_uri"])
     sender.start()
-    _open.append((journal, sender, before))
+    _open.append((journal, sender, defaults))
 
 
 def log_metrics(metrics: Mapping[str, float], step: int, *, final: bool = False) -> None:
-    """Rank 0 only: keep metrics of the MLflow run, where there is one; see `Journal.add`."""
+    """Rank 0 only: keep metrics of the MLflow run, where there is one; see `MetricJournal.add`."""
     for journal, _, _ in _open:
         journal.add(metrics, step, final=final)
 
@@ -90,7 +91,7 @@ def log_metrics(metrics: Mapping[str, float], step: int, *, final: bool = False)
 def close_metrics(seconds: float = END_SECONDS) -> None:
     """Wait some seconds for the last points to be stored; where they are not, say what to do."""
     while _open:
-        journal, sender, before = _open.pop()
+        journal, sender, defaults = _open.pop()
         if sender.end(seconds):
             journal.close()
         else:
@@ -100,5 +101,4 @@ def close_metrics(seconds: float = END_SECONDS) -> None:
                 count_unsent(journal.file),
                 journal.file,
             )
-        for name, value in before.items():
-            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+        defaults.close()

@@ -23,11 +23,11 @@ from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 
 from account_tax.processes.identity import identify
 from account_tax.provenance.code import PACKAGE
-from account_tax.storage.names import VERIFIED_TAG
+from account_tax.storage.names import TAG, VERIFIED_TAG
 
 from . import after_parent
 from .metric_journal import send_batch
-from .ownership import OWNER_TAG, REASON_TAG
+from .ownership import OWNER_TAG, REASON_TAG, REFUSED_TAG
 from .store import (
     RETRY_SECONDS,
     TrackingAway,
@@ -39,7 +39,7 @@ from .store import (
     tracking_uri,
 )
 
-CONTINUES_TAG = "account_tax.continues"  # of an attempt: the run that it let go on
+CONTINUES_TAG = f"{TAG}continues"  # of an attempt: the run that it let go on
 MAX_BATCH = 100  # params a request; the server's own limit
 
 
@@ -50,6 +50,7 @@ class OwnedRun:
         self._client = client
         self.run_id, self.experiment_name, self.tracking_uri = run_id, experiment_name, tracking_uri
         self._attempt_id: str | None = None  # of `mlflow run`, where an earlier run goes on
+        self._made_here = self._is_new = False  # new: nothing was logged to it by any command
         self.ended = False
 
     @classmethod
@@ -65,11 +66,16 @@ class OwnedRun:
         with answers_soon(uri):
             client = MlflowClient(uri)
             if run_id:
-                return cls.reopen(client, run_id, uri)
+                had_owner = OWNER_TAG in client.get_run(run_id).data.tags
+                owned = cls.reopen(client, run_id, uri)
+                owned._is_new = not had_owner
+                return owned
             tags = {OWNER_TAG: identify()}  # from its first moment, so that it can be closed
             run = client.create_run(experiment_id(client), tags=tags)
             experiment = client.get_experiment(run.info.experiment_id)
-        return cls(client, run.info.run_id, experiment.name, uri)
+        owned = cls(client, run.info.run_id, experiment.name, uri)
+        owned._made_here = owned._is_new = True
+        return owned
 
     @classmethod
     def reopen(cls, client: MlflowClient, run_id: str, uri: str) -> OwnedRun:
@@ -95,7 +101,7 @@ class OwnedRun:
         The run that the command began as goes, where the command made it. One that `mlflow run`
         made stays as a small record of this attempt, below the other: `mlflow run` will end it.
         """
-        client, begun = self._client, self.run_id
+        client, begun, self._is_new = self._client, self.run_id, False
         with answers_soon(self.tracking_uri):
             run = claim(client, run_id)
             self.experiment_name = client.get_experiment(run.info.experiment_id).name
@@ -136,6 +142,7 @@ class OwnedRun:
 
     def set_tags(self, tags: Mapping[str, str | None]) -> None:
         """Set tags of the run; one that is None goes."""
+        self._is_new = False
         given = {key: text[:MAX_TAG_VAL_LENGTH] for key, text in tags.items() if text is not None}
         entries = [RunTag(key, text) for key, text in given.items()]
         self._client.log_batch(self.run_id, tags=entries)
@@ -211,18 +218,28 @@ class OwnedRun:
 
         self._insist(send, patience)
 
-    def close(self, status: str, reason: str = "", *, patience: float = 0.0) -> None:
+    def close(
+        self, status: str, reason: str = "", *, refused: bool = False, patience: float = 0.0
+    ) -> None:
         """End the run as FINISHED, FAILED or KILLED, the reason as a tag.
+
+        Of a command that was refused before it logged anything, a run that it made itself goes,
+        and one that `mlflow run` made is tagged, so that lists can leave it out.
 
         Raises:
             TrackingAway: If the server does not answer, for `patience` seconds.
             TrackingError: If it answers, and refuses.
         """
+        refused &= self._is_new
+        tags = {REASON_TAG: _fit(reason)} if reason else {}
+        tags |= {REFUSED_TAG: "true"} if refused else {}
 
         def end() -> None:
-            if reason:
-                self.set_tags({REASON_TAG: _fit(reason)})
+            if tags:
+                self.set_tags(tags)
             self._client.set_terminated(self.run_id, status)
+            if refused and self._made_here:
+                self._client.delete_run(self.run_id)
             if self._attempt_id:
                 self._client.set_terminated(self._attempt_id, status)
             self.ended = True
@@ -273,8 +290,8 @@ def claim(client: MlflowClient, run_id: str) -> Run:
     # The owner first: who finds it RUNNING must not find a former owner, who is gone.
     client.set_tag(run_id, OWNER_TAG, identify())
     client.update_run(run_id, status="RUNNING")
-    if REASON_TAG in run.data.tags:
-        client.delete_tag(run_id, REASON_TAG)
+    for tag in {REASON_TAG, REFUSED_TAG} & run.data.tags.keys():
+        client.delete_tag(run_id, tag)
     return run
 
 

@@ -8,10 +8,12 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from account_tax.processes.identity import parse_identity, state_of
+from account_tax.storage.names import TAG
 
-OWNER_TAG = "account_tax.owner"
-REASON_TAG = "account_tax.reason"
-SLURM_TAG = "account_tax.slurm_job"  # the scheduler knows what became of those
+OWNER_TAG = f"{TAG}owner"
+REASON_TAG = f"{TAG}reason"
+REFUSED_TAG = f"{TAG}refused"  # true: its command was refused before it did anything
+SLURM_TAG = f"{TAG}slurm_job"  # the scheduler knows what became of those
 GONE = (
     "the process that owned this run, {pid} on {host}, is gone and did not say how it ended. "
     "The same command goes on from the last checkpoint, if there is one; what has trained to its "
@@ -33,20 +35,15 @@ def close_dead_runs(client: MlflowClient) -> list[str]:
     mine = f"tags.`{OWNER_TAG}` LIKE 'host={socket.gethostname()} %'"
     running = f"attributes.status = 'RUNNING' and {mine}"
     found = client.search_runs(experiments, running, max_results=MAX_FOUND)
-    dead = [run for run in found if _is_dead(run)]
-    # Asked again: another command may have taken one up in the meantime, owner first.
-    return [
-        run.info.run_id
-        for run in dead
-        if _is_dead(client.get_run(run.info.run_id)) and _close(client, run)
-    ]
-
-
-def _close(client: MlflowClient, run: Run) -> bool:
-    run_id, owner = run.info.run_id, parse_identity(run.data.tags[OWNER_TAG])
-    client.set_tag(run_id, REASON_TAG, GONE.format_map(owner | {"run_id": run_id}))
-    client.set_terminated(run_id, "FAILED")
-    return True
+    closed = []
+    for run_id in [run.info.run_id for run in found if _is_dead(run)]:
+        # Asked again: another command may have taken it up in the meantime, owner first.
+        if _is_dead(run := client.get_run(run_id)):
+            owner = parse_identity(run.data.tags[OWNER_TAG])
+            client.set_tag(run_id, REASON_TAG, GONE.format_map(owner | {"run_id": run_id}))
+            client.set_terminated(run_id, "FAILED")
+            closed.append(run_id)
+    return closed
 
 
 def _is_dead(run: Run) -> bool:

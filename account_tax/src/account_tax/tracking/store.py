@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -46,9 +46,15 @@ def tracking_uri(project: Path) -> str:
     A relative path of SQLite is made absolute, so that every stage finds the same file.
     """
     given = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project / 'mlflow.db'}"
-    if (file := _relative_file(given)) is None:
-        return given
-    return given.replace(f":///{file}", f":///{_folder_meant(file) / file}", 1)
+    file = _relative_file(given)
+    return given if file is None else absolute_store(given, _folder_meant(file))
+
+
+def absolute_store(uri: str, folder: Path | None = None) -> str:
+    """Return a store's URI as it reads from any folder; a relative path is one of `folder`."""
+    if (file := _relative_file(uri)) is None:
+        return uri
+    return uri.replace(f":///{file}", f":///{(folder or Path.cwd()) / file}", 1)
 
 
 def _folder_meant(file: str) -> Path:
@@ -57,18 +63,14 @@ def _folder_meant(file: str) -> Path:
     `mlflow run URI` makes the run in the folder it is typed in, and starts the project in a clone
     elsewhere, with the same relative path: so the folders of the processes above are tried too.
     """
-    here, run_id = Path.cwd(), os.environ.get("MLFLOW_RUN_ID")
-    if run_id:
-        for folder in (here, *_parents_folders()):
-            if _has_run(folder / file, run_id):
-                return folder
-    return here
-
-
-def _parents_folders() -> Iterator[Path]:
-    for parent in psutil.Process().parents():
-        with suppress(psutil.Error):  # another user's
-            yield Path(parent.cwd())
+    here = psutil.Process()
+    if run_id := os.environ.get("MLFLOW_RUN_ID"):
+        for process in (here, *here.parents()):
+            with suppress(psutil.Error):  # another user's
+                folder = Path(process.cwd())
+                if _has_run(folder / file, run_id):
+                    return folder
+    return Path.cwd()
 
 
 def _has_run(store: Path, run_id: str) -> bool:
@@ -124,19 +126,24 @@ def answers_soon(uri: str) -> Iterator[None]:
         ) from err
 
 
-@contextmanager
-def short_waits() -> Iterator[None]:
+def short_waits() -> AbstractContextManager[None]:
     """Make MLflow wait for a server seconds, not minutes, where nothing else was asked for.
 
     While a run is under way MLflow's own patience is right; before and after it a person waits.
     """
-    before = {name: os.environ.get(name) for name in SHORT_WAITS}
-    os.environ.update({name: before[name] or value for name, value in SHORT_WAITS.items()})
+    return mlflow_defaults(SHORT_WAITS)
+
+
+@contextmanager
+def mlflow_defaults(values: Mapping[str, str]) -> Iterator[None]:
+    """Set those of MLflow's variables that nobody has set, for a time."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update({name: before[name] or value for name, value in values.items()})
     try:
         yield
     finally:
         for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
 def experiment_id(client: MlflowClient) -> str:

@@ -27,11 +27,12 @@ from account_tax.backends.handed_over import passed_names
 from account_tax.confidential import secrets_in
 from account_tax.errors import Refused
 from account_tax.tracking.ownership import SLURM_TAG
+from account_tax.tracking.store import absolute_store
 
 from .config import SlurmConfig, read_config
 from .environment import make_environment
 from .job import JobState, SlurmError, SlurmJob, require_slurm, submit
-from .runs import FOLDER_TAG, settle
+from .runs import FOLDER_TAG, end_with_job
 from .script import SCRIPT_FILE, write_script
 from .submitted import SlurmRun
 
@@ -156,7 +157,7 @@ def _submit(
         job = SlurmJob(submit(words, environment, config), folder)
     except (SlurmError, OSError) as err:
         failed = SlurmJob("none", folder)
-        settle(client, run_id, failed, JobState("FAILED", status=1), str(err))
+        end_with_job(client, run_id, failed, JobState("FAILED", status=1), str(err))
         raise ExecutionException(str(err)) from err
     tags = {SLURM_TAG: job.job_id, FOLDER_TAG: str(folder), MLFLOW_PROJECT_BACKEND: "slurm"}
     for key, value in tags.items():
@@ -172,15 +173,8 @@ def _job_environment(run_id: str, experiment_id: str) -> dict[str, str]:
         if not name.startswith("SLURM_") or name == "SLURM_CONF"
     }
     store = utils.get_run_env_vars(run_id, experiment_id)
-    store["MLFLOW_TRACKING_URI"] = _absolute(tracking.get_tracking_uri())
+    store["MLFLOW_TRACKING_URI"] = absolute_store(tracking.get_tracking_uri())
     return kept | store
-
-
-def _absolute(store: str) -> str:
-    """Return a tracking URI that means the same in another folder."""
-    path = store.removeprefix("sqlite:///")
-    relative = path != store and not path.startswith("/")
-    return f"sqlite:///{Path(path).resolve()}" if relative else store
 
 
 def _sbatch_words(config: SlurmConfig, folder: Path, names: list[str]) -> list[str]:

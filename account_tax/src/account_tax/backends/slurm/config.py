@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from account_tax.backends.handed_over import find_secret_settings
 from account_tax.errors import Refused
+from account_tax.faults import hint, tell
 
 WORD = r"^[\w.:,@&|*+\[\]()/-]+$"  # one word of sbatch's; spaces would be options of their own
 TIME = r"^(\d+-)?\d{1,3}(:\d{2}){0,2}$"
@@ -29,9 +29,7 @@ class SlurmConfigError(Refused):
     """A backend configuration that can't be used; one line for each fault."""
 
     def __init__(self, faults: list[str]):
-        noun = "problem" if len(faults) == 1 else "problems"
-        lines = "".join(f"\n  {fault}" for fault in faults)
-        super().__init__(f"{len(faults)} {noun} in the backend configuration{lines}")
+        super().__init__(tell(faults, "in the backend configuration"))
 
 
 def _key(default: Any, words: str, **limits: Any) -> Any:
@@ -110,8 +108,7 @@ def read_config(given: Mapping[str, Any]) -> SlurmConfig:
 
 def _fault(key: str, kind: str, given: Mapping[str, Any]) -> str:
     if kind == "extra_forbidden":
-        near = difflib.get_close_matches(key.replace("-", "_"), SlurmConfig.model_fields, n=1)
-        return f"{key}: unknown key.{f' Did you mean {near[0]}?' if near else ''}"
+        return f"{key}: unknown key. {hint(key.replace('-', '_'), SlurmConfig.model_fields)}"
     expected = SlurmConfig.model_fields[key].description
     if kind == "missing":
         return f"{key}: missing; expected {expected}."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import math
 import os
 import shlex
 import shutil
@@ -11,6 +11,8 @@ from typing import Literal
 
 from mlflow.exceptions import ExecutionException
 from mlflow.projects import utils
+
+from account_tax.storage.files import hold
 
 from .config import SlurmConfig
 
@@ -29,9 +31,7 @@ def make_environment(config: SlurmConfig, given: str | None, work_dir: Path) -> 
     if conda_yaml is None:
         raise ExecutionException(f"MLproject names no conda_env, so {manager} can't make it.")
     root = Path(os.environ.get("MLFLOW_ENV_ROOT", Path.home() / ".mlflow" / "envs"))
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / ".making").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two submissions at once make it once
+    with hold(root / ".making", math.inf):  # two submissions at once make it once
         return _make(manager, conda_yaml, work_dir, root)
 
 

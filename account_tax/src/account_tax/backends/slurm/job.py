@@ -6,8 +6,10 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from account_tax.processes.answers import answer_of
 
 from .config import SlurmConfig
 from .script import OUTPUT_FILE, STATUS_FILE
@@ -108,19 +110,14 @@ class SlurmJob:
 
     def state(self) -> JobState | None:
         """Return what the job is doing; None while Slurm does not answer."""
-        shown = call("scontrol", "show", "job", "-o", self.job_id)
+        shown = show_job(self.job_id)
         if shown.returncode == 0 and "JobState=" in shown.stdout:
-            return self._with_own_status(parse_job(shown.stdout))
+            state, own = parse_job(shown.stdout), self._own_status()
+            # The job wrote its own status; Slurm's is lost with a signal.
+            return replace(state, status=own) if state.ended and own is not None else state
         if "Invalid job id" not in shown.stderr:
             return None
         return self._forgotten()
-
-    def _with_own_status(self, state: JobState) -> JobState:
-        """Return a state with the status the job wrote itself: Slurm's is lost with a signal."""
-        own = self._own_status()
-        if state.ended and own is not None:
-            return JobState(state.name, state.reason, state.restarts, own)
-        return state
 
     def _forgotten(self) -> JobState:
         """Return how a job ended that the controller has dropped (MinJobAge, minutes)."""
@@ -143,24 +140,23 @@ class SlurmJob:
 
 
 def call(*words: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess:
-    """Run a command of Slurm's; one that is missing or hangs has the status 127."""
-    try:
-        return subprocess.run(
-            words,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=COMMAND_SECONDS,
-            check=False,
-            start_new_session=True,  # Ctrl-C is the submitter's
-        )
-    except (OSError, subprocess.TimeoutExpired) as err:
-        return subprocess.CompletedProcess(words, 127, "", str(err))
+    """Run a command of Slurm's and return what it said."""
+    return answer_of(words, COMMAND_SECONDS, environment)
+
+
+def show_job(job_id: str) -> subprocess.CompletedProcess:
+    """Return what Slurm tells of a job, in one line of NAME=VALUE."""
+    return call("scontrol", "show", "job", "-o", job_id)
+
+
+def parse_fields(shown: str) -> dict[str, str]:
+    """Return the values of a line of NAME=VALUE by their names."""
+    return dict(re.findall(r"(\w+)=(\S*)", shown))
 
 
 def parse_job(shown: str) -> JobState:
-    """Return the state that a line of `scontrol show job -o` tells."""
-    fields = dict(re.findall(r"(\w+)=(\S*)", shown))
+    """Return the state that a job's line tells."""
+    fields = parse_fields(shown)
     code, _, signum = fields.get("ExitCode", "0:0").partition(":")
     reason = fields.get("Reason", "None")
     return JobState(

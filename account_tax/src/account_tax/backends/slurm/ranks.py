@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from account_tax.backends.same_everywhere import probe_ranks
+from account_tax.backends.same_everywhere import PROBE_SECONDS, probe_ranks
 from account_tax.errors import Failed, Preempted
+from account_tax.processes.answers import answer_of
 from account_tax.storage.names import REQUEUES_VARIABLE
 
-QUERY_SECONDS = 60
-CHECK_SECONDS = 300  # Python's first start on a cold shared file system
+from .job import call, parse_fields, show_job
+
 TERMINATED = (143, -15)  # ranks that SIGTERM ended, as srun says it
 NOTICE_SLACK_SECONDS = 120  # Slurm's notice comes up to a minute early
 
@@ -85,7 +85,8 @@ class Allocation:
             )
 
         def ask(words: list[str]) -> tuple[str, str]:
-            done = _run([*self._srun(), "--quiet", "sh", *words], CHECK_SECONDS, environment)
+            srun = [*self._srun(), "--quiet", "sh", *words]
+            done = answer_of(srun, PROBE_SECONDS, environment)
             return done.stdout, done.stderr
 
         return found + probe_ranks(folders, ask, range(self.tasks))
@@ -112,9 +113,8 @@ class Allocation:
 
     def _address(self) -> str:
         """Return where other nodes reach this one: names of nodes need not resolve."""
-        shown = _run(["scontrol", "show", "node", "-o", self.node]).stdout
-        match = re.search(r"NodeAddr=(\S+)", shown)
-        return match[1] if match else self.node
+        shown = call("scontrol", "show", "node", "-o", self.node).stdout
+        return parse_fields(shown).get("NodeAddr") or self.node
 
     def raise_if_preempted(self, status: int, saved: Path) -> None:
         """Raise if Slurm ended the ranks, and not a fault of theirs.
@@ -126,7 +126,7 @@ class Allocation:
         """
         if not saved.exists() and status not in TERMINATED:
             return
-        why = why_ended(_run(["scontrol", "show", "job", "-o", self.job_id]).stdout)
+        why = why_ended(show_job(self.job_id).stdout)
         if why == "limit" and not saved.exists():
             raise Failed(
                 f"training failed: Slurm job {self.job_id} reached its time limit. "
@@ -144,8 +144,8 @@ class Allocation:
 
 
 def why_ended(shown: str) -> Literal["preempted", "limit"] | None:
-    """Return why Slurm told a job to end, from `scontrol show job -o`."""
-    fields = dict(re.findall(r"(\w+)=(\S*)", shown))
+    """Return why Slurm told a job to end, from what it tells of it."""
+    fields = parse_fields(shown)
     if fields.get("PreemptTime", "None") != "None":
         return "preempted"
     ran, limit = (_seconds(fields.get(name, "")) for name in ("RunTime", "TimeLimit"))
@@ -160,16 +160,3 @@ def _seconds(text: str) -> int | None:
         return None
     days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-
-
-def _run(
-    words: Sequence[str],
-    seconds: float = QUERY_SECONDS,
-    environment: Mapping[str, str] | None = None,
-) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(
-            words, env=environment, capture_output=True, text=True, timeout=seconds, check=False
-        )
-    except (FileNotFoundError, subprocess.TimeoutExpired) as err:
-        return subprocess.CompletedProcess(words, 127, "", str(err))

@@ -8,14 +8,15 @@ from mlflow import MlflowClient
 from mlflow.entities import Run, RunStatus
 from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
 
+from account_tax.storage.names import TAG
 from account_tax.tracking.ownership import REASON_TAG, SLURM_TAG
 
 from .job import JobState, SlurmJob
 
-FOLDER_TAG = "account_tax.slurm_folder"
+FOLDER_TAG = f"{TAG}slurm_folder"
 
 
-def settle(
+def end_with_job(
     client: MlflowClient, run_id: str, job: SlurmJob, state: JobState, reason: str = ""
 ) -> str:
     """Bring an MLflow run to the status of its job, and return that.

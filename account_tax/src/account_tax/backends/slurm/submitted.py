@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from types import FrameType
 from typing import NoReturn, TextIO
 
 import click
@@ -20,10 +19,11 @@ from mlflow.exceptions import ExecutionException, MlflowException
 from mlflow.projects.submitted_run import SubmittedRun
 
 from account_tax.confidential import hide_secrets
+from account_tax.processes.groups import Interrupted, raise_on_signals
 
 from .config import SlurmConfig
 from .job import JobState, SlurmJob, describe_demand
-from .runs import settle
+from .runs import end_with_job
 
 ENDS_SECONDS = 120  # what a cancelled job may take: KillWait of slurm.conf and a little
 OUTPUT_SECONDS = 5  # what a shared file system may take to show the last lines
@@ -65,7 +65,7 @@ class SlurmRun(SubmittedRun):
                 self._give_up(why)
             time.sleep(0 if self._state.ended else self._config.poll_seconds)
         self._show_rest()
-        status = settle(client, self._run_id, self.job, self._state)
+        status = end_with_job(client, self._run_id, self.job, self._state)
         if status != "FINISHED":
             self._attach_output(client)
         return status == "FINISHED"
@@ -79,14 +79,14 @@ class SlurmRun(SubmittedRun):
             self.get_status()
             self._show_output(sys.stdout)
         ended = self._state if self._state.ended else JobState("CANCELLED", status=143)
-        settle(MlflowClient(), self._run_id, self.job, ended)
+        end_with_job(MlflowClient(), self._run_id, self.job, ended)
 
     def follow_to_the_end(self) -> None:
         """Wait; end the job on Ctrl-C or SIGTERM; leave with the job's status if it is not 0."""
         try:
             with _signals_interrupt():
                 good = self.wait()
-        except _Asked as asked:
+        except Interrupted as asked:
             click.echo(f"{asked}: cancelling Slurm job {self.job.job_id}", err=True)
             self.cancel()
             _leave(f"Slurm job {self.job.job_id} was cancelled", 128 + asked.signum)
@@ -104,7 +104,7 @@ class SlurmRun(SubmittedRun):
             click.echo(f"Slurm job {self.job.job_id}: queued again ({now.restarts} of {most})")
         if text != self._announced and not now.ended:
             click.echo(text)
-            settle(client, self._run_id, self.job, now)
+            end_with_job(client, self._run_id, self.job, now)
         self._announced = text
 
     def _show_output(self, out: TextIO) -> None:
@@ -136,7 +136,7 @@ class SlurmRun(SubmittedRun):
             f"Slurm job {self.job.job_id} can't start: {self._state.reason}, {why}.\n"
             f"{describe_demand(self._config)}"
         )
-        settle(MlflowClient(), self._run_id, self.job, JobState("FAILED", status=1), reason)
+        end_with_job(MlflowClient(), self._run_id, self.job, JobState("FAILED", status=1), reason)
         raise ExecutionException(reason)
 
     def _attach_output(self, client: MlflowClient) -> None:
@@ -146,22 +146,12 @@ class SlurmRun(SubmittedRun):
             client.log_text(self._run_id, hide_secrets(text, os.environ), "logs/job.log")
 
 
-class _Asked(Exception):
-    """The submitter was asked to stop by a signal."""
-
-    def __init__(self, signum: int):
-        super().__init__(signal.Signals(signum).name)
-        self.signum = signum
-
-
 @contextmanager
 def _signals_interrupt() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into `_Asked`; a hangup leaves the job running."""
-
-    def ask(signum: int, frame: FrameType | None) -> None:
-        raise _Asked(signum)
-
-    before = {each: signal.signal(each, ask) for each in (signal.SIGINT, signal.SIGTERM)}
+    """Turn SIGINT and SIGTERM into `Interrupted`; a hangup leaves the job running."""
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    before = {each: signal.getsignal(each) for each in kinds}
+    raise_on_signals(kinds)
     try:
         yield
     finally:

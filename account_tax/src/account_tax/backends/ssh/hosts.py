@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -15,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from account_tax.backends.same_everywhere import probe_ranks
+from account_tax.backends.same_everywhere import PROBE_SECONDS, probe_ranks
 from account_tax.parameters.config import ConfigError
+from account_tax.processes.answers import answer_of
+
+from . import over_ssh
 
 CONNECT_SECONDS = 10
-CHECK_SECONDS = 300  # Python's first start on a cold shared file system
-UNREACHABLE = 255  # ssh's own exit status
 COUNT_GPUS = "nvidia-smi -L 2>/dev/null; true"  # a line each; ssh's own status stays
 SSH_ARGS = "PDSH_SSH_ARGS_APPEND"  # deepspeed's variable for more options of ssh
 LINE = re.compile(r"(?P<host>[\w.@:-]+)\s+slots=(?P<slots>[1-9]\d*)\s*(#.*)?")
@@ -67,12 +67,12 @@ class Hosts:
             python_path = f"PYTHONPATH={environment.get('PYTHONPATH', '')}"
             answers = self._ssh_each(
                 {
-                    host: in_folder(
+                    host: over_ssh.in_folder(
                         ["env", python_path, f"NODE={host}", f"PROBED_RANK={rank}", "sh", *words]
                     )
                     for host, rank in zip(self.slots, first_ranks, strict=True)
                 },
-                CHECK_SECONDS,
+                PROBE_SECONDS,
             ).values()
             return "".join(a.stdout for a in answers), " ".join(a.stderr for a in answers)
 
@@ -117,7 +117,7 @@ class Hosts:
             for number, host in enumerate(self.slots)
         }
         plan = {"ssh": list(self.ssh), "commands": commands}
-        return [sys.executable, "-m", "account_tax.backends.ssh.over_ssh", json.dumps(plan)]
+        return [sys.executable, "-m", over_ssh.__name__, json.dumps(plan)]
 
     def raise_if_preempted(self, status: int, saved: Path) -> None:
         """Return: nobody takes hosts away and gives them back."""
@@ -125,9 +125,7 @@ class Hosts:
     def _address(self) -> str:
         """Return where the first host is reached: its name may be one of ssh's configuration."""
         host = next(iter(self.slots))
-        shown = subprocess.run(
-            [*self.ssh, "-G", host], capture_output=True, text=True, timeout=60, check=False
-        )
+        shown = answer_of([*self.ssh, "-G", host], CONNECT_SECONDS)
         match = re.search(r"^hostname (\S+)", shown.stdout, re.MULTILINE)
         return match[1] if match else host.rpartition("@")[2]
 
@@ -137,13 +135,7 @@ class Hosts:
         """Run a command on each host, all at once."""
 
         def one(host: str, command: str) -> subprocess.CompletedProcess[str]:
-            words = [*self.ssh, "-n", host, command]
-            try:
-                return subprocess.run(
-                    words, capture_output=True, text=True, timeout=seconds, check=False
-                )
-            except (FileNotFoundError, subprocess.TimeoutExpired) as err:
-                return subprocess.CompletedProcess(words, UNREACHABLE, "", str(err))
+            return answer_of([*self.ssh, "-n", host, command], seconds)
 
         with ThreadPoolExecutor(len(commands)) as pool:
             answers = list(pool.map(one, commands, commands.values()))
@@ -182,9 +174,3 @@ def read_hosts(
     return Hosts(
         wanted, hostfile, slots, ["ssh", *options, *shlex.split(environment.get(SSH_ARGS, ""))]
     )
-
-
-def in_folder(words: Sequence[str]) -> str:
-    """Return the shell's command line that runs words in this process's working directory."""
-    # What a machine does not see is said by what runs there.
-    return f"cd {shlex.quote(os.getcwd())} 2>/dev/null; exec {shlex.join(words)}"

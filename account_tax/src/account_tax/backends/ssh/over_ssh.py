@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -21,8 +22,6 @@ from pathlib import Path
 
 from account_tax.backends.handed_over import passed_names
 from account_tax.processes.groups import GRACE_SECONDS, ask_group_to_end, kill_group
-
-from .hosts import in_folder
 
 POLL_SECONDS = 0.2
 DEEPSPEED_ENVIRONMENT = os.environ.get("DS_ENV_FILE", ".deepspeed_env")
@@ -53,6 +52,12 @@ def run_on_hosts(ssh: Sequence[str], commands: Mapping[str, Sequence[str]]) -> i
             time.sleep(POLL_SECONDS)
     finally:
         _end(list(running.values()))
+
+
+def in_folder(words: Sequence[str]) -> str:
+    """Return the shell's command line that runs words in this process's working directory."""
+    # What a machine does not see is said by what runs there.
+    return f"cd {shlex.quote(os.getcwd())} 2>/dev/null; exec {shlex.join(words)}"
 
 
 def _tell(process: subprocess.Popen[str], text: str) -> None:

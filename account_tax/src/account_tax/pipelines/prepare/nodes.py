@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import chain
@@ -11,19 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from datasets import (
-    Dataset,
-    DatasetDict,
-)
+from datasets import Dataset, DatasetDict
 
 from account_tax.confidential import public_source
-from account_tax.ledger.reading import READ_SETTINGS, DataError, Ledger, read_ledger
+from account_tax.ledger.reading import DataError, Ledger, read_ledger
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 from account_tax.ledger.splitting import split_ledger
 from account_tax.ledger.tokens import check_labels, split_digest, token_ids, tokenizer_digest
-from account_tax.storage.files import canonical_sha256
+from account_tax.storage.files import canonical_sha256, sha256_of
 
 # Part of `inputs_sha256`: raise it when the same inputs give another dataset.
 PREPARE_VERSION = 2
@@ -86,7 +82,7 @@ def inputs_sha256(data: dict[str, Any], model: dict[str, Any], source_sha256: st
 def _local_tokenizer_files(folder: Path) -> dict[str, str]:
     """Return name and sha256 of a local base's small files; its name alone says little."""
     files = chain.from_iterable(folder.glob(kind) for kind in ("*.json", "*.txt", "*.model"))
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files)}
+    return {file.name: sha256_of(file) for file in sorted(files)}
 
 
 # --- describe -----------------------------------------------------------------------------------
@@ -104,13 +100,12 @@ def describe_dataset(
 
     The same inputs give the same dict on any machine. Token lengths are those before truncation.
     """
-    settings = (*READ_SETTINGS, "text_columns", "label_column", "group_column", "separator")
     return {
         "inputs_sha256": inputs_sha256(data, model, ledger.source_sha256),
         "prepare_version": PREPARE_VERSION,
+        **data,
         "source": public_source(data["source"]),
         "source_sha256": ledger.source_sha256,
-        **{key: data[key] for key in (*settings, "max_length", "duplicates", "split")},
         "files": ledger.found,
         "rows": {"read": ledger.rows_read, "kept": len(ledger.frame), "dropped": ledger.dropped},
         "rejects": ledger.rejects,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ from account_tax.provenance.signing import (
     sign_version,
 )
 from account_tax.provenance.statement import RunRecord, build_statement, statement_bytes
-from account_tax.registry.download import download_run_artifact
+from account_tax.registry.record import read_artifacts
 from account_tax.storage.names import (
     PARAMETERS_FILE,
     RECORD_FILE,
@@ -63,14 +62,16 @@ def read_run(client: MlflowClient, run_id: str) -> RunRecord:
     run = client.get_run(run_id)
     ranks = run.data.params.get("launch.world_size")
     tags = {key.removeprefix(TAG): text for key, text in run.data.tags.items()}
-    with tempfile.TemporaryDirectory() as scratch:
-        found = [
-            download_run_artifact(client, run_id, name, Path(scratch))
-            for name in (PARAMETERS_FILE, RECORD_FILE)
-        ]
-        parameters, environment = (file.read_bytes() if file else None for file in found)
-    started = run.info.start_time / 1000
-    return RunRecord(run_id, tags, ranks, _threads(ranks), started, parameters, environment)
+    raw = read_artifacts(client, run_id, (PARAMETERS_FILE, RECORD_FILE))
+    return RunRecord(
+        run_id,
+        tags,
+        ranks,
+        _threads(ranks),
+        run.info.start_time / 1000,
+        raw.get(PARAMETERS_FILE),
+        raw.get(RECORD_FILE),
+    )
 
 
 def _threads(ranks: str | None) -> str | None:
@@ -92,9 +93,7 @@ def sign_registered(client: MlflowClient, name: str, number: int, folder: Path, 
     private_key = load_private_key(key)
     version = client.get_model_version(name, str(number))
     run_id = str(version.run_id)
-    with tempfile.TemporaryDirectory() as scratch:
-        file = download_run_artifact(client, run_id, STATEMENT_FILE, Path(scratch))
-        raw = file.read_bytes() if file else b""
+    raw = read_artifacts(client, run_id, (STATEMENT_FILE,)).get(STATEMENT_FILE, b"")
     expected = version.tags.get(STATEMENT_TAG)
     if hashlib.sha256(raw).hexdigest() != expected:
         raise SignatureError(

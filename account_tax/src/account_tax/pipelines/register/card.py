@@ -10,7 +10,7 @@ from typing import Any
 from account_tax.model.licence import base_licence
 from account_tax.provenance.environment import environment_tags
 from account_tax.reporting.description import LONGEST_DESCRIPTION, compose
-from account_tax.reporting.markdown import escape_cell, markdown_table
+from account_tax.reporting.markdown import format_number, markdown_table
 
 Facts = Mapping[str, Any]
 UNLOCKED_MARK = (
@@ -58,7 +58,7 @@ def _summary(facts: Facts) -> str:
     evaluation, metrics = facts["evaluation"], facts["metrics"]
     names = ("accuracy", "f1", "precision", "recall", "loss")
     rows = [
-        [split, *(_number(metrics.get(f"{key}/{name}")) for name in names)]
+        [split, *(format_number(metrics.get(f"{key}/{name}")) for name in names)]
         for split, key in (("test", "test"), ("validation", "eval"))
     ]
     return (
@@ -76,12 +76,12 @@ def _per_class(evaluation: Facts, most_classes: int | None) -> str:
     title = "## Accounts, weakest first"
     if not shown:
         return f"{title}\n\nAll {len(classes)} are in model_card.md of the run."
+    names = ("f1", "precision", "recall")
     rows = [
-        [escape_cell(row["label"]), *(_number(row[key]) for key in ("f1", "precision", "recall")),
-         f"{row['support']:,}"]
+        [row["label"], *(format_number(row[name]) for name in names), f"{row['support']:,}"]
         for row in shown
-    ]  # fmt: skip
-    table = markdown_table(["account", "f1", "precision", "recall", "test rows"], rows)
+    ]
+    table = markdown_table(["account", *names, "test rows"], rows)
     rest = len(classes) - len(shown)
     note = f"\n\n{rest} more are in model_card.md of the run." if rest else ""
     return f"{title}\n\n{table}{note}"
@@ -115,7 +115,7 @@ def _base_and_parameters(facts: Facts) -> str:
         "base licence": base_licence(base["name"]),
         "pooling": settings["pooling"],
         "adaptation": _adaptation(train["lora"]),
-        "trained parameters": _count(metrics.get("train/trainable_parameters")),
+        "trained parameters": format_number(metrics.get("train/trainable_parameters"), ",.0f"),
         "learning rate": training["learning_rate"],
         "epochs": training.get("num_train_epochs"),
         "max steps": training.get("max_steps"),
@@ -125,7 +125,7 @@ def _base_and_parameters(facts: Facts) -> str:
         "longest input": f"{settings['max_length']} tokens",
         "seed": training.get("seed"),
     }
-    given = [[key, str(value)] for key, value in rows.items() if value is not None]
+    given = [(key, str(value)) for key, value in rows.items() if value is not None]
     return "## Base and parameters\n\n" + markdown_table(["", ""], given)
 
 
@@ -150,17 +150,16 @@ def _scores(calibration: Facts | None, metrics: Facts) -> str:
     reached = "none reaches it: a person looks at every row"
     rows = {
         "target precision": f"{target:.2%}",
-        "threshold": reached if threshold is None else _number(threshold),
+        "threshold": reached if threshold is None else format_number(threshold),
         "validation rows at or above it": f"{calibration['coverage']:.2%}",
-        "test rows at or above it": _share(metrics.get("test/coverage")),
-        "of those right": _share(metrics.get("test/coverage_precision")),
-        "expected calibration error, test": _number(metrics.get("test/ece")),
-        "the same without temperature": _number(metrics.get("test/ece_uncalibrated")),
+        "test rows at or above it": format_number(metrics.get("test/coverage"), ".2%"),
+        "of those right": format_number(metrics.get("test/coverage_precision"), ".2%"),
+        "expected calibration error, test": format_number(metrics.get("test/ece")),
+        "the same without temperature": format_number(metrics.get("test/ece_uncalibrated")),
         "temperature": f"{calibration['temperature']:.4g}",
     }
-    given = [[key, text] for key, text in rows.items() if text]
     fitted = f"Temperature and threshold are fitted to {calibration['rows']:,} validation rows."
-    return f"## Scores\n\n{fitted}\n\n" + markdown_table(["", ""], given)
+    return f"## Scores\n\n{fitted}\n\n" + markdown_table(["", ""], rows.items())
 
 
 def _use(facts: Facts) -> str:
@@ -197,15 +196,3 @@ def _digests(digests: Mapping[str, str]) -> str:
 def source_name(source: str) -> str:
     """Return the last part of a path or URI; the folders before it are a machine's own."""
     return PurePosixPath(source.rstrip("/")).name
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
-
-
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{value:.2%}"
-
-
-def _count(value: float | None) -> str | None:
-    return None if value is None else f"{int(value):,}"

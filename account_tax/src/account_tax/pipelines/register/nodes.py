@@ -1,6 +1,5 @@
 """The two steps after training: evaluate the test split, register the classifier."""
 
-import hashlib
 import json
 import logging
 import os
@@ -14,12 +13,7 @@ from mlflow.entities import Metric
 
 from account_tax.errors import RegistrationError
 from account_tax.model.calibration import calibrate, measure_calibration
-from account_tax.model.classifier import (
-    MANIFEST_FILE,
-    SETTINGS_FILE,
-    file_sha256,
-    load_classifier,
-)
+from account_tax.model.classifier import MANIFEST_FILE, SETTINGS_FILE, load_classifier
 from account_tax.model.evaluation import answer_split, score_answers
 from account_tax.processes.ranks import get_mlflow_env
 from account_tax.provenance.environment import (
@@ -27,7 +21,13 @@ from account_tax.provenance.environment import (
     environment_tags,
     unlocked_fault,
 )
-from account_tax.storage.names import ADAPTER_FOLDER, STATEMENT_TAG
+from account_tax.storage.files import canonical_sha256, sha256_of, write_json
+from account_tax.storage.names import (
+    ADAPTER_FOLDER,
+    CONFIG_VARIABLE,
+    DATASET_METADATA_FILE,
+    STATEMENT_TAG,
+)
 from account_tax.tracking.metric_journal import journal_file, newest_timestamp, send_batch
 
 from .attest import log_statement, sign_registered
@@ -67,7 +67,7 @@ def evaluate_model(
     plots = save_plots(root / "plots", evaluation, log_history)
     client, run_id = mlflow_run()
     newest_ms = send_kept_metrics(client, run_id, root)
-    log_metrics(client, run_id, evaluation["metrics"], newest_ms)
+    log_test_metrics(client, run_id, evaluation["metrics"], newest_ms)
     client.log_dict(run_id, training_metrics | evaluation["metrics"], "training_metrics.json")
     for plot in plots:
         client.log_artifact(run_id, str(plot), "plots")
@@ -88,9 +88,7 @@ def register_model(
         RegistrationError: If the version does not repeat the trainer's logits; none is left.
     """
     check_alias(registry_params["alias"])
-    environment = describe_environment(Path.cwd())
-    if not (environment["locked"] or registry_params["allow_unlocked"]):
-        raise RegistrationError(unlocked_fault(environment))
+    environment = _require_locked(registry_params["allow_unlocked"])
     client, run_id = mlflow_run()
     folder = Path(artifacts_root) / ADAPTER_FOLDER
     complete_settings(folder, dataset_metadata, test_evaluation["calibration"])
@@ -104,18 +102,10 @@ def register_model(
         "train": train_params,
         "environment": environment,
         "digests": collect_digests(
-            folder, manifest, dataset_metadata, os.environ.get("ACCOUNT_TAX_CONFIG_SHA256")
+            folder, manifest, dataset_metadata, os.environ.get(CONFIG_VARIABLE)
         ),
     }
-    client.log_artifact(run_id, str(folder / MANIFEST_FILE))
-    client.log_dict(run_id, dataset_metadata, "dataset_metadata.json")
-    client.log_text(run_id, write_card(facts), "model_card.md")
-    candidate = Candidate(
-        folder,
-        manifest["content_sha256"],
-        version_tags(facts) | {STATEMENT_TAG: log_statement(client, run_id, facts, manifest)},
-        describe_version(facts),
-    )
+    candidate = _log_candidate(client, run_id, folder, manifest, facts)
     registration = register_version(
         client, run_id, registry_params["name"], registry_params["alias"], candidate
     )
@@ -125,7 +115,44 @@ def register_model(
     return registration | {"metrics": test_evaluation["metrics"], "digests": facts["digests"]}
 
 
+def _require_locked(allow_unlocked: bool) -> dict[str, Any]:
+    """Return the running environment, or raise RegistrationError where it is not the locked one."""
+    environment = describe_environment(Path.cwd())
+    if not (environment["locked"] or allow_unlocked):
+        raise RegistrationError(unlocked_fault(environment))
+    return environment
+
+
+def _log_candidate(
+    client: MlflowClient,
+    run_id: str,
+    folder: Path,
+    manifest: dict[str, Any],
+    facts: dict[str, Any],
+) -> Candidate:
+    """Return the candidate version, after its manifest, card and statement went to the run."""
+    client.log_artifact(run_id, str(folder / MANIFEST_FILE))
+    client.log_dict(run_id, facts["dataset"], DATASET_METADATA_FILE)
+    client.log_text(run_id, write_card(facts), "model_card.md")
+    tags = version_tags(facts)
+    tags[STATEMENT_TAG] = log_statement(client, run_id, facts, manifest)
+    return Candidate(folder, manifest["content_sha256"], tags, describe_version(facts))
+
+
 # --- their parts ----------------------------------------------------------------------------------
+
+
+def check_registrable(registry_params: dict[str, Any]) -> dict[str, Any]:
+    """Return the environment that a version is registered from.
+
+    Raises:
+        RegistrationError: If MLflow keeps the alias, or the environment is not the locked one.
+    """
+    check_alias(registry_params["alias"])
+    environment = describe_environment(Path.cwd())
+    if not (environment["locked"] or registry_params["allow_unlocked"]):
+        raise RegistrationError(unlocked_fault(environment))
+    return environment
 
 
 def complete_settings(
@@ -139,7 +166,7 @@ def complete_settings(
     settings = json.loads(path.read_text(encoding="utf-8"))
     settings |= {key: dataset_metadata[key] for key in ("text_columns", "separator", "max_length")}
     settings["calibration"] = calibration
-    path.write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    write_json(path, settings)
 
 
 def write_manifest(folder: Path) -> dict[str, Any]:
@@ -154,14 +181,13 @@ def write_manifest(folder: Path) -> dict[str, Any]:
         "files": {file.relative_to(folder).as_posix(): _entry(file) for file in files},
         "code": {CODE_FILE.name: _entry(CODE_FILE)},
     }
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    manifest = content | {"content_sha256": hashlib.sha256(canonical.encode()).hexdigest()}
-    path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    manifest = content | {"content_sha256": canonical_sha256(content, ensure_ascii=True)}
+    write_json(path, manifest)
     return manifest
 
 
 def _entry(file: Path) -> dict[str, Any]:
-    return {"sha256": file_sha256(file), "bytes": file.stat().st_size}
+    return {"sha256": sha256_of(file), "bytes": file.stat().st_size}
 
 
 def collect_digests(
@@ -181,7 +207,7 @@ def collect_digests(
     }
     digests = {
         "content_sha256": manifest["content_sha256"],
-        "manifest_sha256": file_sha256(folder / MANIFEST_FILE),
+        "manifest_sha256": sha256_of(folder / MANIFEST_FILE),
         **weights,
         "data/source_sha256": dataset_metadata["source_sha256"],
         **splits,
@@ -219,7 +245,7 @@ def send_kept_metrics(client: MlflowClient, run_id: str, artifacts_root: Path) -
     return newest_timestamp(journal)
 
 
-def log_metrics(
+def log_test_metrics(
     client: MlflowClient, run_id: str, metrics: dict[str, float], not_before_ms: int
 ) -> None:
     """Log metrics to the run, those it has not, and wait for the store to have them."""

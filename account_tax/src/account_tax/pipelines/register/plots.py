@@ -14,7 +14,15 @@ from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from account_tax.reporting.svg import BLUE, GREY, INK, sized_figure, svg_style, text_inches
+from account_tax.reporting.svg import (
+    BLUE,
+    GREY,
+    INK,
+    name_cells,
+    sized_figure,
+    svg_style,
+    text_inches,
+)
 
 # Above it, numbers in the cells can't be read any more.
 MOST_NUMBERED_CLASSES = 20
@@ -60,16 +68,8 @@ def plot_confusion_matrix(counts: np.ndarray, labels: Sequence[str]) -> Figure:
             linewidth=0.5,
         )
     )
-    axes.set(xlim=(0, size), ylim=(size, 0), facecolor="#f7fafd")
-    centers = np.arange(size) + 0.5
-    # Anchored text keeps its end at the axis, however wide the viewer's font is.
-    axes.set_xticks(
-        centers, labels, rotation=90, rotation_mode="anchor", ha="right", va="center", fontsize=font
-    )
-    axes.set_yticks(centers, labels, fontsize=font)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    axes.set(xlabel="predicted", ylabel="true", title="Confusion matrix, test split")
+    name_cells(axes, labels, font)
+    axes.set(facecolor="#f7fafd", title="Confusion matrix, test split")
     for row, column in cells if numbered else ():
         color = "white" if shares[row, column] > 0.5 else INK
         axes.text(

@@ -6,7 +6,6 @@ nodes in another.
 
 import inspect
 import json
-import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,7 +24,9 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
 from account_tax.errors import RegistrationError
-from account_tax.model.classifier import PACKAGE_SCHEME, SETTINGS_FILE, AccountClassifier
+from account_tax.model.classifier import SETTINGS_FILE, AccountClassifier
+from account_tax.model.licence import base_package
+from account_tax.parameters.schema import reserved_by_mlflow
 from account_tax.provenance.environment import LOCKED
 from account_tax.registry.cold import load_cold
 from account_tax.storage.names import CONTENT_TAG, LONGEST_TAG, VERIFIED_TAG
@@ -49,7 +50,7 @@ class Candidate:
 
 def check_alias(alias: str) -> None:
     """Raise RegistrationError if MLflow keeps the alias for itself."""
-    if alias.lower() == "latest" or re.fullmatch(r"v\d+", alias, re.IGNORECASE):
+    if reserved_by_mlflow(alias):
         raise RegistrationError(
             f"registry.alias = {alias}: MLflow reserves `latest` and `v<number>`. "
             "Choose another word, such as challenger."
@@ -67,7 +68,7 @@ def register_version(
     Raises:
         RegistrationError: If the version, loaded by a fresh process, is not what was trained.
     """
-    version = find_version(client, name, candidate.content_sha256)
+    version = find_same_content(client, name, candidate.content_sha256)
     created = version is None
     if version is None:
         version = create_version(client, run_id, name, candidate)
@@ -91,7 +92,7 @@ def register_version(
     }
 
 
-def find_version(client: MlflowClient, name: str, content_sha256: str) -> ModelVersion | None:
+def find_same_content(client: MlflowClient, name: str, content_sha256: str) -> ModelVersion | None:
     """Return the version with this content: a verified one if there is, else the newest."""
     versions = client.search_model_versions(
         f"name = '{name}' and tags.{CONTENT_TAG} = '{content_sha256}'"
@@ -194,11 +195,6 @@ def pinned_requirements(base: Mapping[str, Any]) -> list[str]:
     return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in names]
 
 
-def base_package(name: str) -> str:
-    """Return the distribution that holds a packaged base, `gt-…` of `package://gt_…/model`."""
-    return name.removeprefix(PACKAGE_SCHEME).partition("/")[0].replace("_", "-")
-
-
 def _attach_test_metrics(client: MlflowClient, run_id: str, model_id: str) -> None:
     names = [key for key in client.get_run(run_id).data.metrics if key.startswith("test/")]
     newest = [client.get_metric_history(run_id, name)[-1] for name in names]
@@ -222,17 +218,13 @@ def verify_cold(version: ModelVersion, candidate: Candidate) -> dict[str, Any]:
         RegistrationError: If it can't be loaded there, or a file or a logit differs.
     """
     outcome = load_cold(version, candidate.folder / "probe.json", candidate.content_sha256)
-    if not outcome["verified"]:
-        raise _refusal(version, candidate, outcome["reason"])
-    return outcome
-
-
-def _refusal(version: ModelVersion, candidate: Candidate, reason: str) -> RegistrationError:
-    return RegistrationError(
+    if outcome["verified"]:
+        return outcome
+    raise RegistrationError(
         f"{version.name} version {version.version} was not registered: loaded by a fresh process, "
-        f"{reason}\nThe classifier is still in {candidate.folder}. Compare this environment's "
-        "torch, transformers and peft with those it was trained with; if they are the same, "
-        "train again."
+        f"{outcome['reason']}\nThe classifier is still in {candidate.folder}. Compare this "
+        "environment's torch, transformers and peft with those it was trained with; if they are "
+        "the same, train again."
     )
 
 

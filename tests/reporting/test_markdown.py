@@ -1,0 +1,31 @@
+"""A cell shows its text, whatever that is made of."""
+
+import math
+
+import pytest
+
+from account_tax.reporting.markdown import escape_cell, format_number, markdown_table
+
+
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [
+        ("fees | misc", r"fees \| misc"),
+        (r"a\|b", r"a\\\|b"),  # the backslash would take the bar's own
+        ("R&D <b>tax</b>", "R&amp;D &lt;b&gt;tax&lt;/b&gt;"),
+        ("two\nlines\r\nor three", "two lines or three"),
+        ("접대비", "접대비"),
+    ],
+)
+def test_a_label_stays_in_its_cell(text, cell):
+    assert escape_cell(text) == cell
+
+
+def test_every_cell_of_a_table_is_escaped_and_a_heading_too():
+    table = markdown_table(["a|b", "c"], [["1|2", "`3`"]])
+    assert table.splitlines() == [r"| a\|b | c |", "| --- | --- |", r"| 1\|2 | `3` |"]
+
+
+def test_a_number_that_is_none_is_said_so():
+    shown = [format_number(value, ".2f") for value in (0.5, math.nan, None)]
+    assert shown == ["0.50", "NaN", "n/a"]

@@ -1,0 +1,87 @@
+import pytest
+
+from account_tax.errors import Refused
+from account_tax.parameters.config import ConfigError
+from account_tax.review.request import read_request
+from tests.commands import as_words
+from tests.test_mlproject import REPOSITORY
+
+APPROVE = {"decision": "approve", "reviewer": "Kim", "reason": "better on every account"}
+
+
+def parse(more=(), **given):
+    return read_request(REPOSITORY, [*as_words(given), *more])
+
+
+def test_what_is_not_given_is_the_projects():
+    request = parse()
+    assert (request.name, request.reference, request.decision) == (
+        "account-tax",
+        "challenger",
+        None,
+    )
+    assert (request.slices, request.waive, request.data) == ([], [], None)
+    assert request.registry["gates"]["min_accuracy"] == 0.8
+
+
+def test_everything_given_arrives():
+    request = parse(
+        ["--registry.gates.min_f1", "0.9"], **APPROVE, version="3", waive="min_f1, clean_tree",
+        expires="2027-06-30", slices="region,kind", data="books.csv", registered_model_name="other",
+    )  # fmt: skip
+    assert (request.name, request.reference, request.data) == ("other", "3", "books.csv")
+    assert request.waive == ["min_f1", "clean_tree"]
+    assert request.slices == ["region", "kind"]
+    assert (request.reviewer, request.expires) == ("Kim", "2027-06-30")
+    assert request.registry["gates"]["min_f1"] == 0.9
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"decision": "aprove"}, "expected one of approve, reject, retire, rollback"),
+        ({"decision": "approve", "reason": "good"}, r"reviewer \(-P reviewer\): blank"),
+        ({"decision": "reject", "reviewer": "Kim"}, r"reason \(-P reason\): blank"),
+        ({"reviewer": "Kim"}, "belongs to a decision"),
+        ({"waive": "min_f1"}, "belongs to a decision"),
+        (APPROVE | {"waive": "min_f2"}, "Did you mean min_f1"),
+        (APPROVE | {"decision": "reject", "waive": "min_f1"}, "belongs to approve only"),
+        (APPROVE | {"decision": "retire", "expires": "2027-01-01"}, "belongs to approve only"),
+        ({"history": "maybe"}, "expected true or false"),
+    ],
+)
+def test_what_can_not_be_is_refused_before_anything_is_read(given, message):
+    with pytest.raises(Refused, match=message):
+        parse(**given)
+
+
+def test_every_fault_is_named_at_once():
+    with pytest.raises(Refused, match="3 problems") as refused:
+        parse(["--versoin", "3"], decision="aprove", verify_history="maybe")
+    assert len(str(refused.value).splitlines()) == 4
+    with pytest.raises(Refused, match="3 problems in the options"):
+        parse(decision="reject", waive="min_f1")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--versoin", "3"], "Did you mean version"),
+        (["--train.lora.r", "3"], r"train \(--train\.lora\.r\): unknown parameter"),
+    ],
+)
+def test_an_option_that_is_none_is_refused(more, message):
+    with pytest.raises(Refused, match=message):
+        parse(more)
+
+
+def test_a_gate_that_is_none_is_refused():
+    with pytest.raises(ConfigError, match=r"Did you mean registry\.gates\.min_f1"):
+        parse(["--registry.gates.min_f", "1"])
+
+
+def test_history_may_be_a_bare_flag():
+    for words in (["--history", "--verify-history"], ["--history", "true"], ["--version", "3"]):
+        asked = parse(words)
+        flags = "--history" in words, "--verify-history" in words
+        assert (asked.history, asked.verify_history) == flags

@@ -1,0 +1,63 @@
+"""Prepared data: found again where it is whole and of the same inputs."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from account_tax.storage.prepared import find_prepared
+
+
+@pytest.fixture
+def write_version(prepared, tokenizer, tmp_path):
+    """Return a function that writes one version as the catalog does."""
+
+    def write(version: str) -> str:
+        _, _, tokenized, facts = prepared()
+        folder = tmp_path / "features"
+        tokenized.save_to_disk(folder / "tokenized_datasets" / version / "tokenized_datasets")
+        tokenizer.save_pretrained(folder / "tokenizer" / version / "tokenizer")
+        metadata = folder / "dataset_metadata.json" / version / "dataset_metadata.json"
+        metadata.parent.mkdir(parents=True)
+        metadata.write_text(json.dumps(facts))
+        return facts["inputs_sha256"]
+
+    return write
+
+
+def test_the_newest_whole_version_is_found(write_version, tmp_path):
+    folder = tmp_path / "features"
+    assert find_prepared(folder, "x") is None
+    key = write_version("2026-01-01T00.00.00.000Z")
+    write_version("2026-01-02T00.00.00.000Z")
+    assert find_prepared(folder, key) == "2026-01-02T00.00.00.000Z"
+    assert find_prepared(folder, "another key") is None
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "dataset_metadata.json/{}/dataset_metadata.json",
+        "tokenizer/{}/tokenizer/tokenizer_config.json",
+        "tokenized_datasets/{}/tokenized_datasets/dataset_dict.json",
+        "tokenized_datasets/{}/tokenized_datasets/test/state.json",
+        "tokenized_datasets/{}/tokenized_datasets/train/data-00000-of-00001.arrow",
+    ],
+)
+def test_a_version_that_is_not_whole_is_passed_over(write_version, tmp_path, lost):
+    folder = tmp_path / "features"
+    old, new = "2026-01-01T00.00.00.000Z", "2026-01-02T00.00.00.000Z"
+    write_version(old)
+    key = write_version(new)
+    (folder / lost.format(new)).unlink()
+    assert find_prepared(folder, key) == old
+
+
+def test_metadata_that_is_no_json_is_passed_over(write_version, tmp_path):
+    folder = tmp_path / "features"
+    key = write_version("2026-01-01T00.00.00.000Z")
+    broken = folder / "dataset_metadata.json" / "2026-01-02T00.00.00.000Z"
+    broken.mkdir()
+    (broken / "dataset_metadata.json").write_text('{"inputs_sha256": "')
+    assert find_prepared(folder, key) == "2026-01-01T00.00.00.000Z"

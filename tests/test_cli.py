@@ -1,0 +1,156 @@
+"""The commands as a shell starts them: refused words, help, completion."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from account_tax.cli import cli
+from tests.test_mlproject import REPOSITORY
+
+HEAVY = {
+    *("torch", "transformers", "datasets", "deepspeed", "peft", "evaluate", "sklearn"),
+    *("matplotlib", "sqlalchemy", "mlflow.transformers", "mlflow.pytorch", "mlflow.sklearn"),
+}
+REPORT = """
+import atexit, json, resource, sys
+def report():
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    seconds = sum(each.ru_utime + each.ru_stime for each in used)
+    print(json.dumps({"seconds": seconds, "modules": sorted(sys.modules)}))
+atexit.register(report)
+from kedro.framework.cli import main
+sys.argv[0] = "kedro"
+main()
+"""
+
+
+def kedro(*words, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", REPORT, *words],
+        cwd=REPOSITORY,
+        env={k: v for k, v in os.environ.items() if k != "MLFLOW_RUN_ID"} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+# --- refused words --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["train", "--lora_r", "abc", "--lorra_alpha=1"],
+            "2 problems in the parameters\n"
+            "  train.lora.r = abc (--lora_r): expected a whole number of at least 1.\n"
+            "  lorra_alpha (--lorra_alpha): unknown parameter. Did you mean lora_alpha?\n",
+        ),
+        (
+            ["review", "--decision", "nonsense"],
+            "decision = nonsense (--decision): expected one of approve, reject, retire, rollback",
+        ),
+        (
+            ["predict", "--top_k", "abc"],
+            "top_k = abc (--top_k): expected a whole number of at least 1.",
+        ),
+        (
+            ["reproduce", "--seeds", "abc"],
+            "seeds = abc (--seeds): expected a whole number of at least 0.",
+        ),
+        (["export"], "1 problem in the options\n  output: missing; expected a path.\n"),
+        (["register"], "run: missing; expected a name."),
+        (["export", "--otput=x"], "otput (--otput): unknown parameter. Did you mean output?"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_refusal_costs_no_torch_and_leaves_no_run(tmp_path, words, said):
+    done = kedro(*words, MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path}/mlflow.db")
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    spent = json.loads(done.stdout.splitlines()[-1])
+    assert HEAVY & {*spent["modules"]} == set()
+    assert spent["seconds"] < 3
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- help -----------------------------------------------------------------------------------------
+
+
+def help_of(command):
+    return " ".join(cli.commands[command].get_help(cli.commands[command].make_context(
+        command, [], resilient_parsing=True)).split())  # fmt: skip
+
+
+def test_help_shows_type_choices_default_and_what_is_required():
+    said = help_of("predict")
+    for part in (
+        "--model TEXT models:/NAME/VERSION or models:/NAME@ALIAS. [required]",
+        "--top_k INTEGER Labels a row, likeliest first. A whole number of at least 1. [default: 1]",
+        "--on_error [fail|skip] skip: rows that can't be read are no failure. [default: fail]",
+        "--overwrite [true|false] Replace an output that is there. [default: false]",
+    ):
+        assert part in said
+    said = help_of("review")
+    assert "--decision [approve|reject|retire|rollback] What to decide." in said
+    assert "as in --registry.gates.min_f1 0.9." in said
+
+
+def test_trains_help_has_the_short_names_with_the_comments_of_the_yaml_files(monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    said = help_of("train")
+    for part in (
+        "--lora_r INTEGER train.lora.r: rank: trained parameters grow with it. A whole number of "
+        "at least 1. [default: 8, training.yml]",
+        "--learning_rate NUMBER train.training.learning_rate: peak, after warm-up. A number above "
+        "0. [default: 0.002, recipes/starter.yml]",
+        "--precision [fp32|bf16|fp16]",
+        "--num_gpus [auto|INTEGER]",
+        "[default: auto]",
+        "Any other key of conf/base/parameters/ goes by its dotted name",
+    ):
+        assert part in said
+    assert "--train.lora.bias [" not in said  # dotted keys are hundreds
+
+
+@pytest.mark.parametrize("command", ["train", "review", "reproduce", "export", "predict", "runs"])
+def test_each_command_says_in_whole_sentences_what_it_does(command, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    said = cli.commands[command]
+    assert said.help.split("\n\n")[0].endswith(".")
+    assert "\b" not in said.help
+    context = said.make_context(command, [], resilient_parsing=True)
+    shown = [
+        record for each in said.get_params(context) if (record := each.get_help_record(context))
+    ]
+    for name, text in shown:
+        assert text.split(" [")[0].endswith(".") or "--help" in name, name
+
+
+# --- completion -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("kedro tra", {"train"}),
+        ("kedro train --lora_", {"--lora_r", "--lora_alpha", "--lora_dropout",
+                                 "--lora_target_modules"}),
+        ("kedro train --train.lora.b", {"--train.lora.bias"}),
+        ("kedro train --lora_r 8 --recipe ", {"bert-base", "klue-roberta", "starter",
+                                              "xlm-roberta-large-zero3"}),
+        ("kedro train --train.lora.bias ", {"none", "all", "lora_only"}),
+        ("kedro train --register ", {"true", "false"}),
+        ("kedro review --decision r", {"reject", "retire", "rollback"}),
+    ],
+)  # fmt: skip
+def test_a_shell_is_offered_names_and_values(typed, offered):
+    place = len(typed.split(" ")) - 1
+    completion = {"_KEDRO_COMPLETE": "bash_complete", "COMP_WORDS": typed, "COMP_CWORD": str(place)}
+    lines = kedro(**completion).stdout.splitlines()[:-1]
+    assert {line.removeprefix("plain,") for line in lines} == offered

@@ -1,0 +1,32 @@
+import ast
+from pathlib import Path
+
+import account_tax
+from account_tax.faults import hint, nearest, tell
+
+PACKAGE = Path(account_tax.__file__).parent
+
+
+def test_faults_are_counted_and_each_has_a_line():
+    assert tell(["a"], "in the data") == "1 problem in the data\n  a"
+    assert tell(["a", "b"], "in the data") == "2 problems in the data\n  a\n  b"
+
+
+def test_the_nearest_name_is_hinted_at_or_else_all_there_are():
+    assert nearest("min_f2", ["max_loss", "min_f1"]) == "min_f1"
+    assert hint("min_f2", ["max_loss", "min_f1"]) == "Did you mean min_f1?"
+    assert hint("xyz", ["max_loss", "min_f1"]) == "There are: max_loss, min_f1."
+
+
+def test_nothing_else_counts_faults_or_looks_for_near_names():
+    for file in PACKAGE.rglob("*.py"):
+        if file.name == "faults.py":
+            continue
+        text = file.read_text(encoding="utf-8")
+        imported = {
+            alias.name for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import)
+            for alias in node.names
+        }  # fmt: skip
+        assert "difflib" not in imported, file
+        assert '"problem' not in text, file
+        assert "problem{" not in text, file

@@ -37,6 +37,11 @@ def parameters() -> Callable[..., dict[str, Any]]:
         split |= changes.pop("split", {})
         return {
             "source": str(source),
+            "encoding": None,
+            "header_row": None,
+            "sheet": None,
+            "on_error": "skip",
+            "max_rejected": 0.1,
             "text_columns": ["text"],
             "label_column": "label",
             "group_column": None,

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from account_tax.ledger.reading import DataError, read_ledger, source_digest
+from account_tax.ledger.reading import DataError, read_columns, read_ledger, source_digest
 
 SECRET = "Jane Doe 4411"  # stands for ledger text that no message may repeat
 
@@ -175,27 +175,35 @@ def test_a_folders_digest_is_that_of_its_checksum_lines(parameters, ledger_csv):
 # --- bad input ----------------------------------------------------------------------------------
 
 BAD_BYTES = {
-    "cp949.csv": ("text,label\nok,복리\n".encode("cp949"), "not UTF-8 at byte offset 14"),
-    "late.jsonl": (b'{"text": "ab\xff"}\n', "not UTF-8 at byte offset 12"),
-    "bom.csv": (b"\xef\xbb\xbftext,label\na,\xff\n", "not UTF-8 at byte offset 16"),
+    "late.jsonl": ('{"text": "가"}\n'.encode() + b'{"text": "ab\xff"}\n', "expected the columns"),
+    "bom.csv": (b"\xef\xbb\xbftext,label\na,\xff\n", "line 2: bytes that are not UTF-8"),
+    "other.csv": ("text,label\nОписание,Такси\n".encode("cp1251"), "Set data.encoding"),
     "empty.csv": (b"", "the file is empty"),
     "blank.csv": (b"\n\n", "the file is empty"),
     "header.csv": (b"text,label\n", "the file has no rows"),
-    "blank.jsonl": (b"\n", "the file has no rows"),
+    "blank.jsonl": (b"\n", "it has no line with a JSON object (empty)"),
     "broken.jsonl": (
         b'{"text": "a", "label": "b"}\n\n{"text": Jane Doe 4411}\n',
-        "line 3 is not a JSON object",
+        "1 of 2 rows can't be read (broken.jsonl line 3: no JSON object). Mend them",
     ),
-    "list.jsonl": (b'["Jane Doe 4411", "b"]\n', "line 1 is not a JSON object"),
+    "list.jsonl": (b'["Jane Doe 4411", "b"]\n', "no line with a JSON object (line 1: no JSON"),
     "half.jsonl": (b'{"text": "Jane Doe 4411 \\ud800", "label": "b"}\n', "surrogate"),
     "fake.parquet": (b"Jane Doe 4411", "not a Parquet file"),
-    "ragged.csv": (b"text,label\na,b\nJane Doe 4411,c,d\n", "Expected 2 fields in line 3, saw 3"),
-    "shifted.csv": (b"text,label\nJane Doe 4411,c,d\n", "more fields than the header"),
-    "quote.csv": (b'text,label\n"Jane Doe 4411,b\nc,d\n', "EOF inside string"),
-    "table.xlsx": (b"PK", "unknown file type .xlsx. Expected .csv, .parquet or .jsonl"),
+    "cut.parquet": (b"PAR1Jane Doe 4411", "not a Parquet or Arrow file"),
+    "ragged.csv": (
+        b"text,label\na,b\nJane Doe 4411,c,d\n",
+        "1 of 2 rows can't be read (ragged.csv line 3: 3 fields where the header has 2)",
+    ),
+    "quote.csv": (b'text,label\n"Jane Doe 4411,b\nc,d\n', "line 2: a quote that is not closed"),
+    "table.xlsx": (b"PK", "not a spreadsheet file"),
+    "cut.zip": (b"PK\x03\x04Jane", "can't be unpacked (BadZipFile)"),
+    "old.xls.csv": (b"\xd0\xcf\x11\xe0Jane", "an old Excel file, or one with a password"),
+    "page.csv": (b"<html><td>Jane Doe 4411", "an HTML or XML page"),
+    "book.pdf": (b"%PDF", "unknown file type .pdf. Expected .csv,"),
     "noname": (b"text,label\n", "without a type"),
     "one.csv": (b"text,label\na,x\nb,x\n", "one class, ['x'], in all 2 rows"),
     "nothing.csv": (b"text,label\n,x\nJane Doe 4411,\n", "none of the 2 rows has both"),
+    "twice.csv": (b"text,label,label\na,x,y\n", "['label'] stand there more than once"),
 }
 
 
@@ -222,11 +230,47 @@ def test_missing_columns_are_named_with_those_found(parameters, ledger_csv):
     assert fault.endswith("set data.group_column.")
 
 
+def test_a_column_in_another_case_is_named(parameters, ledger_csv):
+    (fault,) = faults_of(parameters(ledger_csv(("a", "b"), columns="Text LABEL")))
+    assert "spelt in another case: ['Text', 'LABEL']. Rename the column or set data.text" in fault
+
+
+def test_rows_that_can_not_be_read_are_set_aside_and_counted(parameters, tmp_path, caplog):
+    rows = [f"line {i},{'ab'[i % 2]}" for i in range(20)]
+    rows[3] = f"{SECRET},b,c"
+    (tmp_path / "x.csv").write_text("\n".join(["text,label", *rows]))
+    with caplog.at_level("INFO"):
+        ledger = read_ledger(parameters(tmp_path / "x.csv"))
+    assert ledger.frame["row_id"].tolist() == [0, 1, 2, *range(4, 20)]
+    assert (ledger.rows_read, counted(ledger)) == (20, {"unreadable": 1})
+    assert ledger.rejects == ["x.csv line 5: 3 fields where the header has 2"]
+    assert SECRET not in caplog.text
+    table = read_columns(parameters(tmp_path / "x.csv"), ["text"])
+    assert table.loc[("", 19), "text"] == "line 19"
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"on_error": "fail"}, r"1 of 20 rows can't be read \(x\.csv line 5: .*on_error to skip"),
+        ({"max_rejected": 0.04}, r"1 of 20 rows .* or raise data\.max_rejected = 0\.04"),
+    ],
+)
+def test_more_of_them_than_may_be_are_a_fault(parameters, tmp_path, how, message):
+    rows = [f"line {i},{'ab'[i % 2]}" for i in range(20)]
+    rows[3] = f"{SECRET},b,c"
+    (tmp_path / "x.csv").write_text("\n".join(["text,label", *rows]))
+    with pytest.raises(DataError, match=message) as caught:
+        read_ledger(parameters(tmp_path / "x.csv", **how))
+    assert SECRET not in str(caught.value)
+
+
 def test_a_first_line_that_is_no_header_is_not_repeated(parameters, tmp_path):
     (tmp_path / "x.csv").write_text(f"{SECRET},rent\nmore,travel\n")
     (fault,) = faults_of(parameters(tmp_path / "x.csv"))
-    assert "found ['rent', '…']" in fault
+    assert "found none of them in the first 100 lines; a row has 2 fields" in fault
     assert SECRET not in fault
+    assert "rent" not in fault
 
 
 def test_a_missing_source_says_what_can_be_given(parameters, tmp_path):
@@ -286,7 +330,7 @@ def test_a_folder_needs_its_three_files_of_one_type(parameters, ledger_csv):
 def test_faults_of_all_files_and_settings_come_together(parameters, ledger_csv):
     ledger_csv(("a", "x"), name="folder/validation.csv", columns="memo label")
     folder = ledger_csv(("a", "x"), ("b", "y"), name="folder/train.csv").parent
-    (folder / "test.csv").write_bytes(b"\xff")
+    (folder / "test.csv").write_bytes(b"")
     data = parameters(folder, text_columns=["text", "label"])
     with pytest.raises(DataError, match=r"3 problems in the data\n  data\.text_columns") as caught:
         read_ledger(data)

@@ -200,7 +200,7 @@ def test_columns_that_may_hold_text_are_refused_and_none_of_it_is_shown(challeng
 
 def test_a_slice_that_is_no_column_names_those_there_are(challenger):
     rows = remake_test_split(challenger, None)
-    with pytest.raises(Refused, match=r"missing the columns \['city'\].*'region'"):
+    with pytest.raises(Refused, match=r"expected the columns \['city', .*found .*'region'"):
         read_slices(rows, ["city"], ["text"])
 
 

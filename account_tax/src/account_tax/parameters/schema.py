@@ -33,6 +33,14 @@ def _alias(value: str) -> str:
     return value
 
 
+def _encoding(value: str) -> str:
+    try:
+        "".encode(value)  # refuses names of codecs that make no bytes of text, such as hex
+    except LookupError as err:
+        raise ValueError("no encoding of text") from err
+    return value
+
+
 def _registered_name(value: str) -> str:
     if not value.strip() or re.search("[/:]", value):
         raise ValueError("not a registered model's name")
@@ -67,6 +75,9 @@ Alias = Annotated[
     str,
     AfterValidator(_alias),
     Words("letters, digits, - and _, and neither latest nor v1, v2, ... (MLflow keeps those)"),
+]
+Encoding = Annotated[
+    str, AfterValidator(_encoding), Words("an encoding, such as cp949, cp1252 or utf-16")
 ]
 RegisteredName = Annotated[str, AfterValidator(_registered_name), Words("a name without / and :")]
 Metric = Annotated[
@@ -128,6 +139,11 @@ class Data(TypedDict):
     """The ledger and how it is read."""
 
     source: Name
+    encoding: Encoding | None
+    header_row: Count | None
+    sheet: Name | None
+    on_error: Literal["skip", "fail"]
+    max_rejected: UpToOne
     text_columns: Names
     label_column: Name
     group_column: Name | None

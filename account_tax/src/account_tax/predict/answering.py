@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from account_tax.ledger.formats import Source
+from account_tax.ledger.rows import Rows
+from account_tax.ledger.windows import Reject, Window
 from account_tax.model.classifier import LoadedClassifier, join_texts, needs_review
 
 from .parts import Journal
-from .rows import Rows
 from .sinks import SCORE_DIGITS, Sink
-from .sources import Reject, Source, Window
 
 # Rows the model computes at once, for a CPU and for a GPU.
 MICRO_BATCH = {"cpu": 64, "cuda": 256}

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from account_tax.errors import Refused
+from account_tax.ledger.windows import Reject
 from account_tax.storage.files import Held, hold, sha256_of, sync, write_whole
 
 from .sinks import Sink
-from .sources import Reject
 
 KEY_FILE = "key.json"
 

@@ -14,6 +14,10 @@ from mlflow.exceptions import MlflowException
 
 from account_tax.errors import Refused
 from account_tax.faults import tell
+from account_tax.ledger.formats import Source, open_file
+from account_tax.ledger.packed import unpack
+from account_tax.ledger.sources import find_files
+from account_tax.ledger.windows import Wanted, repeated
 from account_tax.model.classifier import (
     MANIFEST_FILE,
     SETTINGS_FILE,
@@ -26,7 +30,7 @@ from account_tax.registry.find import find_version, parse_model_uri
 from account_tax.storage.files import output_faults, sha256_of
 
 from .options import Options
-from .sources import SOURCES, Source, open_source, repeated
+from .sinks import ENDINGS
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ def make_plan(client: MlflowClient, options: Options, scratch: Path) -> Plan:
         faults.append(str(err))
     columns = model.settings["text_columns"] if model else []
     try:
-        source = check_input(options.input, columns)
+        source = check_input(options.input, columns, scratch)
     except Refused as err:
         faults.append(f"input = {options.input} (-P input): {err}")
     faults += check_output(options)
@@ -143,20 +147,22 @@ def fetch_model(client: MlflowClient, uri: str, scratch: Path) -> Model:
 # --- the files ------------------------------------------------------------------------------------
 
 
-def check_input(path: Path, text_columns: Sequence[str]) -> Source:
-    """Return the ledger to file, opened as `open_source` does.
+def check_input(path: Path, text_columns: Sequence[str], scratch: Path) -> Source:
+    """Return the ledger to file, opened as training opens it.
+
+    Args:
+        path: A file.
+        text_columns: Those the model reads.
+        scratch: Takes what a packed file holds.
 
     Raises:
         Refused: If it is missing or unreadable; the message follows the file's name.
     """
-    if path.suffix.lower() not in SOURCES:
-        raise Refused(f"expected a file name that ends in {_endings()}.")
-    if not path.exists():
-        raise Refused("no such file.")
-    if not path.is_file():
+    if path.exists() and not path.is_file():
         raise Refused("not a file.")
     try:
-        return open_source(path, text_columns)
+        (file,) = find_files(str(path.absolute()), scratch)
+        return open_file(unpack(file.path, scratch), Wanted(dict.fromkeys(text_columns, "")))
     except OSError as err:
         raise Refused(f"can't be read ({err.strerror}).") from err
 
@@ -164,7 +170,7 @@ def check_input(path: Path, text_columns: Sequence[str]) -> Source:
 def check_output(options: Options) -> list[str]:
     """Return what keeps the output from being made."""
     path, faults = options.output, list[str]()
-    if path.suffix.lower() not in SOURCES:
+    if path.suffix.lower() not in ENDINGS:
         faults.append(f"expected a file name that ends in {_endings()}.")
     if path.exists() and options.input.exists() and path.samefile(options.input):
         faults.append("it is the input. Name another file.")
@@ -176,20 +182,12 @@ def check_output(options: Options) -> list[str]:
 
 
 def check_columns(model: Model, source: Source, options: Options) -> list[str]:
-    """Return why the model can't read the ledger's columns, or its answers can't stand beside."""
-    wanted, faults = model.settings["text_columns"], list[str]()
-    if missing := [column for column in wanted if column not in source.columns]:
-        # Without any expected name the first line may be a ledger line: only plain words are shown.
-        is_header = len(missing) < len(wanted)
-        shown = [name if is_header or name.isidentifier() else "…" for name in source.columns]
-        faults.append(f"{model.title} reads {wanted}, missing {missing}, found {shown}. Rename it.")
-    top_k = options.top_k
+    """Return why the model's answers can't stand beside the ledger's own columns."""
+    faults, top_k = list[str](), options.top_k
     if clash := [name for name in added_columns(top_k) if name in source.columns]:
         faults.append(f"it has the columns {clash}, which are added here. Rename its own.")
-    twice = repeated(source.columns)
-    if options.output.suffix.lower() == ".csv":
-        twice = [name for name in twice if name in wanted]  # others are only copied
-    if twice:
+    to_csv = options.output.suffix.lower() == ".csv"  # there they are only copied
+    if not to_csv and (twice := repeated(source.columns)):
         faults.append(f"the columns {twice} stand there more than once. Rename one.")
     faults = [f"input = {options.input} (-P input): {fault}" for fault in faults]
     if top_k > (known := len(model.settings["labels"])):
@@ -198,5 +196,5 @@ def check_columns(model: Model, source: Source, options: Options) -> list[str]:
 
 
 def _endings() -> str:
-    *most, last = SOURCES
+    *most, last = ENDINGS
     return f"{', '.join(most)} or {last}"

@@ -12,9 +12,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .rows import Dialect, Rows
-from .sources import CsvSource, Source
+from account_tax.ledger.delimited import CsvSource
+from account_tax.ledger.formats import Source
+from account_tax.ledger.rows import Dialect, Rows
 
+ENDINGS = (".csv", ".parquet", ".jsonl")
 BOM = "\ufeff"
 SCORE_DIGITS = 6
 

@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
+from account_tax.parameters.schema import Data
 from account_tax.provenance.statement import recorded_digest
 from account_tax.storage.names import (
     DATASET_METADATA_FILE,
@@ -28,8 +29,7 @@ from account_tax.storage.names import (
 
 GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # deleted for good, or never one
 # What dataset_metadata.json repeats of data.yml, for runs without parameters.yml.
-DATA_KEYS = ("source", "text_columns", "label_column", "group_column", "separator", "max_length",
-             "duplicates", "split")  # fmt: skip
+DATA_KEYS = (*Data.__annotations__, "split")
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,8 @@ class Record:
         """The parameters of data.yml."""
         if self.parameters is not None:
             return self.parameters["data"]
-        return self.dataset and {key: self.dataset[key] for key in DATA_KEYS}
+        # A version may be older than some of the keys.
+        return self.dataset and {key: self.dataset[key] for key in DATA_KEYS if key in self.dataset}
 
     @property
     def missing(self) -> list[str]:

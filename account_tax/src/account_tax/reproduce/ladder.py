@@ -17,7 +17,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from account_tax.errors import Failed
-from account_tax.ledger.reading import SAMPLE
+from account_tax.ledger.sources import SAMPLE
 from account_tax.registry.find import find_version
 from account_tax.registry.record import read_record
 from account_tax.tracking.owned_run import OwnedRun

@@ -75,7 +75,7 @@ class SplitRows:
 
     def read(self, columns: Sequence[str]) -> pd.DataFrame:
         """Return columns of the ledger for the test rows, in their order."""
-        table = read_columns(self.data["source"], columns)
+        table = read_columns(self.data, columns)
         file = "test" if "test" in table.index.levels[0] else ""  # type: ignore[attr-defined]
         return table.loc[file].loc[self.test["row_id"]].reset_index(drop=True)
 

@@ -100,14 +100,15 @@ def describe_dataset(
 
     The same inputs give the same dict on any machine. Token lengths are those before truncation.
     """
-    settings = ("text_columns", "label_column", "group_column", "separator")
     return {
         "inputs_sha256": inputs_sha256(data, model, ledger.source_sha256),
         "prepare_version": PREPARE_VERSION,
+        **data,
         "source": public_source(data["source"]),
         "source_sha256": ledger.source_sha256,
-        **{key: data[key] for key in (*settings, "max_length", "duplicates", "split")},
+        "files": ledger.found,
         "rows": {"read": ledger.rows_read, "kept": len(ledger.frame), "dropped": ledger.dropped},
+        "rejects": ledger.rejects,
         "labels": tokenized["train"].features["labels"].names,
         "splits": {name: _describe_split(dataset) for name, dataset in tokenized.items()},
         "token_length": _describe_lengths(splits, tokenized, tokenizer, data["max_length"]),

@@ -4,17 +4,18 @@ import tracemalloc
 
 import pytest
 
-from account_tax.errors import Refused
-from account_tax.predict.sources import FIELD_LIMIT, open_source
+from account_tax.ledger.delimited import FIELD_LIMIT
+from account_tax.ledger.formats import open_file
+from account_tax.ledger.windows import Wanted
+from tests.predict.conftest import make_rows, write_ledger
 
-from .conftest import make_rows, write_ledger
-
-TEXT = ["memo", "merchant"]
+TEXT = Wanted({"memo": "", "merchant": ""})
+COLUMNS = list(TEXT.columns)
 
 
 def read(path, size=4):
     """Return the numbers of the rows that are good, and the rejects."""
-    windows = list(open_source(path, TEXT).windows(size))
+    windows = list(open_file(path, TEXT).windows(size))
     numbers = [number for window in windows for number in window.rows.numbers]
     return numbers, [(each.number, each.reason) for window in windows for each in window.rejects]
 
@@ -22,7 +23,7 @@ def read(path, size=4):
 @pytest.mark.parametrize("name", ["in.csv", "in.jsonl", "in.parquet"])
 @pytest.mark.parametrize("size", [1, 7, 13, 60, 100])
 def test_windows_have_their_size_and_every_row_once(tmp_path, name, size):
-    source = open_source(write_ledger(tmp_path / name, make_rows(60)), TEXT)
+    source = open_file(write_ledger(tmp_path / name, make_rows(60)), TEXT)
     windows = list(source.windows(size))
     assert [window.read for window in windows[:-1]] == [size] * (len(windows) - 1)
     ids = [row for window in windows for row in window.rows.frame(["id"])["id"]]
@@ -35,7 +36,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path, name):
     for rows in (2_000, 20_000):
         path = write_ledger(tmp_path / f"{rows}{name}", make_rows(rows))
         tracemalloc.start()
-        for _ in open_source(path, TEXT).windows(500):
+        for _ in open_file(path, TEXT).windows(500):
             pass
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
@@ -45,9 +46,9 @@ def test_memory_does_not_grow_with_the_rows(tmp_path, name):
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
 def test_the_delimiter_is_the_one_by_which_the_header_has_the_text(tmp_path, delimiter):
     path = tmp_path / "in.csv"
-    path.write_text("\n".join(delimiter.join(row) for row in (["id", *TEXT], ["1", "a,;b", ""])))
-    source = open_source(path, TEXT)
-    assert source.columns == ["id", *TEXT]
+    path.write_text("\n".join(delimiter.join(row) for row in (["id", *COLUMNS], ["1", "a,;b", ""])))
+    source = open_file(path, TEXT)
+    assert source.columns == ["id", *COLUMNS]
 
 
 def test_line_numbers_count_blank_lines_and_lines_inside_quotes(tmp_path):
@@ -77,11 +78,3 @@ def test_a_field_longer_than_any_line_of_a_ledger_is_set_aside(tmp_path):
     path = tmp_path / "in.csv"
     path.write_text(f"memo,merchant\n{'x' * (FIELD_LIMIT + 1)},y\na,b\n")
     assert read(path) == ([3], [(2, f"a field of more than {FIELD_LIMIT:,} characters")])
-
-
-@pytest.mark.parametrize(("name", "content"), [("in.csv", "\n\n"), ("in.jsonl", "[1]\n")])
-def test_a_file_without_a_header_or_an_object_is_refused(tmp_path, name, content):
-    path = tmp_path / name
-    path.write_text(content)
-    with pytest.raises(Refused, match=r"empty|no line with a JSON object"):
-        open_source(path, TEXT)

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+
+from .text import clean_name
 
 
 @dataclass(frozen=True)
@@ -67,13 +70,13 @@ class TextRows:
 
 @dataclass(frozen=True)
 class CsvRows(TextRows):
-    """Records of a CSV file; every value is text."""
+    """Records of a CSV file or rows of a sheet; every value is text."""
 
-    dialect: Dialect
+    dialect: Dialect | None  # of the items' text; None where the file is no text
 
     def frame(self, columns: Sequence[str]) -> pd.DataFrame:
-        """Return columns as training reads them from CSV."""
-        places = [self.columns.index(column) for column in columns]
+        """Return columns as text, by the names given; what is missing is ""."""
+        places = [self.columns.index(clean_name(column)) for column in columns]
         picked = [[item.values[place] for place in places] for item in self.items]
         return pd.DataFrame(picked, columns=list(columns), dtype=str)
 
@@ -100,13 +103,14 @@ class JsonRows(TextRows):
     """
 
     def frame(self, columns: Sequence[str]) -> pd.DataFrame:
-        """Return columns as training reads them from JSON Lines."""
-        return pd.DataFrame(
-            {
-                column: pd.Series([item.values.get(column) for item in self.items], dtype=object)
-                for column in columns
-            }
-        )
+        """Return columns as text, by the names given; what is missing is ""."""
+        names = {column: clean_name(column) for column in columns}
+        shown = {None: "", True: "True", False: "False"}
+        picked = {
+            column: [shown.get(value := item.values.get(name), value) for item in self.items]
+            for column, name in names.items()
+        }
+        return pd.DataFrame(picked, dtype=str)
 
     def records(self, dialect: Dialect) -> list[str]:
         """Return each row as a CSV record; null and a key that is missing are both empty."""
@@ -133,9 +137,16 @@ class ParquetRows:
     arrow: pa.Table
 
     def frame(self, columns: Sequence[str]) -> pd.DataFrame:
-        """Return columns as training reads them from Parquet."""
-        # Arrow's own types: a whole number beside a null would become 12.0 otherwise.
-        return self.arrow.select(list(columns)).to_pandas(types_mapper=pd.ArrowDtype)
+        """Return columns as text, by the names given; what is missing is ""."""
+        classes = _class_names(self.arrow.schema)
+        texts = {column: self._texts(clean_name(column), classes) for column in columns}
+        return pd.DataFrame(texts, dtype=str)
+
+    def _texts(self, name: str, classes: Mapping[str, list[str]]) -> list[str]:
+        texts = _as_shown(self.arrow[name])
+        if (names := classes.get(name)) is None:
+            return texts
+        return [names[int(number)] if number.isdigit() else "" for number in texts]  # -1: none
 
     def keep(self, mask: np.ndarray) -> ParquetRows:
         """Return the rows for which the mask, (N,) bool, is true."""
@@ -172,7 +183,8 @@ def parse_object(line: str) -> dict[str, Any] | None:
 
 def _json_text(raw: str, column: str, value: Any) -> str | None:
     if isinstance(value, (dict, list)):
-        return _dump(json.loads(raw)[column])  # its numbers are numbers
+        again = {clean_name(key): found for key, found in json.loads(raw).items()}
+        return _dump(again[column])  # its numbers are numbers
     if isinstance(value, bool):
         return "true" if value else "false"
     return value
@@ -184,6 +196,28 @@ def _as_texts(column: pa.ChunkedArray) -> list[str]:
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid):  # lists, structs, bytes
         texts = [None if value is None else _dump(value) for value in column.to_pylist()]
     return [text or "" for text in texts]
+
+
+def _as_shown(column: pa.ChunkedArray) -> list[str]:
+    """Return single values as a table shows them: 811 for 811.0, a date without 00:00:00."""
+    texts = _as_texts(column)
+    if pa.types.is_floating(column.type):
+        return ["" if text == "nan" else text for text in texts]
+    if pa.types.is_boolean(column.type):
+        return [text.capitalize() for text in texts]  # as Python and pandas write them
+    if pa.types.is_timestamp(column.type):
+        return [re.sub(r"( 00:00:00)?(\.0+)?$", "", text) for text in texts]
+    return texts
+
+
+def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
+    """Return the names of the classes of columns, as Hugging Face datasets records them."""
+    info = json.loads((schema.metadata or {}).get(b"huggingface", "{}")).get("info", {})
+    return {
+        clean_name(column): kind["names"]
+        for column, kind in info.get("features", {}).items()
+        if isinstance(kind, dict) and isinstance(kind.get("names"), list)  # a ClassLabel
+    }
 
 
 def _text_table(columns: Sequence[str], rows: Sequence[Sequence[str | None]]) -> pa.Table:

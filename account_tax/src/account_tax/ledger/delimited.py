@@ -1,0 +1,163 @@
+"""CSV and its like as rows, whatever its delimiter, encoding and the lines above its header."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator
+from itertools import takewhile
+from pathlib import Path
+
+from account_tax.errors import Refused
+
+from .encodings import Encoding, find_encoding, is_text, read_lines
+from .rows import CsvRows, Dialect, Item
+from .windows import (
+    HEADER_LINES,
+    Header,
+    Reject,
+    Wanted,
+    Window,
+    bounded,
+    check_columns,
+    find_header,
+    in_windows,
+)
+
+DELIMITERS = (",", ";", "\t", "|")
+UNCLOSED = "a quote that is not closed"
+FIELD_LIMIT = csv.field_size_limit()
+
+
+class _Lines:
+    """The lines of a file, counted; those of one record can be given back."""
+
+    def __init__(self, lines: Iterator[str]):
+        self._lines, self._again = lines, list[str]()
+        self.first, self.taken = 1, list[str]()  # of the record at hand
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = self._again.pop() if self._again else next(self._lines)
+        self.taken.append(line)
+        return line
+
+    def begin_record(self) -> str | None:
+        """Return the first line of the next record; None at the end."""
+        self.first += len(self.taken)
+        self.taken.clear()
+        return next(self, None)
+
+    def give_back(self, kept: int) -> None:
+        """Let all but so many lines of the record be read again."""
+        self._again.extend(reversed(self.taken[kept:]))
+        del self.taken[kept:]
+
+    @property
+    def text(self) -> str:
+        """The record as it stands in the file, without its end."""
+        return "".join(self.taken).removesuffix("\n").removesuffix("\r")
+
+
+class CsvSource:
+    """A text file with a header; its delimiter is one of comma, semicolon, tab, bar."""
+
+    unit = "line"
+
+    def __init__(self, path: Path, wanted: Wanted):
+        self._path, self._encoding = path, find_encoding(path, wanted.encoding)
+        headers = {mark: self._find_header(mark, wanted) for mark in DELIMITERS}
+        found = {mark: header for mark, header in headers.items() if header}
+        if not found:
+            raise Refused(_no_header(wanted))
+        delimiter = max(found, key=lambda mark: found[mark].fits)  # the first among equals
+        self._header = found[delimiter]
+        self.columns = self._header.names
+        check_columns(self.columns, wanted, self._header)
+        # Excel takes a file without BOM for one in the country's old encoding.
+        bom = bool(self._encoding.skip) or self._encoding.name != "utf-8"
+        self.dialect = Dialect(delimiter, self._line_end(), bom)
+        self.found = {
+            "format": "csv",
+            "encoding": self._encoding.name,
+            "delimiter": delimiter,
+            "header_row": self._header.number,
+        }
+
+    def _find_header(self, delimiter: str, wanted: Wanted) -> Header | None:
+        last = max(HEADER_LINES, wanted.header_row or 0)
+        records = self._records(delimiter)
+        near = takewhile(lambda record: record.number <= last, records)
+        return find_header(
+            ((each.number, each.values) for each in near if isinstance(each, Item)), wanted
+        )
+
+    def _line_end(self) -> str:
+        with self._encoding.open(self._path) as file:
+            line = next(read_lines(file))
+        return line[len(line.rstrip("\r\n")) :] or "\n"
+
+    def _records(self, delimiter: str) -> Iterator[Item | Reject]:
+        with self._encoding.open(self._path) as file:
+            yield from _read_records(read_lines(file), delimiter, self._encoding)
+
+    def windows(self, size: int) -> Iterator[Window]:
+        """Yield the rows, `size` at a time; one window without rows where there are none."""
+        records = self._records(self.dialect.delimiter)
+        below = (each for each in records if each.number > self._header.number)
+        size = bounded(size, self.columns)
+        yield from in_windows(
+            map(self._check_width, below),
+            size,
+            lambda items: CsvRows(self.columns, items, self.dialect),
+        )
+
+    def _check_width(self, record: Item | Reject) -> Item | Reject:
+        if isinstance(record, Reject) or len(record.values) == len(self.columns):
+            return record
+        expected = len(self.columns)
+        return Reject(record.number, f"{len(record.values)} fields where the header has {expected}")
+
+
+def _no_header(wanted: Wanted) -> str:
+    if wanted.header_row is None:
+        return "the file is empty."
+    return f"no row begins in line {wanted.header_row}. Set data.header_row to the header's line."
+
+
+def _read_records(
+    lines: Iterable[str], delimiter: str, encoding: Encoding
+) -> Iterator[Item | Reject]:
+    """Yield each record that is not blank.
+
+    Of one that is broken, such as by a quote that is never closed, only the first line is lost:
+    the lines after it are read again as records of their own.
+    """
+    counted = _Lines(iter(lines))
+    reader = csv.reader(counted, delimiter=delimiter, strict=True)
+    while (line := counted.begin_record()) is not None:
+        try:
+            if '"' in line or len(line) > FIELD_LIMIT:
+                counted.give_back(0)
+                values = next(reader)
+            else:  # the same, and several times as fast
+                values = line.rstrip("\r\n").split(delimiter)
+        except csv.Error as err:
+            reason = UNCLOSED if len(counted.taken) > 1 else _csv_reason(str(err))
+            counted.give_back(1)
+            yield Reject(counted.first, reason)
+            continue
+        raw = counted.text
+        if not is_text(raw):
+            yield Reject(counted.first, f"bytes that are not {encoding.name.upper()}")
+        elif raw:
+            yield Item(counted.first, raw, values)
+
+
+def _csv_reason(message: str) -> str:
+    if "field limit" in message:
+        return f"a field of more than {FIELD_LIMIT:,} characters"
+    if "unexpected end of data" in message:
+        return UNCLOSED
+    return "text after a closing quote" if "expected after" in message else "no CSV record"

@@ -1,0 +1,214 @@
+"""A file of any format as windows of rows: told by its bytes, not only by its name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from account_tax.errors import Failed, Refused
+
+from .delimited import CsvSource
+from .encodings import LINE_LIMIT, find_encoding, is_text, read_lines
+from .packed import ZIP_MARK
+from .rows import Item, JsonRows, ParquetRows, parse_object
+from .spreadsheet import SheetSource
+from .text import clean_name
+from .windows import (
+    COLUMN_LIMIT,
+    Reject,
+    Wanted,
+    Window,
+    bounded,
+    check_columns,
+    in_windows,
+)
+
+PARQUET_MARK, ARROW_STREAM_MARK, ARROW_FILE_MARK = b"PAR1", b"\xff\xff\xff\xff", b"ARROW1"
+OLE_MARK = b"\xd0\xcf\x11\xe0"
+JSON_ENDINGS = (".jsonl", ".ndjson")
+TYPED_ENDINGS = (".parquet", ".arrow", ".xlsx", ".xlsm")
+ENDINGS = (".csv", ".tsv", ".txt", *JSON_ENDINGS, *TYPED_ENDINGS)
+
+
+def open_file(path: Path, wanted: Wanted) -> Source:
+    """Return a file's table, by its first bytes; text is JSON Lines or delimited by its name.
+
+    Raises:
+        Refused: If it is empty, of no known kind, or lacks a wanted column.
+        OSError: If it can't be read.
+    """
+    with path.open("rb") as file:
+        head = file.read(8)
+    if not head:
+        raise Refused("the file is empty.")
+    ending = path.suffix.lower()
+    if head.startswith((PARQUET_MARK, ARROW_STREAM_MARK, ARROW_FILE_MARK)):
+        return ArrowSource(path, wanted)
+    if head.startswith(ZIP_MARK):
+        return SheetSource(path, wanted)
+    if head.startswith(OLE_MARK):
+        raise Refused("an old Excel file, or one with a password. Save it as .xlsx without one.")
+    if ending in TYPED_ENDINGS:
+        kinds = {".parquet": "Parquet", ".arrow": "Arrow"}
+        raise Refused(f"not a {kinds.get(ending, 'spreadsheet')} file that can be read.")
+    if head.lstrip(b"\xef\xbb\xbf").lstrip().startswith(b"<"):
+        raise Refused("an HTML or XML page, not a table. Save it as .xlsx or CSV.")
+    return (JsonSource if ending in JSON_ENDINGS else CsvSource)(path, wanted)
+
+
+# --- JSON Lines -----------------------------------------------------------------------------------
+
+
+class JsonSource:
+    """A JSON Lines file: an object on each line that is not blank."""
+
+    unit = "line"
+
+    def __init__(self, path: Path, wanted: Wanted):
+        self._path = path
+        self._encoding = find_encoding(path, wanted.encoding or "utf-8")  # RFC 8259
+        self._wanted = [clean_name(column) for column in wanted.columns]
+        self.columns = self._read_names()
+        check_columns(self.columns, wanted)
+        self.found = {"format": "jsonl", "encoding": self._encoding.name}
+
+    def _read_names(self) -> list[str]:
+        names: dict[str, None] = {}
+        why = "empty"
+        for found in self._objects():
+            if isinstance(found, Item):
+                names |= dict.fromkeys(found.values)
+            elif not names:
+                why = f"line {found.number}: {found.reason}"
+            if len(names) > COLUMN_LIMIT:
+                raise Refused(f"more than {COLUMN_LIMIT:,} different keys, which is no table.")
+        if not names:
+            raise Refused(f"it has no line with a JSON object ({why}). Expected one on each line.")
+        return list(names)
+
+    def _objects(self) -> Iterator[Item | Reject]:
+        with self._encoding.open(self._path) as file:
+            for number, line in enumerate(read_lines(file), start=1):
+                if len(line) == LINE_LIMIT:
+                    yield Reject(number, f"a line of more than {LINE_LIMIT:,} characters")
+                elif raw := line.strip():
+                    yield self._read_object(number, raw)
+
+    def _read_object(self, number: int, raw: str) -> Item | Reject:
+        if not is_text(raw):
+            return Reject(number, f"bytes that are not {self._encoding.name.upper()}")
+        if (values := parse_object(raw)) is None:
+            return Reject(number, "no JSON object")
+        if "\\u" in raw and not is_text(json.dumps(values, ensure_ascii=False)):
+            return Reject(number, "half of a surrogate pair, which is no text")
+        return Item(number, raw, {clean_name(key): value for key, value in values.items()})
+
+    def windows(self, size: int) -> Iterator[Window]:
+        """Yield the rows, `size` at a time; one window without rows where there are none."""
+        found = map(self._check_values, self._objects())
+        size = bounded(size, self.columns)
+        yield from in_windows(found, size, lambda items: JsonRows(self.columns, items))
+
+    def _check_values(self, found: Item | Reject) -> Item | Reject:
+        if isinstance(found, Reject):
+            return found
+        for name in self._wanted:
+            if isinstance(value := found.values.get(name), (list, dict)):
+                kind = "list" if isinstance(value, list) else "mapping"
+                return Reject(found.number, f"a {kind} in {name}, which is not a single value")
+        return found
+
+
+# --- Parquet and Arrow ----------------------------------------------------------------------------
+
+
+class ArrowSource:
+    """A Parquet or Arrow file, with its own types."""
+
+    unit = "row"
+
+    def __init__(self, path: Path, wanted: Wanted):
+        self._path = path
+        try:
+            with self._open() as (schema, _):
+                renamed = [column.with_name(clean_name(column.name)) for column in schema]
+                self._schema = pa.schema(renamed, schema.metadata)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as err:
+            raise Refused("not a Parquet or Arrow file that can be read.") from err
+        self.columns = self._schema.names
+        check_columns(self.columns, wanted)
+        for column in wanted.columns:
+            kind = self._schema.field(clean_name(column)).type
+            if pa.types.is_nested(kind) or pa.types.is_binary(kind):
+                raise Refused(f"the column {column} has the type {kind}, not single values.")
+        self.found = {"format": "parquet" if self._is_parquet() else "arrow"}
+
+    def _is_parquet(self) -> bool:
+        with self._path.open("rb") as file:
+            return file.read(4) == PARQUET_MARK
+
+    @contextmanager
+    def _open(self) -> Iterator[tuple[pa.Schema, Callable[[int], Iterator[pa.RecordBatch]]]]:
+        """Give the schema, and what reads the rows in batches of at most a size."""
+        if self._is_parquet():
+            with pq.ParquetFile(self._path, pre_buffer=False, buffer_size=1 << 20) as file:
+                yield file.schema_arrow, lambda size: file.iter_batches(size, use_threads=False)
+            return
+        with pa.memory_map(str(self._path)) as raw:
+            marked = raw.read(6) == ARROW_FILE_MARK
+            raw.seek(0)
+            reader = pa.ipc.open_file(raw) if marked else pa.ipc.open_stream(raw)
+            yield reader.schema, lambda size: _batches(reader)
+
+    def windows(self, size: int) -> Iterator[Window]:
+        """Yield the rows, `size` at a time; one window without rows where there are none.
+
+        Raises:
+            Failed: If a row group is broken.
+        """
+        done, size = 0, bounded(size, self.columns)
+        try:
+            with self._open() as (_, read):
+                for table in _slices(read(size), size):
+                    numbers = list(range(done + 1, done + len(table) + 1))
+                    yield Window(ParquetRows(numbers, self._rename(table)))
+                    done += len(table)
+        except (pa.ArrowInvalid, OSError) as err:
+            raise Failed(
+                f"the rows after row {done:,} can't be read ({type(err).__name__})."
+            ) from err
+        if not done:
+            yield Window(ParquetRows([], self._schema.empty_table()))
+
+    def _rename(self, table: pa.Table) -> pa.Table:
+        return pa.Table.from_arrays(table.columns, schema=self._schema)
+
+
+def _batches(reader: Any) -> Iterator[pa.RecordBatch]:
+    if isinstance(reader, pa.ipc.RecordBatchFileReader):
+        return map(reader.get_batch, range(reader.num_record_batches))
+    return iter(reader)
+
+
+def _slices(batches: Iterator[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
+    """Cut batches, which may end where a row group does, into tables of one size."""
+    waiting: list[pa.RecordBatch] = []
+    for batch in batches:
+        waiting.append(batch)
+        while sum(map(len, waiting)) >= size:
+            table = pa.Table.from_batches(waiting)
+            yield table.slice(0, size)
+            waiting = table.slice(size).to_batches()
+    if any(map(len, waiting)):
+        yield pa.Table.from_batches(waiting)
+
+
+# A file that was found readable and has the wanted columns. `unit` is what a reject's number
+# counts, line or row; `found` its format, and what was found out about it.
+Source = CsvSource | SheetSource | JsonSource | ArrowSource

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import pytest
+
+from account_tax.errors import Refused
+from account_tax.ledger.encodings import find_encoding
+
+TEXTS = {
+    "utf-8": "택시 이용,여비교통비\nBüro\n",
+    "cp949": "택시 이용,여비교통비\n점심 식대,복리후생비\n",
+    "cp1252": "Büro;Straße;Ärzte\nCafé;garçon – 10 €\n",
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("before", [0, 200_000])
+def test_an_encoding_is_found_however_late_it_shows(tmp_path, name, before):
+    (tmp_path / "x.csv").write_bytes(b"a,b\n" * before + TEXTS[name].encode(name))
+    assert find_encoding(tmp_path / "x.csv").name == name
+
+
+@pytest.mark.parametrize("name", ["utf-8", "cp949"])
+def test_a_broken_line_changes_no_verdict(tmp_path, name):
+    (tmp_path / "x.csv").write_bytes((TEXTS[name] * 20).encode(name) + b"\xff\xff\n")
+    assert find_encoding(tmp_path / "x.csv").name == name
+
+
+@pytest.mark.parametrize("name", ["utf-8", "cp949"])
+def test_a_line_longer_than_is_judged_may_end_anywhere(tmp_path, name):
+    (tmp_path / "x.csv").write_bytes(b"a" + ("가" * 10_000 + "\n").encode(name))
+    assert find_encoding(tmp_path / "x.csv").name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("gb18030", "摘要,科目\n出租车费,差旅费\n办公用品,管理费用\n"),
+        ("shift_jis", "適用,勘定科目\nタクシー代,旅費交通費\n会議費用\n"),
+        ("cp1251", "Описание;Счёт\nТакси;Командировки\n"),
+        ("big5", "摘要,科目\n計程車費,差旅費\n"),
+    ],
+)
+def test_text_of_another_country_is_refused_not_guessed(tmp_path, name, text):
+    (tmp_path / "x.csv").write_bytes(text.encode(name))
+    with pytest.raises(Refused, match=r"Set data\.encoding"):
+        find_encoding(tmp_path / "x.csv")
+    assert find_encoding(tmp_path / "x.csv", name).name == name

@@ -1,0 +1,98 @@
+"""A sheet is read as it is shown, and as the same ledger in CSV."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from datetime import date, datetime
+
+import pytest
+from openpyxl import Workbook
+
+from account_tax.errors import Refused
+
+from .test_formats import EXPECTED, NAMES, ROWS, as_csv, read
+
+
+def save(path, sheets, hidden=()):
+    """Write sheets, each a list of rows, and return the path."""
+    book = Workbook()
+    book.remove(book.active)
+    for name, rows in sheets.items():
+        sheet = book.create_sheet(name)
+        for row in rows:
+            sheet.append(row)
+        sheet.sheet_state = "hidden" if name in hidden else "visible"
+    book.save(path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["x.xlsx", "x.xlsm", "x.csv"])
+def test_a_sheet_gives_the_rows_of_its_csv_file(tmp_path, name):
+    path = save(tmp_path / name, {"장부": [["거래내역"], [], NAMES, *ROWS[:2], [], *ROWS[2:]]})
+    rows, rejects, found = read(path)
+    assert (rows, rejects) == (EXPECTED, [])
+    assert found == {"format": "xlsx", "sheet": "장부", "header_row": 3}
+    (tmp_path / "same.csv").write_text(as_csv())
+    assert read(tmp_path / "same.csv")[0] == rows
+
+
+@pytest.mark.parametrize(
+    ("value", "number_format", "shown"),
+    [
+        (811, "0000", "0811"),
+        (811.0, "General", "811"),
+        (10.5, "0.00", "10.50"),
+        (0.1 + 0.2, "General", "0.3"),
+        ("0811", "@", "0811"),
+        (date(2024, 1, 2), "yyyy-mm-dd", "2024-01-02"),
+        (datetime(2024, 1, 2, 3, 4, 5), "yyyy-mm-dd hh:mm:ss", "2024-01-02 03:04:05"),
+        (True, "General", "TRUE"),
+        ("#N/A", "General", "#N/A"),
+    ],
+)
+def test_a_cell_is_read_as_it_is_shown(tmp_path, value, number_format, shown):
+    book = Workbook()
+    book.active.append(["a"])
+    book.active.append([value])
+    book.active["A2"].number_format = number_format
+    book.save(tmp_path / "x.xlsx")
+    assert read(tmp_path / "x.xlsx", ["a"])[0] == [[shown]]
+
+
+def test_the_sheet_with_the_columns_is_taken_and_never_one_of_several(tmp_path):
+    table = [NAMES, *ROWS]
+    path = save(tmp_path / "x.xlsx", {"표지": [["회사"]], "1월": table, "숨김": table}, ["숨김"])
+    assert read(path)[2]["sheet"] == "1월"
+    path = save(tmp_path / "x.xlsx", {"1월": table, "2월": table[:3]})
+    with pytest.raises(Refused, match=r"the sheets \['1월', '2월'\] all have such columns"):
+        read(path)
+    assert read(path, sheet="2월")[0] == EXPECTED[:2]
+    with pytest.raises(Refused, match=r"no sheet 3월, found \['1월', '2월'\]"):
+        read(path, sheet="3월")
+
+
+def test_a_sheet_without_the_columns_shows_no_cell(tmp_path):
+    path = save(tmp_path / "x.xlsx", {"a": [["Jane Doe 4411", "rent"]]})
+    with pytest.raises(Refused, match="found none of them") as caught:
+        read(path)
+    assert "Jane" not in str(caught.value)
+
+
+def test_a_sheet_of_many_empty_columns_is_read(tmp_path):
+    path = save(tmp_path / "x.xlsx", {"a": [["a", *[None] * 16_382, "b"], ["x"], ["y"]]})
+    assert read(path, ["a", "b"])[0] == [["x", ""], ["y", ""]]
+
+
+def test_a_broken_or_inflated_workbook_is_refused(tmp_path):
+    raw = save(tmp_path / "x.xlsx", {"a": [NAMES]}).read_bytes()
+    (tmp_path / "x.xlsx").write_bytes(raw[:-200])
+    with pytest.raises(Refused, match="can't be unpacked"):
+        read(tmp_path / "x.xlsx")
+    with zipfile.ZipFile(io.BytesIO(raw)) as old, zipfile.ZipFile(
+        tmp_path / "x.xlsx", "w", zipfile.ZIP_DEFLATED
+    ) as new:  # fmt: skip
+        for name in old.namelist():
+            new.writestr(name, old.read(name) + b" " * (80 << 20) * name.endswith("sheet1.xml"))
+    with pytest.raises(Refused, match="as a zip bomb does"):
+        read(tmp_path / "x.xlsx")

@@ -61,8 +61,8 @@ def make_model(folder: Path) -> None:
     from account_tax.model.classifier import (
         build_classifier,
         file_sha256,
-        load_classifier,
         load_tokenizer,
+        read_classifier,
         resolve_base,
     )
     from account_tax.pipelines.register.nodes import write_manifest
@@ -81,7 +81,7 @@ def make_model(folder: Path) -> None:
     }  # fmt: skip
     (adapter / "classifier.json").write_text(json.dumps(settings, ensure_ascii=False))
     (adapter / "probe.json").write_text(json.dumps({"texts": ["a line"]}))
-    save_merged(load_classifier(adapter), folder / "merged")
+    save_merged(read_classifier(adapter), folder / "merged")
     manifest = write_manifest(adapter)
     mlflow.set_tracking_uri(_store(folder))
     client = MlflowClient()

@@ -148,7 +148,7 @@ def changes(family: str, pooling: str, kind: str) -> dict[str, Any]:
 
 
 def train_in_process(base: Path, root: Path, max_length: int = 8, **changed: Any) -> Path:
-    """Train two steps without DeepSpeed and return the classifier's folder, as training leaves it.
+    """Train two steps without DeepSpeed and return the classifier's folder, as it is registered.
 
     Args:
         base: From `make_base`.
@@ -159,7 +159,7 @@ def train_in_process(base: Path, root: Path, max_length: int = 8, **changed: Any
     from transformers import TrainingArguments, set_seed
 
     from account_tax.ledger.tokens import load_base_tokenizer
-    from account_tax.pipelines.register.nodes import complete_settings
+    from account_tax.pipelines.register.nodes import complete_settings, write_manifest
     from account_tax.pipelines.train import training_core as core
     from account_tax.pipelines.train.callbacks import EngineTimeCallback
     from account_tax.pipelines.train.saving import answer_probe, save_result
@@ -196,4 +196,5 @@ def train_in_process(base: Path, root: Path, max_length: int = 8, **changed: Any
     save_result(trainer, reference, root, settings, answer_probe(trainer, tokenizer), {})
     metadata = {"text_columns": ["text"], "separator": " | ", "max_length": max_length}
     complete_settings(root / "adapter", metadata, {"temperature": 1.0, "threshold": None})
+    write_manifest(root / "adapter")
     return root / "adapter"

@@ -25,3 +25,11 @@ def test_tool_finds_nothing(command):
         [sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_keys_that_the_documents_make_are_not_committed():
+    done = subprocess.run(
+        ["git", "check-ignore", "key.pem", "key.pub", "conf/local/key.pem"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert len(done.stdout.splitlines()) == 3, done

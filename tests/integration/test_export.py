@@ -23,6 +23,8 @@ from account_tax.model.classifier import (
     load_tokenizer,
     resolve_base,
 )
+from account_tax.pipelines.register.nodes import write_manifest
+from tests.bases import changes, make_base, train_in_process
 from tests.test_docs import blocks
 from tests.test_mlproject import REPOSITORY
 
@@ -63,6 +65,7 @@ def save_trained(folder: Path, base_name: str, pooling: str, lora: bool) -> Path
     }
     (folder / "classifier.json").write_text(json.dumps(settings))
     (folder / "probe.json").write_text(json.dumps({"texts": TEXTS, "precision": "fp32"}))
+    write_manifest(folder)
     return folder
 
 
@@ -90,9 +93,10 @@ def run_elsewhere(code: str, folder: Path) -> SimpleNamespace:
 
 
 def assert_same(answer: SimpleNamespace, classifier: Path) -> None:
-    expected = load_classifier(classifier).logits(TEXTS)
+    loaded = load_classifier(classifier)
+    expected = loaded.logits(TEXTS)
     assert np.abs(answer.logits - expected).max() <= 1e-5
-    assert answer.labels == [LABELS[index] for index in expected.argmax(-1)]
+    assert answer.labels == [loaded.labels[index] for index in expected.argmax(-1)]
 
 
 @pytest.mark.parametrize(
@@ -114,12 +118,13 @@ def test_an_export_answers_as_its_readme_says(tmp_path, tiny_base, pooling, lora
     assert output.stat().st_mode & 0o777 == 0o755
 
 
-def test_a_downloaded_adapter_with_cls_is_plain_peft(tmp_path, tiny_base):
-    classifier = save_trained(tmp_path / "adapter", str(tiny_base), "cls", lora=True)
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_a_downloaded_adapter_with_cls_is_plain_peft(tmp_path, family):
+    base = make_base(tmp_path / "base", family)
+    classifier = train_in_process(base, tmp_path, **changes(family, "cls", "plain"))
     page = (REPOSITORY / "docs/review.md").read_text(encoding="utf-8")
     (load,) = (code for code in blocks(page, "python") if "PeftModel" in code)
-    code = f'adapter, base = "adapter", {str(tiny_base)!r}\n{load}\n{USE}'
-    code = code.replace("truncation=True", f"truncation=True, max_length={MAX_LENGTH}")
+    code = f'adapter, base = "adapter", {str(base)!r}\n{load}\n{USE}'
     assert_same(run_elsewhere(code, tmp_path), classifier)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from account_tax.model.classifier import load_classifier
+from account_tax.model.classifier import read_classifier
 from tests.conftest import make_splits
 from tests.ranks import train_cases
 
@@ -69,7 +69,7 @@ def test_a_fresh_load_repeats_the_trainers_logits(results):
     for result in results:
         probe = json.loads((Path(result["adapter"]) / "probe.json").read_text())
         trained = np.array(probe["logits"])
-        loaded = load_classifier(Path(result["adapter"]))
+        loaded = read_classifier(Path(result["adapter"]))
         ids = loaded.tokenizer(probe["texts"], truncation=True)["input_ids"]
         difference = np.abs(loaded.logits_of_ids(ids) - trained).max()
         half = probe["precision"] != "fp32"
@@ -83,7 +83,7 @@ def test_eval_loss_is_the_cross_entropy_of_the_logits(results):
     for result in results:
         if result["changes"].get("training.bf16"):
             continue
-        logits = load_classifier(Path(result["adapter"])).logits_of_ids(validation["input_ids"][:])
+        logits = read_classifier(Path(result["adapter"])).logits_of_ids(validation["input_ids"][:])
         by_hand = (
             -torch.from_numpy(logits).log_softmax(-1)[torch.arange(len(labels)), labels].mean()
         )

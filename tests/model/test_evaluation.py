@@ -9,10 +9,12 @@ from sklearn.metrics import f1_score
 from account_tax.errors import RegistrationError
 from account_tax.model.classifier import load_classifier
 from account_tax.model.evaluation import evaluate_test_split
+from account_tax.pipelines.register.nodes import write_manifest
 
 
 def test_evaluation_equals_the_classifiers_own_logits(trained):
     test = trained.splits["test"]
+    write_manifest(trained.folder)
     evaluation = evaluate_test_split(test, trained.folder, "macro")
     # one row at a time: no padding, no sorting
     logits = np.concatenate(
@@ -35,5 +37,6 @@ def test_data_with_other_labels_is_refused(trained):
     from datasets import ClassLabel
 
     other = other.add_column("labels", [0] * 24).cast_column("labels", ClassLabel(names=["a"]))
+    write_manifest(trained.folder)
     with pytest.raises(RegistrationError, match="Train on this data"):
         evaluate_test_split(other, trained.folder, "macro")

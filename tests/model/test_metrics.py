@@ -1,5 +1,6 @@
 import socket
 
+import evaluate
 import numpy as np
 import pytest
 
@@ -61,3 +62,9 @@ def test_per_class_metrics_list_absent_classes_with_support_zero():
 
 def test_confusion_matrix_has_true_classes_as_rows():
     assert compute_confusion_matrix(LOGITS, LABELS) == [[2, 1, 0], [0, 1, 1], [0, 0, 1]]
+
+
+def test_nothing_is_written_to_a_cache(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", tmp_path / "file" / "metrics")
+    assert compute_classification_metrics(np.eye(2), np.array([0, 1]))["f1"] == 1.0

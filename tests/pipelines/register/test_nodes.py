@@ -6,7 +6,7 @@ from mlflow import MlflowClient
 
 from account_tax.errors import RegistrationError
 from account_tax.model.calibration import calibrate, measure_calibration
-from account_tax.model.classifier import TamperedModelError, load_classifier
+from account_tax.model.classifier import TamperedModelError, load_classifier, read_classifier
 from account_tax.model.evaluation import answer_split
 from account_tax.pipelines.register.nodes import complete_settings, evaluate_model, write_manifest
 
@@ -28,7 +28,7 @@ def test_the_calibration_is_fitted_to_validation_rows_and_measured_on_test_rows(
     evaluation = evaluate_model(
         trained.splits, trained.metrics, trained.train, REGISTRY, str(trained.root)
     )
-    classifier = load_classifier(trained.folder)
+    classifier = read_classifier(trained.folder)
     split = trained.splits["validation"]
     logits = classifier.logits_of_ids(split["input_ids"])
     assert evaluation["calibration"] == calibrate(logits, np.asarray(split["labels"]), 0.4)
@@ -46,7 +46,7 @@ def test_the_calibration_is_fitted_to_validation_rows_and_measured_on_test_rows(
 def test_the_same_classifier_has_the_same_content_after_a_second_calibration(trained):
     digests = []
     for _ in range(2):
-        answers = answer_split(load_classifier(trained.folder), trained.splits["validation"])
+        answers = answer_split(read_classifier(trained.folder), trained.splits["validation"])
         complete_settings(trained.folder, trained.metadata, calibrate(*answers, 0.4))
         digests.append(write_manifest(trained.folder)["content_sha256"])
     assert digests[0] == digests[1]

@@ -223,3 +223,22 @@ def test_a_resumed_training_logs_its_last_step_as_an_uninterrupted_one(points):
     assert summary["speed/tokens_per_sec"] == resumed["speed/tokens_per_sec"][0][1] > 0
     _, nothing_left = points(resume="checkpoint-5", max_steps=5, **save)
     assert "speed/tokens_per_sec" not in nothing_left
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("trust_remote_code", True, "not a field that may be set"),
+        ("use_safetensors", False, "not a field that may be set"),
+        ("use_kernels", True, "not a field that may be set"),
+        ("num_labels", 7, "not a field that may be set"),
+        ("id2label", {0: "x"}, "not a field that may be set"),
+        ("hidden_dropout_prop", 0.0, "Did you mean hidden_dropout_prob?"),
+        ("attn_implementation", "kernels-community/flash-attn", "one of eager, sdpa"),
+        ("attn_implementation", "flash_attention_2", "one of eager, sdpa"),
+    ],
+)
+def test_only_fields_of_the_bases_own_configuration_are_taken(tiny_base, field, value, said):
+    config = {"name": str(tiny_base), "num_labels": 3, "config": {field: value}}
+    with pytest.raises(ValueError, match=rf"train\.model\.config\.{field} = .*{said}"):
+        instantiate_model(config, AutoTokenizer.from_pretrained(tiny_base))

@@ -49,6 +49,10 @@ POOLINGS = ("cls", "mean")
 MEAN_POOLING_SCALE = 8.0
 
 
+# Neither code that lies beside weights nor pickles, which are code too.
+SAFE = {"trust_remote_code": False, "use_safetensors": True}
+
+
 class BaseModelError(ValueError):
     """The base model can't be had, or it is not the one that was named."""
 
@@ -174,7 +178,7 @@ def load_tokenizer(base: BaseReference) -> PreTrainedTokenizerBase:
     Raises:
         BaseModelError: If it has neither.
     """
-    tokenizer = AutoTokenizer.from_pretrained(base.path)
+    tokenizer = AutoTokenizer.from_pretrained(base.path, trust_remote_code=False)
     if tokenizer.pad_token is None and tokenizer.eos_token is None:
         raise BaseModelError(
             f"train.model.name = {base.name}: its tokenizer has no padding token, and no end token "
@@ -251,16 +255,14 @@ def build_classifier(
         like: Folder of a trained classifier, whose configuration is taken instead of the base's.
         config: Further fields of the model's configuration.
     """
-    names = dict(enumerate(labels))
-    settings: dict[str, Any] = {
-        "num_labels": len(names),
-        "id2label": names,
-        "label2id": {label: index for index, label in names.items()},
-    }
-    if like is not None:
-        settings = {"config": AutoConfig.from_pretrained(like)}  # labels and all
-    settings |= {"dtype": dtype, "use_safetensors": True, **config}
-    model, missing = _load_pretrained(base.path, pooling, settings)
+    if like is None:
+        names = dict(enumerate(labels))
+        ids = {label: index for index, label in names.items()}
+        config |= {"num_labels": len(names), "id2label": names, "label2id": ids}
+    configuration = AutoConfig.from_pretrained(
+        like or base.path, **{**config, "trust_remote_code": False}
+    )
+    model, missing = _load_pretrained(base.path, pooling, configuration, dtype)
     model = model.to(dtype=dtype)
     model.fresh_modules = sorted({key.rpartition(".")[0] for key in missing})
     # Trainer believes that a forward with **kwargs divides its loss by the rows of the whole batch.
@@ -269,17 +271,20 @@ def build_classifier(
     return model
 
 
-def _load_pretrained(path: Path, pooling: str, settings: dict[str, Any]) -> tuple[Any, list[str]]:
+def _load_pretrained(
+    path: Path, pooling: str, config: PretrainedConfig, dtype: torch.dtype
+) -> tuple[Any, list[str]]:
     """Return the network and the names of the weights the base does not have."""
+    auto, options = AutoModelForSequenceClassification, {}
+    if pooling == "mean":
+        auto, (_, options) = AutoModel, _encoder_class(config)
     with _quiet_loading():
-        if pooling == "mean":
-            _, options = _encoder_class(AutoConfig.from_pretrained(path))
-            encoder = AutoModel.from_pretrained(path, **settings, **options)
-            return MeanPoolingClassifier(encoder), ["classifier.weight"]
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            path, output_loading_info=True, **settings
+        model, info = auto.from_pretrained(
+            path, config=config, dtype=dtype, output_loading_info=True, **SAFE, **options
         )
-        return model, info["missing_keys"]
+    if pooling == "mean":
+        return MeanPoolingClassifier(model), ["classifier.weight"]
+    return model, info["missing_keys"]
 
 
 @contextmanager
@@ -376,16 +381,20 @@ class LoadedClassifier:
 
 
 def load_classifier(folder: Path, device: str = "cpu") -> LoadedClassifier:
-    """Return the classifier saved in a folder, its base fetched by reference and checked.
+    """Return a registered classifier, its base fetched by reference and checked.
 
     Raises:
         BaseModelError: If the base is missing or has another digest than the one trained on.
-        TamperedModelError: If a file differs from the manifest, where the folder has one.
+        TamperedModelError: If a file differs from the manifest, or there is none.
     """
-    folder = Path(folder)
-    check_manifest(folder)
+    check_manifest(Path(folder))
+    return read_classifier(Path(folder), device)
+
+
+def read_classifier(folder: Path, device: str = "cpu") -> LoadedClassifier:
+    """Return a classifier as it lies in a folder; before it is registered it has no manifest."""
     settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if (folder / "adapter_config.json").exists():
         pin = settings["base"]
         base = resolve_base(pin["name"], pin["revision"], pin["sha256"])
@@ -403,9 +412,9 @@ def _load_full_model(folder: Path, pooling: str) -> PreTrainedModel:
     """Return a model saved whole, as a run without LoRA leaves it."""
     if pooling == "cls":
         return AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True
+            folder, dtype=torch.float32, **SAFE
         )
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     encoder_class, options = _encoder_class(config)
     model = MeanPoolingClassifier(encoder_class(config, **options))
     weights: dict[str, Tensor] = {}
@@ -416,10 +425,13 @@ def _load_full_model(folder: Path, pooling: str) -> PreTrainedModel:
 
 
 def check_manifest(folder: Path) -> None:
-    """Compare every file of a saved classifier with its manifest; without one, do nothing."""
+    """Raise TamperedModelError unless a classifier's files are those that its manifest lists."""
     path = folder / MANIFEST_FILE
-    if not path.exists():
-        return
+    if not path.is_file():
+        raise TamperedModelError(
+            f"{MANIFEST_FILE}: missing, so nothing says that this is the classifier that was "
+            "registered. Download the version again, or register it again."
+        )
     listed = json.loads(path.read_text(encoding="utf-8"))["files"]
     there = {
         file.relative_to(folder).as_posix()

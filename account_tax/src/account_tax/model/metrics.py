@@ -4,6 +4,7 @@
 downloads nothing. Training (validation) and registration (test) use the same functions.
 """
 
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,10 +50,12 @@ def compute_classification_metrics(
 
     Source: sklearn.metrics.precision_recall_fscore_support, zero_division=0.
     """
-    # In memory: ranks of one machine would otherwise contend for one cache file.
-    metric = ClassificationMetrics(keep_in_memory=True)
     predictions = np.argmax(logits, axis=-1)
-    result = metric.compute(predictions=predictions, references=labels, average=average)
+    # In memory: ranks of one machine would otherwise contend for one cache file. evaluate (0.4.6)
+    # makes the cache's folder all the same, and the user's may be read-only.
+    with tempfile.TemporaryDirectory() as unused:
+        metric = ClassificationMetrics(keep_in_memory=True, cache_dir=unused)
+        result = metric.compute(predictions=predictions, references=labels, average=average)
     assert result is not None, "only ranks other than 0 of a distributed metric get None"
     return result
 

@@ -13,7 +13,7 @@ from mlflow.entities import Metric
 
 from account_tax.errors import RegistrationError
 from account_tax.model.calibration import calibrate, measure_calibration
-from account_tax.model.classifier import MANIFEST_FILE, SETTINGS_FILE, load_classifier
+from account_tax.model.classifier import MANIFEST_FILE, SETTINGS_FILE, read_classifier
 from account_tax.model.evaluation import answer_split, score_answers
 from account_tax.processes.ranks import get_mlflow_env
 from account_tax.provenance.environment import (
@@ -54,7 +54,7 @@ def evaluate_model(
     """
     root = Path(artifacts_root)
     average = train_params.get("metrics", {}).get("average", "macro")
-    classifier = load_classifier(root / ADAPTER_FOLDER)
+    classifier = read_classifier(root / ADAPTER_FOLDER)
     test, validation = (
         answer_split(classifier, tokenized_datasets[split]) for split in ("test", "validation")
     )

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 from account_tax.model.classifier import (
     BaseReference,
     LoadedClassifier,
-    load_classifier,
+    read_classifier,
 )
 from account_tax.model.probe_texts import PROBE_TEXTS
 
@@ -77,7 +77,7 @@ def _save_and_load(built: LoadedClassifier, base: BaseReference, folder: Path) -
     built.tokenizer.save_pretrained(folder)
     complete_folder(folder, model, base, {**built.settings, "base": base.to_dict()})
     model.to("meta")
-    return load_classifier(folder)
+    return read_classifier(folder)
 
 
 def _length_faults(built: LoadedClassifier, length: int) -> list[str]:

@@ -73,7 +73,7 @@ def save_result(
 def complete_folder(
     folder: Path, model: Any, base: BaseReference, settings: dict[str, Any]
 ) -> None:
-    """Make of a saved model and tokenizer what `load_classifier` takes on any machine."""
+    """Make of a saved model and tokenizer what `read_classifier` takes on any machine."""
     (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle: never shipped
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     adapter = folder / "adapter_config.json"

@@ -20,8 +20,10 @@ import torch
 from datasets import DatasetDict
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import (
+    AutoConfig,
     DataCollatorWithPadding,
     EvalPrediction,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainingArguments,
@@ -76,6 +78,13 @@ log = logging.getLogger(__name__)
 
 # training.yml's words for LoRA, and PEFT's.
 LORA_NAMES = {"alpha": "lora_alpha", "dropout": "lora_dropout"}
+# Fields of a model's configuration that follow from the data, the base and the task.
+SETTLED = {
+    *("_name_or_path", "architectures", "auto_map", "dtype", "id2label", "is_encoder_decoder"),
+    *("label2id", "model_type", "problem_type", "quantization_config", "return_dict"),
+    "transformers_version",
+}
+ATTENTIONS = ("eager", "sdpa", "flex_attention")
 # The heads that PEFT (0.21) trains whole, whatever it is told: PeftModelForSequenceClassification.
 HEADS = ("classifier", "score")
 
@@ -152,16 +161,14 @@ def instantiate_model(
     base = resolve_base(
         model_config["name"], model_config.get("revision"), model_config.get("sha256")
     )
+    fields = model_config.get("config") or {}
+    _check_fields(AutoConfig.from_pretrained(base.path, trust_remote_code=False), fields)
     labels = model_config.get("labels")
     if labels is None:
         labels = [f"LABEL_{index}" for index in range(model_config["num_labels"])]
-    model = build_classifier(
-        base,
-        labels=labels,
-        pooling=model_config.get("pooling") or "cls",
-        **(model_config.get("config") or {}),
-    )
-    if model.config.is_encoder_decoder and model_config.get("pooling") != "mean":
+    pooling = model_config.get("pooling") or "cls"
+    model = build_classifier(base, labels=labels, pooling=pooling, **fields)
+    if model.config.is_encoder_decoder and pooling == "cls":
         raise BaseModelError(
             f"train.model.name = {model_config['name']}: {model.config.model_type} is an encoder "
             "with a decoder, whose head of its own answers more than logits. Take an encoder "
@@ -173,6 +180,27 @@ def instantiate_model(
         model.activation_checkpointing_enable({"use_reentrant": False})
     model.base_reference = base  # type: ignore[assignment]
     return model
+
+
+def _check_fields(config: PretrainedConfig, fields: dict[str, Any]) -> None:
+    """Raise BaseModelError unless `train.model.config` holds fields of the base's configuration.
+
+    Whatever else transformers takes beside them decides what is loaded, and from where.
+    """
+    known = {*config.to_dict(), *config.attribute_map, "attn_implementation"} - SETTLED
+    faults = [
+        f"train.model.config.{key} = {value}: not a field that may be set. "
+        f"{hint(key, sorted(known))}"
+        for key, value in fields.items()
+        if key not in known
+    ]
+    if (attention := fields.get("attn_implementation", ATTENTIONS[0])) not in ATTENTIONS:
+        faults.append(
+            f"train.model.config.attn_implementation = {attention}: expected one of "
+            f"{', '.join(ATTENTIONS)}; any other takes its code from a hub."
+        )
+    if faults:
+        raise BaseModelError(" ".join(faults))
 
 
 def apply_lora_adapters(model: PreTrainedModel, lora_params: dict[str, Any]) -> PeftModel:

@@ -30,7 +30,8 @@ logger = logging.getLogger(__name__)
 
 WINDOW_ROWS = 8192
 HOPELESS = 100_000  # so many rejects beyond the share that may be, and the rest is not read
-SHOWN_REJECTS, SHOWN_IN_FAULT = 20, 3  # all are counted
+SHOWN_REASONS, SHOWN_ROWS = 20, 3  # of rows that can't be read; all are counted
+MARKS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 
 
 class DataError(ValueError):
@@ -57,7 +58,7 @@ class Ledger:
         rows_read: Rows in the source.
         dropped: Rows kept out, by reason; a row counts once, under the first reason that applies.
         found: What was found out about each file: its format, encoding and so on.
-        rejects: The first rows that can't be read, a line each, without their text.
+        rejects: Of the rows that can't be read, by reason: `rows`, and where the `first` stand.
     """
 
     frame: pd.DataFrame
@@ -65,7 +66,17 @@ class Ledger:
     rows_read: int
     dropped: dict[str, int]
     found: list[dict[str, Any]]
-    rejects: list[str]
+    rejects: dict[str, dict[str, Any]]
+
+    def facts(self) -> dict[str, str]:
+        """Return what reading found, in a person's words, by name."""
+        counts = [f"{count:,} {reason}" for reason, count in self.dropped.items() if count]
+        left_out = ", ".join(counts).replace("_", " ") or "none"
+        facts = {
+            "ledger": _files_in_words(self.found),
+            "rows read": f"{self.rows_read:,}, left out: {left_out}",
+        }
+        return facts | ({"unreadable rows": _in_words(self.rejects)} if self.rejects else {})
 
 
 def read_ledger(data: dict[str, Any]) -> Ledger:
@@ -95,7 +106,7 @@ def read_ledger(data: dict[str, Any]) -> Ledger:
         raise DataError(faults)
     name = public_source(data["source"])
     logger.info("%s: %d rows read, %d kept, dropped %s", name, rows_read, len(kept), dropped)
-    return Ledger(kept, digest, rows_read, dropped, tables.found, tables.rejects)
+    return Ledger(kept, digest, rows_read, dropped, tables.found, tables.most_rejects())
 
 
 def read_columns(data: dict[str, Any], columns: Sequence[str]) -> pd.DataFrame:
@@ -163,8 +174,8 @@ class _Tables:
         self.frames: list[pd.DataFrame] = []
         self.faults: list[str] = []
         self.found: list[dict[str, Any]] = []
-        self.rejects: list[str] = []
         self.rejected = 0
+        self._rejects: dict[str, dict[str, Any]] = {}
 
     def read(self, file: SourceFile) -> None:
         """Add a file's rows, or its fault."""
@@ -186,8 +197,11 @@ class _Tables:
         self.frames.append(self._pick(window, ids, file))
         self._read[file.split] += window.read
         self.rejected += len(window.rejects)
-        for reject in window.rejects[: SHOWN_REJECTS - len(self.rejects)]:
-            self.rejects.append(f"{file.label} {unit} {reject.number}: {reject.reason}")
+        for reject in window.rejects:
+            counted = self._rejects.setdefault(reject.reason, {"rows": 0, "first": []})
+            counted["rows"] += 1
+            if counted["rows"] <= SHOWN_ROWS:
+                counted["first"].append(f"{file.label} {unit} {reject.number}")
 
     def _pick_row(self, window: Window, ids: np.ndarray, file: SourceFile) -> pd.DataFrame:
         """Return the columns of `Ledger.frame`, every value a stripped string; "" is missing."""
@@ -204,6 +218,11 @@ class _Tables:
         frame = pd.DataFrame(columns)
         return frame if file.split is None else frame.assign(split=file.split)
 
+    def most_rejects(self) -> dict[str, dict[str, Any]]:
+        """Return `Ledger.rejects`, the most frequent reasons first."""
+        counted = sorted(self._rejects.items(), key=lambda item: -item[1]["rows"])
+        return dict(counted[:SHOWN_REASONS])
+
     def reject_faults(self) -> list[str]:
         """Return why rows that can't be read are more than may be set aside."""
         name, read = public_source(self._data["source"]), self._read.total()
@@ -213,14 +232,44 @@ class _Tables:
         if self.rejected <= most * read:
             return []
         rows = f"{self.rejected:,} of {read:,} rows can't be read"
-        listed = "; ".join(self.rejects[:SHOWN_IN_FAULT])
-        more = "; ..." if self.rejected > SHOWN_IN_FAULT else ""
         how = (
             "set data.on_error to skip, which sets them aside"
             if most == 0
             else f"raise data.max_rejected = {most:g}"
         )
-        return [f"data.source = {name}: {rows} ({listed}{more}). Mend them, or {how}."]
+        listed = _in_words(self.most_rejects())
+        return [f"data.source = {name}: {rows}. {listed}. Mend them, or {how}."]
+
+
+def _in_words(rejects: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return `Ledger.rejects` as a line."""
+    listed = []
+    for reason, counted in rejects.items():
+        more = ["..."] if counted["rows"] > len(counted["first"]) else []
+        listed.append(f"{reason}: {counted['rows']:,} ({', '.join([*counted['first'], *more])})")
+    return "; ".join(listed)
+
+
+def _files_in_words(found: Sequence[Mapping[str, Any]]) -> str:
+    """Return `Ledger.found` as a line, files that were read alike together."""
+    alike: dict[str, list[str]] = {}
+    for file in found:
+        alike.setdefault(_found_in_words(file), []).append(file["file"])
+    return "; ".join(
+        f"{names[0] if len(names) == 1 else f'{len(names)} files'}: {words}"
+        for words, names in alike.items()
+    )
+
+
+def _found_in_words(file: Mapping[str, Any]) -> str:
+    shown = {
+        "format": file["format"],
+        "encoding": file.get("encoding"),
+        "delimiter": MARKS.get(file.get("delimiter", "")),
+        "sheet": file.get("sheet") and f"sheet {file['sheet']}",
+        "header": file.get("header_row") and f"header in row {file['header_row']}",
+    }
+    return ", ".join(filter(None, shown.values()))
 
 
 def _set_by(data: dict[str, Any]) -> dict[str, str]:

@@ -23,15 +23,19 @@ def train_cases(
 
     Args:
         cases: Each with `changes` for `conftest.train_params`; one with `resume`, a pair (number of
-            an earlier case, step), begins with what that one had saved until then.
+            an earlier case, step), begins with what that one had saved until then; one with
+            `family` trains that base of tests/bases.py, not the tiny BERT.
         world_size: Ranks.
         work: Scratch folder.
         rows: Rows a split.
     """
     from account_tax.processes.ranks import free_port
+    from tests.bases import make_base
     from tests.conftest import make_tiny_base
 
     make_tiny_base(work / "base")
+    for family in {case["family"] for case in cases if "family" in case}:
+        make_base(work / family, family)
     order, results = work / f"cases{world_size}.json", work / f"results{world_size}.json"
     order.write_text(json.dumps({"cases": cases, "rows": rows, "results": str(results)}))
     log = work / f"ranks{world_size}.log"
@@ -67,9 +71,9 @@ def take_over(earlier: Path, folder: Path, step: int) -> None:
 def main() -> None:
     """Be one rank: train the cases of the order; rank 0 writes the results."""
     import torch
-    from transformers import AutoTokenizer
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+    from account_tax.model.classifier import load_tokenizer, resolve_base
     from account_tax.pipelines.train.training_core import run_training_pipeline
     from account_tax.processes.ranks import end_rank
     from tests.conftest import make_splits, train_params
@@ -77,12 +81,12 @@ def main() -> None:
     torch.set_num_threads(1)
     order = Path(sys.argv[1])
     given = json.loads(order.read_text())
-    base = order.parent / "base"
     results = []
     for number, case in enumerate(given["cases"]):
         folder = order.parent / f"{order.stem}-{number}"
+        base = order.parent / case.get("family", "base")
         params = train_params(base, **{"training.disable_tqdm": True, **case["changes"]})
-        tokenizer = AutoTokenizer.from_pretrained(base)
+        tokenizer = load_tokenizer(resolve_base(str(base)))
         if "resume" in case and os.environ["RANK"] == "0":
             take_over(order.parent / f"{order.stem}-{case['resume'][0]}", folder, case["resume"][1])
         torch.distributed.is_initialized() and torch.distributed.barrier()

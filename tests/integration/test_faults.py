@@ -76,7 +76,7 @@ REFUSALS = {
         [
             "ledger.csv (--data): not UTF-8 at byte offset 22. Save the file as UTF-8",
             "train.lora.target_modules = ['q_proj', 'v_proj'] (--train.lora.target_modules): ",
-            "This model's linear layers are classifier, dense, key, query, value",
+            "no layer for it is called q_proj. There are: dense, key, query, value.",
         ],
         b"text,label\nlunch,caf\xc3\xa9\xe9\n",
     ),

@@ -44,6 +44,9 @@ CASES = [
     case(2, **{"loss.class_weights": "balanced", "metrics.average": "weighted"}),
     case(0, **{"deepspeed.wall_clock_breakdown": True}),
     case(0),  # once more: the same bytes
+    # The shape of recipes/xlm-roberta-large-zero3.yml, and a decoder.
+    *(case(3, **{"lora.target_modules": "all-linear"}) | {"family": family}
+      for family in ("xlm-roberta", "llama")),
 ]  # fmt: skip
 # One process can't go back: what ZeRO-3 hooks into torch stays. A run has one training.
 CASES.sort(key=lambda each: each["changes"]["deepspeed.zero_optimization"]["stage"] == 3)

@@ -68,8 +68,22 @@ def test_lora_trains_adapters_head_and_what_the_base_lacks(model):
 
 
 def test_target_modules_that_match_nothing_are_refused_with_those_there_are(model):
-    with pytest.raises(ValueError, match=r"q_proj.*linear layers are .*query.*value"):
+    with pytest.raises(ValueError, match=r"called q_proj. There are: .*query.*value"):
         apply_lora_adapters(model, LORA | {"target_modules": ["q_proj"]})
+
+
+def test_every_name_of_target_modules_must_match_and_the_head_is_none_of_them(model):
+    near, all_there = "Did you mean value?", "There are: dense, key, query, value."
+    for targets, hint in ((["query", "valu"], near), (["query", "classifier"], all_there)):
+        with pytest.raises(ValueError, match="no layer for it") as refused:
+            apply_lora_adapters(model, LORA | {"target_modules": targets})
+        assert f"is called {targets[1]}. {hint}" in str(refused.value)
+        assert "classifier" not in str(refused.value).partition("is called classifier")[2]
+
+
+def test_a_name_of_modules_to_save_must_match_too(model):
+    with pytest.raises(ValueError, match=r"modules_to_save.*is called poler. Did you mean pooler?"):
+        apply_lora_adapters(model, LORA | {"modules_to_save": ["poler"]})
 
 
 def test_any_other_lora_field_is_accepted(model):

@@ -79,6 +79,7 @@ class Plan:
             "global batch": self.schedule.global_batch_size,
             "optimizer steps": self.schedule.steps,
             "trainable parameters": f"{trainable:,} of {everything:,} ({share:.2%})",
+            "padding token": report["padding_token"],
             "environment": environment_in_words(self.environment),
             "code": code_in_words(self.code.tags()),
         }

@@ -65,6 +65,7 @@ def load_base_tokenizer(
     faults += check_length(max_length, tokenizer, model["name"])
     if faults:
         raise DataError(faults)
+    tokenizer.model_max_length = max_length  # wherever it goes, it cuts where training did
     return tokenizer
 
 

@@ -169,8 +169,20 @@ def file_sha256(path: Path) -> str:
 
 
 def load_tokenizer(base: BaseReference) -> PreTrainedTokenizerBase:
-    """Return the base model's own tokenizer."""
-    return AutoTokenizer.from_pretrained(base.path)
+    """Return the base model's own tokenizer; without a padding token it pads with its end token.
+
+    Raises:
+        BaseModelError: If it has neither.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(base.path)
+    if tokenizer.pad_token is None and tokenizer.eos_token is None:
+        raise BaseModelError(
+            f"train.model.name = {base.name}: its tokenizer has no padding token, and no end token "
+            "to pad with. Give it a pad_token in tokenizer_config.json."
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # the mask tells the two apart
+    return tokenizer
 
 
 # --- the network --------------------------------------------------------------------------------
@@ -223,6 +235,7 @@ def build_classifier(
     labels: Sequence[str],
     pooling: str = "cls",
     dtype: torch.dtype = torch.float32,
+    like: Path | None = None,
     **config: Any,
 ) -> PreTrainedModel:
     """Return the base's weights under a freshly initialised head, on the CPU.
@@ -235,17 +248,18 @@ def build_classifier(
         labels: Class names in the order of their ids, C of them.
         pooling: `cls`, the architecture's own head; `mean`, see `MeanPoolingClassifier`.
         dtype: Of the weights; transformers 5 would take the checkpoint's if it were not given.
+        like: Folder of a trained classifier, whose configuration is taken instead of the base's.
         config: Further fields of the model's configuration.
     """
     names = dict(enumerate(labels))
-    settings = {
+    settings: dict[str, Any] = {
         "num_labels": len(names),
         "id2label": names,
         "label2id": {label: index for index, label in names.items()},
-        "dtype": dtype,
-        "use_safetensors": True,
-        **config,
     }
+    if like is not None:
+        settings = {"config": AutoConfig.from_pretrained(like)}  # labels and all
+    settings |= {"dtype": dtype, "use_safetensors": True, **config}
     model, missing = _load_pretrained(base.path, pooling, settings)
     model = model.to(dtype=dtype)
     model.fresh_modules = sorted({key.rpartition(".")[0] for key in missing})
@@ -375,7 +389,10 @@ def load_classifier(folder: Path, device: str = "cpu") -> LoadedClassifier:
     if (folder / "adapter_config.json").exists():
         pin = settings["base"]
         base = resolve_base(pin["name"], pin["revision"], pin["sha256"])
-        plain = build_classifier(base, labels=settings["labels"], pooling=settings["pooling"])
+        # Its configuration, not the base's: padding token and `train.model.config` are in it.
+        plain = build_classifier(
+            base, labels=settings["labels"], pooling=settings["pooling"], like=folder
+        )
         model: Any = PeftModel.from_pretrained(plain, folder)
     else:
         model = _load_full_model(folder, settings["pooling"])

@@ -1,25 +1,31 @@
 """What can only be known with the data, the base model and torch at hand, before any rank starts.
 
 `python -m account_tax.pipelines.check PARAMETERS.yml REPORT.json` reads and splits the ledger,
-loads the base model and puts the adapters on it, writes what it found, and leaves nothing else
-behind.
+loads the base model, puts the adapters on it, saves it and loads it back, makes Trainer's parts,
+writes what it found, and leaves nothing else behind.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from huggingface_hub.constants import HF_HUB_CACHE
 
 from account_tax.ledger.tokens import check_length
-from account_tax.model.classifier import load_tokenizer, resolve_base
+from account_tax.model.classifier import PACKAGE_SCHEME, load_tokenizer, resolve_base
 from account_tax.pipelines.prepare.nodes import inputs_sha256, plan_data
+from account_tax.pipelines.train.rehearsal import find_loading_faults, find_trainer_faults
 from account_tax.pipelines.train.training_core import apply_lora_adapters, instantiate_model
 from account_tax.processes.guard import guard_stage
+from account_tax.processes.ranks import keep_operators_apart
 from account_tax.provenance.signing import SignatureError, load_private_key
 
 
@@ -29,7 +35,7 @@ def check(values: dict[str, Any]) -> dict[str, Any]:
     Returns:
         `faults`, one line each; `gpus`, how many this process sees; and, as far as known, `labels`,
         `rows` by split, `ledger` in words, `source_sha256`, `inputs_sha256`, `base` (its pin),
-        `parameters` and `trainable_parameters`.
+        `parameters`, `trainable_parameters` and `padding_token`.
     """
     report: dict[str, Any] = {"faults": [], "gpus": torch.cuda.device_count()}
     train, data = values.get("train", {}), values.get("data")
@@ -44,7 +50,7 @@ def check(values: dict[str, Any]) -> dict[str, Any]:
     if data is not None and report["source_sha256"] and "base" in report:
         pinned = {"name": model["name"], **report["base"]}
         report["inputs_sha256"] = inputs_sha256(data, pinned, report["source_sha256"])
-    report["faults"] += _precision_faults(train.get("training", {}))
+    report["faults"] += _training_faults(train) + _cache_faults(model, report)
     report["faults"] += _key_faults(values.get("registry", {}))
     return report
 
@@ -59,17 +65,22 @@ def _check_model(
         base = resolve_base(name, *(train["model"].get(key) for key in ("revision", "sha256")))
         tokenizer = load_tokenizer(base)
         report["faults"] += check_length(length, tokenizer, name)
-        model = instantiate_model({**train["model"], "labels": labels}, tokenizer)
+        model: Any = instantiate_model({**train["model"], "labels": labels}, tokenizer)
         if train.get("lora", {}).get("enable", True) and "lora" in train:
             model = apply_lora_adapters(model, train["lora"])
+        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+        pooling = train["model"].get("pooling") or "cls"
+        settings = {"base": base, "pooling": pooling, "labels": labels, "max_length": length}
+        if length <= tokenizer.model_max_length:  # else it has its fault
+            report["faults"] += find_loading_faults(model, tokenizer, settings)
     except Exception as err:  # a folder that is no model fails in as many ways as there are files
         report["faults"].append(_model_fault(err, name))
         return {}
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     return {
         "base": {"revision": base.revision, "sha256": base.sha256},
         "parameters": sum(size for size, _ in sizes),
         "trainable_parameters": sum(size for size, trains in sizes if trains),
+        "padding_token": tokenizer.pad_token,
     }
 
 
@@ -82,6 +93,41 @@ def _model_fault(err: Exception, name: str) -> str:
         f"train.model.name = {name}: can't be built as a classifier "
         f"({type(err).__name__}: {text}). Check the model's files and train.model.config."
     )
+
+
+def _training_faults(train: dict[str, Any]) -> list[str]:
+    """Return the faults of `train.training`, one of each key."""
+    if not {"training", "deepspeed"} <= train.keys():
+        return []
+    precision = _precision_faults(train["training"])
+    named = tuple(fault.partition(" = ")[0] for fault in precision)
+    others = [fault for fault in find_trainer_faults(train) if not fault.startswith(named or "-")]
+    return precision + others
+
+
+def _cache_faults(model: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
+    """Return the faults of folders outside the project that the run has to write to."""
+    keep_operators_apart()
+    folders = {"TORCH_EXTENSIONS_DIR": os.environ["TORCH_EXTENSIONS_DIR"]}
+    name = model.get("name") or ""
+    if "base" not in report and not (Path(name).is_dir() or name.startswith(PACKAGE_SCHEME)):
+        folders["HF_HUB_CACHE"] = HF_HUB_CACHE  # a base that is there needs no writing
+    return [
+        f"{key} = {folder}: it can't be written to ({why}), and "
+        f"{'DeepSpeed builds its operators' if key.startswith('TORCH') else 'the base is kept'} "
+        "there. Set it to a folder that can."
+        for key, folder in folders.items()
+        if (why := _why_not_writable(Path(folder)))
+    ]
+
+
+def _why_not_writable(folder: Path) -> str | None:
+    there = next(parent for parent in [folder, *folder.parents] if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            return None
+    except OSError as err:
+        return err.strerror
 
 
 def _precision_faults(training: dict[str, Any]) -> list[str]:

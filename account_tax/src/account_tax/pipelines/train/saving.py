@@ -54,13 +54,7 @@ def save_result(
     trainer.save_model(str(folder))  # all ranks: ZeRO-3 gathers the weights
     if not is_rank0():
         return
-    (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle: never shipped
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-    adapter = folder / "adapter_config.json"
-    if adapter.exists():
-        trainer.model.config.save_pretrained(folder)
-        write_json(adapter, _portable_adapter_config(json.loads(adapter.read_text()), base))
-    write_json(folder / SETTINGS_FILE, settings)
+    complete_folder(folder, trainer.model, base, settings)
     write_json(folder / "probe.json", probe)
     write_json(root / "log_history.json", trainer.state.log_history)
     _keep_best(trainer, root, settings)
@@ -74,6 +68,19 @@ def save_result(
             "metrics": metrics,
         },
     )
+
+
+def complete_folder(
+    folder: Path, model: Any, base: BaseReference, settings: dict[str, Any]
+) -> None:
+    """Make of a saved model and tokenizer what `load_classifier` takes on any machine."""
+    (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle: never shipped
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+    adapter = folder / "adapter_config.json"
+    if adapter.exists():
+        model.config.save_pretrained(folder)
+        write_json(adapter, _portable_adapter_config(json.loads(adapter.read_text()), base))
+    write_json(folder / SETTINGS_FILE, settings)
 
 
 def _keep_best(trainer: LedgerTrainer, root: Path, settings: dict[str, Any]) -> None:

@@ -29,7 +29,8 @@ from transformers import (
     set_seed,
 )
 
-from account_tax.model.classifier import build_classifier, resolve_base
+from account_tax.faults import hint
+from account_tax.model.classifier import BaseModelError, build_classifier, resolve_base
 from account_tax.model.metrics import compute_classification_metrics
 from account_tax.processes.ranks import (
     get_mlflow_env,
@@ -75,6 +76,8 @@ log = logging.getLogger(__name__)
 
 # training.yml's words for LoRA, and PEFT's.
 LORA_NAMES = {"alpha": "lora_alpha", "dropout": "lora_dropout"}
+# The heads that PEFT (0.21) trains whole, whatever it is told: PeftModelForSequenceClassification.
+HEADS = ("classifier", "score")
 
 
 def run_training_pipeline(
@@ -144,7 +147,7 @@ def instantiate_model(
         tokenizer: Gives the padding token, for architectures that look it up.
 
     Raises:
-        BaseModelError: If the base is missing or is not the pinned one.
+        BaseModelError: If the base is missing, is not the pinned one, or has no head to train.
     """
     base = resolve_base(
         model_config["name"], model_config.get("revision"), model_config.get("sha256")
@@ -158,6 +161,12 @@ def instantiate_model(
         pooling=model_config.get("pooling") or "cls",
         **(model_config.get("config") or {}),
     )
+    if model.config.is_encoder_decoder and model_config.get("pooling") != "mean":
+        raise BaseModelError(
+            f"train.model.name = {model_config['name']}: {model.config.model_type} is an encoder "
+            "with a decoder, whose head of its own answers more than logits. Take an encoder "
+            "or a decoder as base."
+        )
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     if model_config.get("gradient_checkpointing"):
@@ -174,31 +183,61 @@ def apply_lora_adapters(model: PreTrainedModel, lora_params: dict[str, Any]) -> 
         lora_params: The `lora` section of training.yml; any LoraConfig field is accepted.
 
     Raises:
-        ValueError: If `target_modules` match nothing; the message lists the linear layers.
+        ValueError: If a name in `target_modules` or `modules_to_save` matches no layer.
     """
     fields = {LORA_NAMES.get(key, key): value for key, value in lora_params.items()}
     fields.pop("enable", None)
     fields["task_type"] = TaskType[fields.get("task_type", "SEQ_CLS")]
-    fresh = getattr(model, "fresh_modules", [])
-    fields["modules_to_save"] = sorted({*fresh, *(fields.get("modules_to_save") or [])}) or None
+    whole = _trained_whole(model, fields.get("modules_to_save") or [])
+    targets = fields.get("target_modules")
+    if isinstance(targets, list):
+        _require_known("target_modules", targets, *_adaptable(model, whole))
+    fields["modules_to_save"] = whole or None
     try:
         peft_model = get_peft_model(model, LoraConfig(**fields))
     except ValueError as err:
-        linear = sorted(
-            {
-                name.rpartition(".")[2]
-                for name, module in model.named_modules()
-                if isinstance(module, torch.nn.Linear)
-            }
-        )
-        raise ValueError(
-            f"train.lora.target_modules = {lora_params.get('target_modules')}: {err} "
-            f"This model's linear layers are {', '.join(linear)}; 'all-linear' takes every one."
-        ) from err
+        raise ValueError(f"train.lora.target_modules = {targets}: {err}") from err
     if is_rank0():
         trainable, everything = peft_model.get_nb_trainable_parameters()
         log.info("trainable parameters: %s of %s", f"{trainable:,}", f"{everything:,}")
     return peft_model
+
+
+def _trained_whole(model: PreTrainedModel, given: list[str]) -> list[str]:
+    """Return the names of the modules that are trained and saved whole, none inside another.
+
+    PEFT (0.21) wraps every module whose name ends in a given one, and `classifier` and `score` in
+    any case; one that is wrapped twice can't be loaded.
+    """
+    names = [name for name, _ in model.named_modules() if name]
+    _require_known("modules_to_save", given, names, {name.rpartition(".")[2] for name in names})
+    ends = (*getattr(model, "fresh_modules", []), *given, *HEADS)
+    chosen = [name for name in names if name.endswith(ends)]
+    return sorted(
+        name for name in chosen if not any(name.startswith(f"{other}.") for other in chosen)
+    )
+
+
+def _require_known(key: str, given: list[str], names: list[str], shown: set[str]) -> None:
+    """Raise ValueError unless each given name is the end of one that there is."""
+    faults = [
+        f"no layer for it is called {word}. {hint(word, sorted(shown))}"
+        for word in given
+        if not any(f".{name}".endswith(f".{word}") for name in names)
+    ]
+    if faults:
+        raise ValueError(f"train.lora.{key} = {given}: {' '.join(faults)}")
+
+
+def _adaptable(model: PreTrainedModel, whole: list[str]) -> tuple[list[str], set[str]]:
+    """Return the modules outside those that are trained whole; and what linear ones are called."""
+    found = {
+        name: module
+        for name, module in model.named_modules()
+        if not any(f"{name}.".startswith(f"{trained}.") for trained in whole)
+    }
+    linear = [name for name, module in found.items() if isinstance(module, torch.nn.Linear)]
+    return list(found), {name.rpartition(".")[2] for name in linear}
 
 
 def build_training_arguments(
@@ -209,6 +248,11 @@ def build_training_arguments(
     The deepspeed block goes in as a dict; batch sizes and clipping are read from it, so each has
     one home. `warmup_ratio` and `max_steps: null`, gone in transformers 5, are mapped.
     """
+    return TrainingArguments(**training_fields(train_params, artifacts_root))
+
+
+def training_fields(train_params: dict[str, Any], artifacts_root: str) -> dict[str, Any]:
+    """Return the fields of `build_training_arguments`."""
     given = {"output_dir": str(Path(artifacts_root) / "checkpoints"), **train_params["training"]}
     deepspeed = build_deepspeed_config(train_params["deepspeed"], given)
     if given.get("max_steps") is None:
@@ -232,7 +276,7 @@ def build_training_arguments(
         "use_cpu": not torch.cuda.is_available(),
         "disable_tqdm": PROGRESS_VARIABLE in os.environ or given.pop("disable_tqdm", False),
     }
-    return TrainingArguments(**{**given, **owned})
+    return {**given, **owned}
 
 
 def compute_metrics(eval_pred: EvalPrediction, average: str = "macro") -> dict[str, float]:

@@ -1,0 +1,152 @@
+"""What is refused before a rank starts, all at once, on tiny bases."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from account_tax.model import classifier
+from account_tax.pipelines import check as checks
+from account_tax.pipelines.check import check
+from account_tax.pipelines.train import training_core
+from account_tax.pipelines.train.rehearsal import find_loading_faults, find_trainer_faults
+from tests.bases import FAMILIES, make_base, make_tokenizer
+from tests.conftest import train_params
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bases")
+    return {name: make_base(folder / name, name) for name in FAMILIES}
+
+
+def faults(base, **changes) -> list[str]:
+    return check({"train": train_params(base, **changes)})["faults"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_speaks_against_a_base_that_can_be_registered(bases, family):
+    changes = {"lora.target_modules": FAMILIES[family][2]}
+    for pooling in ("cls", "mean"):
+        assert faults(bases[family], **changes, **{"model.pooling": pooling}) == []
+
+
+def test_the_padding_token_that_is_used_is_reported(bases):
+    changes = {"lora.target_modules": ["q_proj"]}
+    assert check({"train": train_params(bases["llama"], **changes)})["padding_token"] == "[SEP]"
+
+
+def test_the_shipped_recipe_of_roberta_shape_passes(bases):
+    recipe = yaml.safe_load((ROOT / "recipes/xlm-roberta-large-zero3.yml").read_text())
+    own = recipe["train"]["lora"] | {"target_modules": "all-linear"}
+    assert faults(bases["xlm-roberta"], **{f"lora.{key}": own[key] for key in own}) == []
+
+
+def test_a_head_that_is_wrapped_twice_is_found_before_the_training(bases, monkeypatch):
+    twice = ["classifier.dense", "classifier.out_proj", "classifier"]
+    monkeypatch.setattr(training_core, "_trained_whole", lambda model, given: twice)
+    (fault,) = faults(bases["roberta"])
+    assert fault.startswith(f"train.model.name = {bases['roberta']}: can't be built")
+    assert "classifier.dense.weight" in fault
+
+
+def test_another_network_when_loaded_back_is_found(bases, monkeypatch):
+    build = classifier.build_classifier
+    monkeypatch.setattr(
+        classifier, "build_classifier", lambda *a, like=None, **options: build(*a, **options)
+    )
+    (fault,) = faults(bases["bert"], **{"model.config": {"hidden_act": "relu"}})
+    assert "what is trained could not be registered" in fault
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"training.optim": "adamw_bnb_8bit"}, "optim"),
+        ({"training.lr_scheduler_type": "cosine_with_min_lr"}, "lr_scheduler_type"),
+        ({"training.dataloader_prefetch_factor": 2}, "dataloader_prefetch_factor"),
+        ({"training.tf32": True}, "tf32"),
+    ],
+)
+def test_what_would_end_a_rank_is_named_by_its_key(changes, key):
+    params = train_params("any", **{"training.dataloader_num_workers": 0, **changes})
+    (fault,) = find_trainer_faults(params)
+    assert fault.startswith(f"train.training.{key} = {params['training'][key]}: ")
+
+
+def test_all_are_said_at_once_and_good_ones_not(bases):
+    changes = {"optim": "adamw_bnb_8bit", "tf32": True, "lr_scheduler_type": "cosine_with_min_lr"}
+    given = {f"training.{key}": value for key, value in changes.items()}
+    found = faults(bases["bert"], **given, **{"lora.target_modules": ["query", "valu"]})
+    keys = {fault.partition(" = ")[0] for fault in found}
+    assert keys == {"train.lora.target_modules", *(f"train.{key}" for key in given)}
+    assert find_trainer_faults(train_params("any")) == []
+
+
+def test_nothing_is_left_behind(bases, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert faults(bases["bert"], **{"training.output_dir": "data/checkpoints"}) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_positions_that_are_fewer_than_max_length_are_refused(tmp_path):
+    for family, positions in (("bert", 32), ("roberta", 34)):
+        base = make_base(tmp_path / family, family, max_position_embeddings=positions)
+        model = train_params(base)["model"]
+        for length, expected in ((33, [f"data.max_length = 33: {base} can't answer"]), (32, [])):
+            report = {"faults": []}
+            checks._check_model(
+                train_params(base) | {"model": model}, {"max_length": length}, report
+            )
+            assert [fault[: len(expected[0])] for fault in report["faults"]] == expected
+
+
+@pytest.mark.parametrize("family", ["T5", "Bart"])
+def test_an_encoder_with_a_decoder_is_refused(tmp_path, family):
+    import transformers
+
+    ids = {"pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0}
+    small = {"T5": {"d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2}}.get(
+        family, {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 64}
+    )
+    config = getattr(transformers, f"{family}Config")(vocab_size=20, d_model=32, **small, **ids)
+    transformers.AutoModel.from_config(config).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    (fault,) = faults(tmp_path)
+    assert "is an encoder with a decoder" in fault
+
+
+def test_a_tokenizer_without_anything_to_pad_with_is_refused(tmp_path):
+    base = make_base(tmp_path / "base", "llama")
+    file = base / "tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    settings.pop("eos_token")
+    file.write_text(json.dumps(settings))
+    (fault,) = faults(base)
+    assert "no end token to pad with" in fault
+
+
+def test_a_cache_that_cannot_be_written_is_refused(bases, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "file" / "below"))
+    monkeypatch.setattr(checks, "HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
+    (fault,) = faults(bases["bert"])
+    assert fault.startswith(f"TORCH_EXTENSIONS_DIR = {tmp_path}/file/below: it can't be written")
+    keys = [fault.partition(" = ")[0] for fault in faults("nobody/nothing")]
+    assert keys == ["train.model.name", "TORCH_EXTENSIONS_DIR", "HF_HUB_CACHE"]
+
+
+def test_a_large_base_is_in_memory_once(bases):
+    params = train_params(bases["bert"])
+    base = classifier.resolve_base(str(bases["bert"]))
+    tokenizer = classifier.load_tokenizer(base)
+    labels = ["one", "two"]
+    model = training_core.instantiate_model({**params["model"], "labels": labels}, tokenizer)
+    settings = {"base": base, "pooling": "cls", "labels": labels, "max_length": 8}
+    assert find_loading_faults(model, tokenizer, settings) == []
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}

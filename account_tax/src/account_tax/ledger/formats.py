@@ -138,13 +138,13 @@ class ArrowSource:
         try:
             with self._open() as (schema, _):
                 renamed = [column.with_name(clean_name(column.name)) for column in schema]
-                self._schema = pa.schema(renamed, schema.metadata)
+                self.schema = pa.schema(renamed, schema.metadata)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as err:
             raise Refused("not a Parquet or Arrow file that can be read.") from err
-        self.columns = self._schema.names
+        self.columns = self.schema.names
         check_columns(self.columns, wanted)
         for column in wanted.columns:
-            kind = self._schema.field(clean_name(column)).type
+            kind = self.schema.field(clean_name(column)).type
             if pa.types.is_nested(kind) or pa.types.is_binary(kind):
                 raise Refused(f"the column {column} has the type {kind}, not single values.")
         self.found = {"format": "parquet" if self._is_parquet() else "arrow"}
@@ -184,10 +184,10 @@ class ArrowSource:
                 f"the rows after row {done:,} can't be read ({type(err).__name__})."
             ) from err
         if not done:
-            yield Window(ParquetRows([], self._schema.empty_table()))
+            yield Window(ParquetRows([], self.schema.empty_table()))
 
     def _rename(self, table: pa.Table) -> pa.Table:
-        return pa.Table.from_arrays(table.columns, schema=self._schema)
+        return pa.Table.from_arrays(table.columns, schema=self.schema)
 
 
 def _batches(reader: Any) -> Iterator[pa.RecordBatch]:

@@ -58,12 +58,12 @@ def _file(plan: Plan, run: OwnedRun) -> dict[str, float]:
         classifier = load_classifier(plan.model.folder, device)
         desk = Desk(classifier, device, options.top_k, plan.threshold)
         sink = make_sink(options.output, plan.source, added_columns(options.top_k))
-        before = _state(options.input)
+        before = plan.source.state()
         try:
             read, seconds = file_ledger(
                 desk, plan.source, sink, journal, options.batch_rows, _speak_now_and_then()
             )
-            if _state(options.input) != before:
+            if plan.source.state() != before:
                 raise Failed(f"{options.input.name} was changed while it was read. Run it again.")
             rows = {name: journal.total(name) for name in ("read", "written", "review")}
             journal.publish(sink, options.output, options.rejects, plan.source.unit)
@@ -78,11 +78,6 @@ def _explain(err: BaseException, journal: Journal, output: Path) -> None:
     if isinstance(err, OSError):  # a disk that is full, say
         raise Failed(f"predict failed: {err.strerror}. {kept}.") from err
     click.echo(f"predict: {kept}", err=True)
-
-
-def _state(path: Path) -> tuple[int, int]:
-    state = path.stat()
-    return state.st_size, state.st_mtime_ns
 
 
 def _speak_now_and_then() -> Callable[[int, float], None]:

@@ -275,6 +275,16 @@ def test_more_of_them_than_may_be_are_a_fault(parameters, tmp_path, how, message
     assert SECRET not in str(caught.value)
 
 
+def test_a_label_column_of_texts_is_asked_about_and_not_shown(parameters, tmp_path):
+    rows = [f"line {i},{SECRET} {i // 2}" for i in range(60)]
+    (tmp_path / "x.csv").write_text("\n".join(["text,label", *rows]))
+    (fault,) = faults_of(parameters(tmp_path / "x.csv"))
+    assert fault == "data.label_column = label: 30 different values in 60 rows: is it the account?"
+    rows = [f"line {i},account {i % 20}" for i in range(60)]
+    (tmp_path / "x.csv").write_text("\n".join(["text,label", *rows]))
+    assert read_ledger(parameters(tmp_path / "x.csv")).frame["label"].nunique() == 20
+
+
 def test_what_reading_found_is_said_in_words(parameters, tmp_path):
     rows = [f"{SECRET} {i};{'ab'[i % 2]}" for i in range(40)]
     rows[3:7] = ["x;a;b", "", *["x;a;b;c"] * 4]

@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 WINDOW_ROWS = 8192
 HOPELESS = 100_000  # so many rejects beyond the share that may be, and the rest is not read
+# A column of more values, with fewer rows each, holds texts, which no message may show.
+FEW_LABELS, LEAST_ROWS = 20, 3
 SHOWN_REASONS, SHOWN_ROWS = 20, 3  # of rows that can't be read; all are counted
 MARKS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 
@@ -340,6 +342,9 @@ def _class_faults(kept: pd.DataFrame, rows_read: int, data: dict[str, Any]) -> l
     if kept.empty:
         return [f"data.source = {name}: none of the {rows_read} rows has both a text and a label."]
     labels = kept["label"].unique().tolist()
+    if len(labels) > FEW_LABELS and len(labels) * LEAST_ROWS > len(kept):
+        counts = f"{len(labels):,} different values in {len(kept):,} rows"
+        return [f"data.label_column = {data['label_column']}: {counts}: is it the account?"]
     if len(labels) > 1:
         return []
     return [

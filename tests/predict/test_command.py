@@ -226,6 +226,15 @@ def test_part_files_with_other_columns_are_refused(file_with, tmp_path, capfd):
     assert "it lies in the folder that is read" in said
 
 
+def test_how_the_input_was_read_is_said_and_kept_with_the_run(file_with, shop, tmp_path, capfd):
+    source, output = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_bytes("장부\nid;memo;merchant\n1;택시;\n".encode("cp949"))
+    assert file_with(input=source, output=output) == 0
+    words = "in.csv: csv, cp949, semicolon, header in row 2"
+    assert f"predict: reads {words}\n" in capfd.readouterr().out
+    assert newest_run(shop).data.tags["account_tax.input_read_as"] == words
+
+
 def test_an_input_is_read_as_it_is_asked_for(file_with, tmp_path, capfd):
     text = "memo,merchant\nzu,lesen\nmemo,merchant\nОписание,Такси\nТакси,Обед\n"
     source, output = tmp_path / "in.csv", tmp_path / "out.csv"

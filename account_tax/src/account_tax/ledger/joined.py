@@ -9,7 +9,7 @@ from pathlib import Path
 
 from account_tax.errors import Failed, Refused
 
-from .formats import ArrowSource, CsvSource, Source, open_file
+from .formats import ArrowSource, CsvSource, Source, files_in_words, open_file
 from .packed import unpack
 from .sources import SourceFile, digest_files, find_files
 from .windows import Wanted, Window
@@ -24,6 +24,7 @@ class JoinedFiles:
         columns: Their names.
         unit: What a row's number counts in its file: line or row.
         dialect: Of the first file, where that is CSV.
+        read_as: How the files are read, in words.
     """
 
     def __init__(self, source: str, wanted: Wanted, scratch: Path):
@@ -32,6 +33,8 @@ class JoinedFiles:
         first = self._opened[0]
         self.columns, self.unit = first.columns, first.unit
         self.dialect = first.dialect if isinstance(first, CsvSource) else None
+        pairs = zip(self._files, self._opened, strict=True)
+        self.read_as = files_in_words([{"file": file.label, **each.found} for file, each in pairs])
 
     def _open_all(self, wanted: Wanted, scratch: Path) -> list[Source]:
         opened: list[Source] = []

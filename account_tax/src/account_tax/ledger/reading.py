@@ -21,7 +21,7 @@ from account_tax.errors import Failed, Refused
 from account_tax.faults import tell
 from account_tax.model.classifier import as_text, join_texts
 
-from .formats import open_file
+from .formats import files_in_words, open_file
 from .packed import unpack
 from .sources import SourceFile, digest_files, find_files
 from .windows import Wanted, Window
@@ -33,7 +33,6 @@ HOPELESS = 100_000  # so many rejects beyond the share that may be, and the rest
 # A column of more values, with fewer rows each, holds texts, which no message may show.
 FEW_LABELS, LEAST_ROWS = 20, 3
 SHOWN_REASONS, SHOWN_ROWS = 20, 3  # of rows that can't be read; all are counted
-MARKS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 
 
 class DataError(ValueError):
@@ -75,7 +74,7 @@ class Ledger:
         counts = [f"{count:,} {reason}" for reason, count in self.dropped.items() if count]
         left_out = ", ".join(counts).replace("_", " ") or "none"
         facts = {
-            "ledger": _files_in_words(self.found),
+            "ledger": files_in_words(self.found),
             "rows read": f"{self.rows_read:,}, left out: {left_out}",
         }
         return facts | ({"unreadable rows": _in_words(self.rejects)} if self.rejects else {})
@@ -250,28 +249,6 @@ def _in_words(rejects: Mapping[str, Mapping[str, Any]]) -> str:
         more = ["..."] if counted["rows"] > len(counted["first"]) else []
         listed.append(f"{reason}: {counted['rows']:,} ({', '.join([*counted['first'], *more])})")
     return "; ".join(listed)
-
-
-def _files_in_words(found: Sequence[Mapping[str, Any]]) -> str:
-    """Return `Ledger.found` as a line, files that were read alike together."""
-    alike: dict[str, list[str]] = {}
-    for file in found:
-        alike.setdefault(_found_in_words(file), []).append(file["file"])
-    return "; ".join(
-        f"{names[0] if len(names) == 1 else f'{len(names)} files'}: {words}"
-        for words, names in alike.items()
-    )
-
-
-def _found_in_words(file: Mapping[str, Any]) -> str:
-    shown = {
-        "format": file["format"],
-        "encoding": file.get("encoding"),
-        "delimiter": MARKS.get(file.get("delimiter", "")),
-        "sheet": file.get("sheet") and f"sheet {file['sheet']}",
-        "header": file.get("header_row") and f"header in row {file['header_row']}",
-    }
-    return ", ".join(filter(None, shown.values()))
 
 
 def _set_by(data: dict[str, Any]) -> dict[str, str]:

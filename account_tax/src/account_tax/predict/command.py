@@ -54,6 +54,7 @@ def _file(plan: Plan, run: OwnedRun) -> dict[str, float]:
         if removed:
             click.echo("predict: removed the parts of another input, model or set of options")
         begun = f", going on after row {journal.total('read'):,}" if journal.notes else ""
+        click.echo(f"predict: reads {plan.source.read_as}")
         click.echo(f"predict: {plan.model.title} on {device}{begun}")
         classifier = load_classifier(plan.model.folder, device)
         desk = Desk(classifier, device, options.top_k, plan.threshold)
@@ -127,6 +128,7 @@ def _tags(plan: Plan) -> dict[str, str]:
         f"{TAG}content_sha256": plan.model.content_sha256,
         f"{TAG}input": plan.options.input.name,
         f"{TAG}input_sha256": plan.input_sha256,
+        f"{TAG}input_read_as": plan.source.read_as,
         f"{TAG}output": plan.options.output.name,
         f"{TAG}threshold": "none" if plan.threshold is None else f"{plan.threshold:g}",
     }

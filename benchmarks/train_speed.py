@@ -57,12 +57,13 @@ class Clock:
 def prepare(values: dict[str, Any]) -> tuple[Any, Any, list[str]]:
     """Return the sample's tokenized splits, the tokenizer and the labels."""
     from account_tax.ledger.reading import read_ledger
-    from account_tax.pipelines.prepare import nodes
+    from account_tax.ledger.splitting import split_ledger
+    from account_tax.ledger.tokens import load_base_tokenizer, tokenize_splits
 
     data = values["data"]
-    splits, labels = nodes.split_ledger(read_ledger(data), data)
-    tokenizer = nodes.load_base_tokenizer(values["train"]["model"], labels, data["max_length"])
-    return nodes.tokenize_splits(splits, labels, tokenizer, data["max_length"]), tokenizer, labels
+    splits, labels = split_ledger(read_ledger(data), data)
+    tokenizer = load_base_tokenizer(values["train"]["model"], labels, data["max_length"])
+    return tokenize_splits(splits, labels, tokenizer, data["max_length"]), tokenizer, labels
 
 
 def measure_one(alternative: str, steps: int) -> dict[str, float]:
@@ -142,6 +143,16 @@ def _train_plainly(
     ).train()
 
 
+def measure(alternative: str, steps: int, **environment: str) -> dict[str, float]:
+    """Train in a process of its own, with a changed environment, and return the speed."""
+    command = [sys.executable, __file__, "--one", alternative, "--steps", str(steps)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=os.environ | environment
+    )
+    line = next(x for x in done.stdout.splitlines() if x.startswith("RESULT "))
+    return json.loads(line.removeprefix("RESULT "))
+
+
 def main() -> None:
     """Measure in turn and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -155,12 +166,7 @@ def main() -> None:
     speeds: dict[str, list[dict[str, float]]] = {name: [] for name in ALTERNATIVES}
     for _ in range(given.rounds):
         for name in ALTERNATIVES:
-            command = [sys.executable, __file__, "--one", name, "--steps", str(given.steps)]
-            done = subprocess.run(
-                command, capture_output=True, text=True, check=True, env=os.environ
-            )
-            line = next(x for x in done.stdout.splitlines() if x.startswith("RESULT "))
-            speeds[name].append(json.loads(line.removeprefix("RESULT ")))
+            speeds[name].append(measure(name, given.steps))
     print("| alternative | rows/s, median (min-max) | useful tokens/s | ratio |")
     print("|---|---|---|---|")
     reference = speeds[next(iter(ALTERNATIVES))]

@@ -38,6 +38,25 @@ def kedro(*words, **environment):
     )
 
 
+# --- threads --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("given", "found"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_openmp_is_told_how_to_wait_before_it_is_loaded(given, found):
+    code = "import sys, os, account_tax.cli; print('torch' in sys.modules, os.environ[sys.argv[1]])"
+    name = "OMP_WAIT_POLICY"
+    environment = {key: value for key, value in os.environ.items() if key != name}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    said = subprocess.run(
+        [sys.executable, "-c", code, name],
+        env=environment | ({name: given} if given else {}),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert said.stdout.splitlines()[-1] == f"False {found}"
+
+
 # --- refused words --------------------------------------------------------------------------------
 
 

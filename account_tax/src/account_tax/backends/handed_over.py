@@ -14,7 +14,7 @@ from account_tax.confidential import SECRET_NAME
 PASSED = (
     *("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "CONDA_PREFIX", "LANG", "LC_*"),
     *("MLFLOW_*", "AWS_*", "AZURE_*", "GOOGLE_*", "DATABRICKS_*", "HF_*", "HUGGING_FACE_*"),
-    *("OMP_NUM_THREADS", "NCCL_*", "GLOO_*", "TORCH_*", "CC", "CXX", "CUDA_HOME"),
+    *("OMP_*", "NCCL_*", "GLOO_*", "TORCH_*", "CC", "CXX", "CUDA_HOME"),
     *("*_proxy", "*_PROXY", "SSL_CERT_*", "REQUESTS_CA_BUNDLE", "DO_NOT_TRACK"),
 )
 

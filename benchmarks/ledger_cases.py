@@ -8,7 +8,6 @@ FOLDER has a folder a case, which holds the ledger: a file, part files, or train
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ import yaml
 from account_tax.errors import Refused
 from account_tax.ledger.reading import DataError, read_ledger
 from account_tax.model.classifier import join_texts
-from account_tax.predict.plan import check_input
+from account_tax.predict.options import Options
+from account_tax.predict.plan import open_input
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT.parent / "shared" / "cases"
@@ -57,19 +57,18 @@ def read_in_training(case: Path) -> Answer:
 
 
 def read_in_predict(case: Path) -> Answer:
-    """Return what predict reads of a case, file by file."""
+    """Return what predict reads of a case."""
     data = _parameters(case)
+    options = Options("", Path(data["source"]), Path())
     texts: list[str] = []
     rejected = 0
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            for file in _files(case):
-                source = check_input(file, data["text_columns"], Path(scratch))
-                for window in source.windows(8192):
-                    table = window.rows.frame(data["text_columns"])
-                    joined = join_texts(table, data["text_columns"], data["separator"])
-                    texts += [text for text in joined if text]
-                    rejected += len(window.rejects)
+            for window in open_input(options, data["text_columns"], Path(scratch)).windows(8192):
+                table = window.rows.frame(data["text_columns"])
+                joined = join_texts(table, data["text_columns"], data["separator"])
+                texts += [text for text in joined if text]
+                rejected += len(window.rejects)
         except Refused as err:
             return Answer([], refused=str(err))
     return Answer(texts, rejected)
@@ -95,10 +94,6 @@ def _parameters(case: Path) -> dict[str, Any]:
     source = str(inside[0] if len(inside) == 1 else case)
     changed = {"source": source, "text_columns": list(texts), "label_column": label}
     return {**data, **changed, "duplicates": "keep"}
-
-
-def _files(case: Path) -> Iterator[Path]:
-    return iter(sorted(path for path in case.rglob("*") if path.is_file()))
 
 
 def main() -> None:

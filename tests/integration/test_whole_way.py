@@ -295,6 +295,8 @@ def test_dry_run_shows_the_plan_and_leaves_nothing(project, tiny):
         "train.lora.r = 4 (--lora_r)",
         "train.training.learning_rate = 0.002 (recipes/starter.yml)",
         "train.training.weight_decay = 0.01 (training.yml)",
+        "ledger ledger.csv: csv, utf-8, comma, header in row 1",
+        "rows read ",
         "world size 2 (CPU)",
         "global batch 48",  # 8 rows x 3 accumulated x 2 ranks
         "optimizer steps 4",

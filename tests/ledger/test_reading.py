@@ -176,7 +176,10 @@ def test_a_folders_digest_is_that_of_its_checksum_lines(parameters, ledger_csv):
 
 BAD_BYTES = {
     "late.jsonl": ('{"text": "가"}\n'.encode() + b'{"text": "ab\xff"}\n', "expected the columns"),
-    "bom.csv": (b"\xef\xbb\xbftext,label\na,\xff\n", "line 2: bytes that are not UTF-8"),
+    "bom.csv": (
+        b"\xef\xbb\xbftext,label\na,\xff\n",
+        "bytes that are not UTF-8: 1 (bom.csv line 2)",
+    ),
     "other.csv": ("text,label\nОписание,Такси\n".encode("cp1251"), "Set data.encoding"),
     "empty.csv": (b"", "the file is empty"),
     "blank.csv": (b"\n\n", "the file is empty"),
@@ -184,7 +187,7 @@ BAD_BYTES = {
     "blank.jsonl": (b"\n", "it has no line with a JSON object (empty)"),
     "broken.jsonl": (
         b'{"text": "a", "label": "b"}\n\n{"text": Jane Doe 4411}\n',
-        "1 of 2 rows can't be read (broken.jsonl line 3: no JSON object). Mend them",
+        "1 of 2 rows can't be read. no JSON object: 1 (broken.jsonl line 3). Mend them",
     ),
     "list.jsonl": (b'["Jane Doe 4411", "b"]\n', "no line with a JSON object (line 1: no JSON"),
     "half.jsonl": (b'{"text": "Jane Doe 4411 \\ud800", "label": "b"}\n', "surrogate"),
@@ -192,9 +195,12 @@ BAD_BYTES = {
     "cut.parquet": (b"PAR1Jane Doe 4411", "not a Parquet or Arrow file"),
     "ragged.csv": (
         b"text,label\na,b\nJane Doe 4411,c,d\n",
-        "1 of 2 rows can't be read (ragged.csv line 3: 3 fields where the header has 2)",
+        "1 of 2 rows can't be read. 3 fields where the header has 2: 1 (ragged.csv line 3).",
     ),
-    "quote.csv": (b'text,label\n"Jane Doe 4411,b\nc,d\n', "line 2: a quote that is not closed"),
+    "quote.csv": (
+        b'text,label\n"Jane Doe 4411,b\nc,d\n',
+        "a quote that is not closed: 1 (quote.csv line 2)",
+    ),
     "table.xlsx": (b"PK", "not a spreadsheet file"),
     "cut.zip": (b"PK\x03\x04Jane", "can't be unpacked (BadZipFile)"),
     "old.xls.csv": (b"\xd0\xcf\x11\xe0Jane", "an old Excel file, or one with a password"),
@@ -243,7 +249,8 @@ def test_rows_that_can_not_be_read_are_set_aside_and_counted(parameters, tmp_pat
         ledger = read_ledger(parameters(tmp_path / "x.csv"))
     assert ledger.frame["row_id"].tolist() == [0, 1, 2, *range(4, 20)]
     assert (ledger.rows_read, counted(ledger)) == (20, {"unreadable": 1})
-    assert ledger.rejects == ["x.csv line 5: 3 fields where the header has 2"]
+    reason = "3 fields where the header has 2"
+    assert ledger.rejects == {reason: {"rows": 1, "first": ["x.csv line 5"]}}
     assert SECRET not in caplog.text
     table = read_columns(parameters(tmp_path / "x.csv"), ["text"])
     assert table.loc[("", 19), "text"] == "line 19"
@@ -252,7 +259,10 @@ def test_rows_that_can_not_be_read_are_set_aside_and_counted(parameters, tmp_pat
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"on_error": "fail"}, r"1 of 20 rows can't be read \(x\.csv line 5: .*on_error to skip"),
+        (
+            {"on_error": "fail"},
+            r"1 of 20 rows can't be read\. .* \(x\.csv line 5\)\. .*on_error to skip",
+        ),
         ({"max_rejected": 0.04}, r"1 of 20 rows .* or raise data\.max_rejected = 0\.04"),
     ],
 )
@@ -263,6 +273,48 @@ def test_more_of_them_than_may_be_are_a_fault(parameters, tmp_path, how, message
     with pytest.raises(DataError, match=message) as caught:
         read_ledger(parameters(tmp_path / "x.csv", **how))
     assert SECRET not in str(caught.value)
+
+
+def test_a_label_column_of_texts_is_asked_about_and_not_shown(parameters, tmp_path):
+    rows = [f"line {i},{SECRET} {i // 2}" for i in range(60)]
+    (tmp_path / "x.csv").write_text("\n".join(["text,label", *rows]))
+    (fault,) = faults_of(parameters(tmp_path / "x.csv"))
+    assert fault == "data.label_column = label: 30 different values in 60 rows: is it the account?"
+    rows = [f"line {i},account {i % 20}" for i in range(60)]
+    (tmp_path / "x.csv").write_text("\n".join(["text,label", *rows]))
+    assert read_ledger(parameters(tmp_path / "x.csv")).frame["label"].nunique() == 20
+
+
+def test_what_reading_found_is_said_in_words(parameters, tmp_path):
+    rows = [f"{SECRET} {i};{'ab'[i % 2]}" for i in range(40)]
+    rows[3:7] = ["x;a;b", "", *["x;a;b;c"] * 4]
+    rows[20:22] = [";a", rows[0]]
+    text = "\r\n".join(["Übersicht", "", "text;label", *rows])
+    (tmp_path / "x.csv").write_bytes(text.encode("cp1252"))
+    assert read_ledger(parameters(tmp_path / "x.csv", max_rejected=0.2)).facts() == {
+        "ledger": "x.csv: csv, cp1252, semicolon, header in row 3",
+        "rows read": "41, left out: 5 unreadable, 1 no text, 1 duplicate",
+        "unreadable rows": "4 fields where the header has 2: 4 (x.csv line 9, x.csv line 10, "
+        "x.csv line 11, ...); 3 fields where the header has 2: 1 (x.csv line 7)",
+    }
+
+
+def test_files_that_are_alike_are_said_together(parameters, two_classes, tmp_path):
+    for part in range(3):
+        frame = pd.DataFrame(two_classes[part::3], columns=["text", "label"])
+        frame.to_csv(tmp_path / f"part-{part}.csv", index=False, sep="\t|,"[part])
+    facts = read_ledger(parameters(tmp_path)).facts()
+    assert facts == {
+        "ledger": "part-0.csv: csv, utf-8, tab, header in row 1; "
+        "part-1.csv: csv, utf-8, bar, header in row 1; "
+        "part-2.csv: csv, utf-8, comma, header in row 1",
+        "rows read": "40, left out: none",
+    }
+    for part in range(3):
+        (tmp_path / f"part-{part}.csv").unlink()
+        frame = pd.DataFrame(two_classes[part::3], columns=["text", "label"])
+        frame.to_parquet(tmp_path / f"part-{part}.parquet")
+    assert read_ledger(parameters(tmp_path)).facts()["ledger"] == "3 files: parquet"
 
 
 def test_a_first_line_that_is_no_header_is_not_repeated(parameters, tmp_path):

@@ -198,6 +198,66 @@ def test_bad_csv_rows_are_listed_and_the_rest_is_filed(file_with, tmp_path, capf
     assert secret not in said.out + said.err + listed
 
 
+def test_part_files_are_filed_as_one_and_a_reject_names_its_file(file_with, tmp_path):
+    rows, folder, output = make_rows(60), tmp_path / "parts", tmp_path / "out.jsonl"
+    folder.mkdir()
+    for part in range(3):
+        write_ledger(folder / f"part-{part}.csv", rows[part * 20 : part * 20 + 20])
+    with (folder / "part-1.csv").open("a") as file:
+        file.write("a,b\n")
+    assert file_with(input=folder, output=output, batch_rows=16, on_error="skip") == 0
+    assert [row["id"] for row in read_ledger(output).to_dict("records")] == [
+        row["id"] for row in rows
+    ]
+    (listed,) = (tmp_path / "out.jsonl.rejects.jsonl").read_text().splitlines()
+    reason = "2 fields where the header has 4"
+    lines = (folder / "part-1.csv").read_text().count("\n")
+    assert json.loads(listed) == {"file": "part-1.csv", "line": lines, "reason": reason}
+
+
+def test_part_files_with_other_columns_are_refused(file_with, tmp_path, capfd):
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for number, names in enumerate(["memo,merchant", "merchant,memo", "memo"]):
+        (folder / f"{number}.csv").write_text(f"{names}\n{names}\n")
+    said = refused(file_with, capfd, tmp_path, input=folder, output=tmp_path / "out.csv")
+    assert "1.csv: it has other columns than the first file. 2.csv: expected the col" in said
+    said = refused(file_with, capfd, tmp_path, input=folder, output=folder / "out.csv")
+    assert "it lies in the folder that is read" in said
+
+
+def test_how_the_input_was_read_is_said_and_kept_with_the_run(file_with, shop, tmp_path, capfd):
+    source, output = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_bytes("장부\nid;memo;merchant\n1;택시;\n".encode("cp949"))
+    assert file_with(input=source, output=output) == 0
+    words = "in.csv: csv, cp949, semicolon, header in row 2"
+    assert f"predict: reads {words}\n" in capfd.readouterr().out
+    assert newest_run(shop).data.tags["account_tax.input_read_as"] == words
+
+
+def test_an_input_is_read_as_it_is_asked_for(file_with, tmp_path, capfd):
+    text = "memo,merchant\nzu,lesen\nmemo,merchant\nОписание,Такси\nТакси,Обед\n"
+    source, output = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_bytes(text.encode("cp1251"))
+    said = refused(file_with, capfd, tmp_path, input=source, output=output)
+    assert "Set -P encoding to what it is" in said
+    assert file_with(input=source, output=output, encoding="cp1251", header_row=3) == 0
+    assert read_ledger(output)["merchant"].tolist() == ["Такси", "Обед"]
+
+
+def test_a_sheet_can_be_named(file_with, tmp_path, capfd):
+    book, output = tmp_path / "in.xlsx", tmp_path / "out.csv"
+    with pd.ExcelWriter(book) as writer:
+        for name in ("January", "February"):
+            pd.DataFrame({"memo": [name], "merchant": ["x"]}).to_excel(
+                writer, sheet_name=name, index=False
+            )
+    said = refused(file_with, capfd, tmp_path, input=book, output=output)
+    assert "Set -P sheet to one of them" in said
+    assert file_with(input=book, output=output, sheet="February") == 0
+    assert read_ledger(output)["memo"].tolist() == ["February"]
+
+
 def test_rows_that_can_be_skipped_are_no_failure(file_with, tmp_path, capsys):
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_bytes(

@@ -18,7 +18,7 @@ def test_a_plan_counts_without_tokenizing(parameters, ledger_csv, two_classes, m
     assert plan.faults == []
     assert plan.labels == ["rent", "travel"]
     assert plan.rows == {"train": 32, "validation": 4, "test": 4}
-    assert plan.dropped["duplicate"] == 1
+    assert plan.facts["rows read"] == "41, left out: 1 duplicate"
     assert plan.source_sha256 == read_ledger(data).source_sha256
 
 

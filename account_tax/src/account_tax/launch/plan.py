@@ -72,6 +72,7 @@ class Plan:
         return {
             "recipe": self.resolved.launch.recipe,
             "configuration sha256": self.resolved.sha256,
+            **report["ledger"],
             "rows": ", ".join(f"{name} {count:,}" for name, count in rows.items()),
             "classes": len(report["labels"]),
             "world size": f"{self.world_size} ({self.device})",

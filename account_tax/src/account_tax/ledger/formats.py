@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,9 @@ PARQUET_MARK, ARROW_STREAM_MARK, ARROW_FILE_MARK = b"PAR1", b"\xff\xff\xff\xff",
 OLE_MARK = b"\xd0\xcf\x11\xe0"
 JSON_ENDINGS = (".jsonl", ".ndjson")
 TYPED_ENDINGS = (".parquet", ".arrow", ".xlsx", ".xlsm")
+MARKS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 ENDINGS = (".csv", ".tsv", ".txt", *JSON_ENDINGS, *TYPED_ENDINGS)
+SHOWN_FORMS = 5
 
 
 def open_file(path: Path, wanted: Wanted) -> Source:
@@ -60,6 +62,33 @@ def open_file(path: Path, wanted: Wanted) -> Source:
     if head.lstrip(b"\xef\xbb\xbf").lstrip().startswith(b"<"):
         raise Refused("an HTML or XML page, not a table. Save it as .xlsx or CSV.")
     return (JsonSource if ending in JSON_ENDINGS else CsvSource)(path, wanted)
+
+
+def files_in_words(found: Sequence[Mapping[str, Any]]) -> str:
+    """Return how files were read as a line, those that were read alike together.
+
+    Args:
+        found: Of each file its `file` name and its source's `found`.
+    """
+    alike: dict[str, list[str]] = {}
+    for file in found:
+        alike.setdefault(_found_in_words(file), []).append(file["file"])
+    listed = [
+        f"{names[0] if len(names) == 1 else f'{len(names)} files'}: {words}"
+        for words, names in alike.items()
+    ]
+    return "; ".join([*listed[:SHOWN_FORMS], *["..."] * (len(listed) > SHOWN_FORMS)])
+
+
+def _found_in_words(file: Mapping[str, Any]) -> str:
+    shown = {
+        "format": file["format"],
+        "encoding": file.get("encoding"),
+        "delimiter": MARKS.get(file.get("delimiter", "")),
+        "sheet": file.get("sheet") and f"sheet {file['sheet']}",
+        "header": file.get("header_row") and f"header in row {file['header_row']}",
+    }
+    return ", ".join(filter(None, shown.values()))
 
 
 # --- JSON Lines -----------------------------------------------------------------------------------
@@ -138,13 +167,13 @@ class ArrowSource:
         try:
             with self._open() as (schema, _):
                 renamed = [column.with_name(clean_name(column.name)) for column in schema]
-                self._schema = pa.schema(renamed, schema.metadata)
+                self.schema = pa.schema(renamed, schema.metadata)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as err:
             raise Refused("not a Parquet or Arrow file that can be read.") from err
-        self.columns = self._schema.names
+        self.columns = self.schema.names
         check_columns(self.columns, wanted)
         for column in wanted.columns:
-            kind = self._schema.field(clean_name(column)).type
+            kind = self.schema.field(clean_name(column)).type
             if pa.types.is_nested(kind) or pa.types.is_binary(kind):
                 raise Refused(f"the column {column} has the type {kind}, not single values.")
         self.found = {"format": "parquet" if self._is_parquet() else "arrow"}
@@ -184,10 +213,10 @@ class ArrowSource:
                 f"the rows after row {done:,} can't be read ({type(err).__name__})."
             ) from err
         if not done:
-            yield Window(ParquetRows([], self._schema.empty_table()))
+            yield Window(ParquetRows([], self.schema.empty_table()))
 
     def _rename(self, table: pa.Table) -> pa.Table:
-        return pa.Table.from_arrays(table.columns, schema=self._schema)
+        return pa.Table.from_arrays(table.columns, schema=self.schema)
 
 
 def _batches(reader: Any) -> Iterator[pa.RecordBatch]:

@@ -21,7 +21,7 @@ from account_tax.errors import Failed, Refused
 from account_tax.faults import tell
 from account_tax.model.classifier import as_text, join_texts
 
-from .formats import open_file
+from .formats import files_in_words, open_file
 from .packed import unpack
 from .sources import SourceFile, digest_files, find_files
 from .windows import Wanted, Window
@@ -30,7 +30,9 @@ logger = logging.getLogger(__name__)
 
 WINDOW_ROWS = 8192
 HOPELESS = 100_000  # so many rejects beyond the share that may be, and the rest is not read
-SHOWN_REJECTS, SHOWN_IN_FAULT = 20, 3  # all are counted
+# A column of more values, with fewer rows each, holds texts, which no message may show.
+FEW_LABELS, LEAST_ROWS = 20, 3
+SHOWN_REASONS, SHOWN_ROWS = 20, 3  # of rows that can't be read; all are counted
 
 
 class DataError(ValueError):
@@ -57,7 +59,7 @@ class Ledger:
         rows_read: Rows in the source.
         dropped: Rows kept out, by reason; a row counts once, under the first reason that applies.
         found: What was found out about each file: its format, encoding and so on.
-        rejects: The first rows that can't be read, a line each, without their text.
+        rejects: Of the rows that can't be read, by reason: `rows`, and where the `first` stand.
     """
 
     frame: pd.DataFrame
@@ -65,7 +67,17 @@ class Ledger:
     rows_read: int
     dropped: dict[str, int]
     found: list[dict[str, Any]]
-    rejects: list[str]
+    rejects: dict[str, dict[str, Any]]
+
+    def facts(self) -> dict[str, str]:
+        """Return what reading found, in a person's words, by name."""
+        counts = [f"{count:,} {reason}" for reason, count in self.dropped.items() if count]
+        left_out = ", ".join(counts).replace("_", " ") or "none"
+        facts = {
+            "ledger": files_in_words(self.found),
+            "rows read": f"{self.rows_read:,}, left out: {left_out}",
+        }
+        return facts | ({"unreadable rows": _in_words(self.rejects)} if self.rejects else {})
 
 
 def read_ledger(data: dict[str, Any]) -> Ledger:
@@ -95,7 +107,7 @@ def read_ledger(data: dict[str, Any]) -> Ledger:
         raise DataError(faults)
     name = public_source(data["source"])
     logger.info("%s: %d rows read, %d kept, dropped %s", name, rows_read, len(kept), dropped)
-    return Ledger(kept, digest, rows_read, dropped, tables.found, tables.rejects)
+    return Ledger(kept, digest, rows_read, dropped, tables.found, tables.most_rejects())
 
 
 def read_columns(data: dict[str, Any], columns: Sequence[str]) -> pd.DataFrame:
@@ -163,8 +175,8 @@ class _Tables:
         self.frames: list[pd.DataFrame] = []
         self.faults: list[str] = []
         self.found: list[dict[str, Any]] = []
-        self.rejects: list[str] = []
         self.rejected = 0
+        self._rejects: dict[str, dict[str, Any]] = {}
 
     def read(self, file: SourceFile) -> None:
         """Add a file's rows, or its fault."""
@@ -186,8 +198,11 @@ class _Tables:
         self.frames.append(self._pick(window, ids, file))
         self._read[file.split] += window.read
         self.rejected += len(window.rejects)
-        for reject in window.rejects[: SHOWN_REJECTS - len(self.rejects)]:
-            self.rejects.append(f"{file.label} {unit} {reject.number}: {reject.reason}")
+        for reject in window.rejects:
+            counted = self._rejects.setdefault(reject.reason, {"rows": 0, "first": []})
+            counted["rows"] += 1
+            if counted["rows"] <= SHOWN_ROWS:
+                counted["first"].append(f"{file.label} {unit} {reject.number}")
 
     def _pick_row(self, window: Window, ids: np.ndarray, file: SourceFile) -> pd.DataFrame:
         """Return the columns of `Ledger.frame`, every value a stripped string; "" is missing."""
@@ -204,6 +219,11 @@ class _Tables:
         frame = pd.DataFrame(columns)
         return frame if file.split is None else frame.assign(split=file.split)
 
+    def most_rejects(self) -> dict[str, dict[str, Any]]:
+        """Return `Ledger.rejects`, the most frequent reasons first."""
+        counted = sorted(self._rejects.items(), key=lambda item: -item[1]["rows"])
+        return dict(counted[:SHOWN_REASONS])
+
     def reject_faults(self) -> list[str]:
         """Return why rows that can't be read are more than may be set aside."""
         name, read = public_source(self._data["source"]), self._read.total()
@@ -213,14 +233,22 @@ class _Tables:
         if self.rejected <= most * read:
             return []
         rows = f"{self.rejected:,} of {read:,} rows can't be read"
-        listed = "; ".join(self.rejects[:SHOWN_IN_FAULT])
-        more = "; ..." if self.rejected > SHOWN_IN_FAULT else ""
         how = (
             "set data.on_error to skip, which sets them aside"
             if most == 0
             else f"raise data.max_rejected = {most:g}"
         )
-        return [f"data.source = {name}: {rows} ({listed}{more}). Mend them, or {how}."]
+        listed = _in_words(self.most_rejects())
+        return [f"data.source = {name}: {rows}. {listed}. Mend them, or {how}."]
+
+
+def _in_words(rejects: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return `Ledger.rejects` as a line."""
+    listed = []
+    for reason, counted in rejects.items():
+        more = ["..."] if counted["rows"] > len(counted["first"]) else []
+        listed.append(f"{reason}: {counted['rows']:,} ({', '.join([*counted['first'], *more])})")
+    return "; ".join(listed)
 
 
 def _set_by(data: dict[str, Any]) -> dict[str, str]:
@@ -291,6 +319,9 @@ def _class_faults(kept: pd.DataFrame, rows_read: int, data: dict[str, Any]) -> l
     if kept.empty:
         return [f"data.source = {name}: none of the {rows_read} rows has both a text and a label."]
     labels = kept["label"].unique().tolist()
+    if len(labels) > FEW_LABELS and len(labels) * LEAST_ROWS > len(kept):
+        counts = f"{len(labels):,} different values in {len(kept):,} rows"
+        return [f"data.label_column = {data['label_column']}: {counts}: is it the account?"]
     if len(labels) > 1:
         return []
     return [

@@ -50,6 +50,7 @@ class Window:
 
     rows: Rows
     rejects: list[Reject] = field(default_factory=list)
+    file: str = ""  # that they are in, where there are several
 
     @property
     def read(self) -> int:

@@ -34,8 +34,8 @@ def check(values: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         `faults`, one line each; `gpus`, how many this process sees; and, as far as known, `labels`,
-        `rows` by split, `source_sha256`, `inputs_sha256`, `base` (its pin), `parameters`,
-        `trainable_parameters` and `padding_token`.
+        `rows` by split, `ledger` in words, `source_sha256`, `inputs_sha256`, `base` (its pin),
+        `parameters`, `trainable_parameters` and `padding_token`.
     """
     report: dict[str, Any] = {"faults": [], "gpus": torch.cuda.device_count()}
     train, data = values.get("train", {}), values.get("data")
@@ -43,7 +43,8 @@ def check(values: dict[str, Any]) -> dict[str, Any]:
     if data is not None:
         plan = plan_data(data, {"num_labels": None, **model})
         report["faults"] += plan.faults
-        report |= {"labels": plan.labels, "rows": plan.rows, "source_sha256": plan.source_sha256}
+        report |= {"labels": plan.labels, "rows": plan.rows, "ledger": plan.facts}
+        report["source_sha256"] = plan.source_sha256
     if model.get("name"):
         report |= _check_model(train, data or {}, report)
     if data is not None and report["source_sha256"] and "base" in report:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from account_tax.ledger.formats import Source
+from account_tax.ledger.joined import JoinedFiles
 from account_tax.ledger.rows import Rows
 from account_tax.ledger.windows import Reject, Window
 from account_tax.model.classifier import LoadedClassifier, join_texts, needs_review
@@ -54,7 +54,7 @@ class Desk:
 
 def file_ledger(
     desk: Desk,
-    source: Source,
+    source: JoinedFiles,
     sink: Sink,
     journal: Journal,
     batch_rows: int,
@@ -81,7 +81,7 @@ def file_ledger(
             "written": len(answers),
             "review": int(answers["needs_review"].to_numpy().sum()),
         }
-        journal.commit(rejects, counts)
+        journal.commit(window.file, rejects, counts)
         read += window.read
         tell(journal.total("read"), read / (time.perf_counter() - start))
     return read, time.perf_counter() - start

@@ -54,16 +54,17 @@ def _file(plan: Plan, run: OwnedRun) -> dict[str, float]:
         if removed:
             click.echo("predict: removed the parts of another input, model or set of options")
         begun = f", going on after row {journal.total('read'):,}" if journal.notes else ""
+        click.echo(f"predict: reads {plan.source.read_as}")
         click.echo(f"predict: {plan.model.title} on {device}{begun}")
         classifier = load_classifier(plan.model.folder, device)
         desk = Desk(classifier, device, options.top_k, plan.threshold)
         sink = make_sink(options.output, plan.source, added_columns(options.top_k))
-        before = _state(options.input)
+        before = plan.source.state()
         try:
             read, seconds = file_ledger(
                 desk, plan.source, sink, journal, options.batch_rows, _speak_now_and_then()
             )
-            if _state(options.input) != before:
+            if plan.source.state() != before:
                 raise Failed(f"{options.input.name} was changed while it was read. Run it again.")
             rows = {name: journal.total(name) for name in ("read", "written", "review")}
             journal.publish(sink, options.output, options.rejects, plan.source.unit)
@@ -78,11 +79,6 @@ def _explain(err: BaseException, journal: Journal, output: Path) -> None:
     if isinstance(err, OSError):  # a disk that is full, say
         raise Failed(f"predict failed: {err.strerror}. {kept}.") from err
     click.echo(f"predict: {kept}", err=True)
-
-
-def _state(path: Path) -> tuple[int, int]:
-    state = path.stat()
-    return state.st_size, state.st_mtime_ns
 
 
 def _speak_now_and_then() -> Callable[[int, float], None]:
@@ -132,6 +128,7 @@ def _tags(plan: Plan) -> dict[str, str]:
         f"{TAG}content_sha256": plan.model.content_sha256,
         f"{TAG}input": plan.options.input.name,
         f"{TAG}input_sha256": plan.input_sha256,
+        f"{TAG}input_read_as": plan.source.read_as,
         f"{TAG}output": plan.options.output.name,
         f"{TAG}threshold": "none" if plan.threshold is None else f"{plan.threshold:g}",
     }

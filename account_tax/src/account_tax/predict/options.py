@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from account_tax.parameters.kinds import Help
-from account_tax.parameters.schema import Count, File, Name, UpToOne
+from account_tax.parameters.schema import Count, Encoding, File, Name, UpToOne
 
 
 @dataclass(frozen=True)
@@ -15,13 +15,16 @@ class Options:
     """What is asked; `threshold` None takes the version's own."""
 
     model: Annotated[Name, Help("models:/NAME/VERSION or models:/NAME@ALIAS.")]
-    input: Annotated[File, Help("The ledger: .csv, .parquet or .jsonl.")]
-    output: Annotated[File, Help("The file to write, of any of these endings.")]
+    input: Annotated[File, Help("The ledger: a file, or part files as folder or glob.")]
+    output: Annotated[File, Help("The file to write: .csv, .parquet or .jsonl.")]
     top_k: Annotated[Count, Help("Labels a row, likeliest first.")] = 1
     threshold: Annotated[UpToOne | None, Help("Another score below which a person looks.")] = None
     on_error: Annotated[
         Literal["fail", "skip"], Help("skip: rows that can't be read are no failure.")
     ] = "fail"
+    encoding: Annotated[Encoding | None, Help("Of a text file; else it is found.")] = None
+    header_row: Annotated[Count | None, Help("The header's line; else it is found.")] = None
+    sheet: Annotated[Name | None, Help("Of a workbook; else the one with the columns.")] = None
     # What is held in memory, and what a killed run loses.
     batch_rows: Annotated[Count, Help("Rows read, sorted, answered and stored at once.")] = 8192
     overwrite: Annotated[bool, Help("Replace an output that is there.")] = False

@@ -51,13 +51,20 @@ class Journal:
                 return note
         return None
 
-    def commit(self, rejects: Iterable[Reject], counts: Mapping[str, int]) -> None:
-        """Count the next part, whose file was just written, as done."""
+    def commit(self, file: str, rejects: Iterable[Reject], counts: Mapping[str, int]) -> None:
+        """Count the next part, whose rows were just written, as done.
+
+        Args:
+            file: That its rows were read from, where there are several.
+            rejects: Its rows that can't be filed.
+            counts: What `total` sums.
+        """
         index = len(self.notes)
         sync(self.part(index))
         note = {
             "sha256": sha256_of(self.part(index)),
             "counts": dict(counts),
+            "file": {"file": file} if file else {},
             "rejects": [[reject.number, reject.reason] for reject in rejects],
         }
         write_whole(self._note(index), json.dumps(note))
@@ -76,7 +83,7 @@ class Journal:
         sink.join(self.parts, joined)
         sync(joined)
         listed = [
-            json.dumps({unit: number, "reason": reason}) + "\n"
+            json.dumps({**note["file"], unit: number, "reason": reason}, ensure_ascii=False) + "\n"
             for note in self.notes
             for number, reason in note["rejects"]
         ]
@@ -101,7 +108,7 @@ def open_journal(output: Path, key: Mapping[str, Any]) -> Iterator[tuple[Journal
     folder = parts_folder(output)
     with ExitStack() as held:
         try:
-            folder.mkdir(exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
             held.enter_context(hold(folder / "lock"))
         except Held as err:
             raise Refused(

@@ -14,9 +14,7 @@ from mlflow.exceptions import MlflowException
 
 from account_tax.errors import Refused
 from account_tax.faults import tell
-from account_tax.ledger.formats import Source, open_file
-from account_tax.ledger.packed import unpack
-from account_tax.ledger.sources import find_files
+from account_tax.ledger.joined import JoinedFiles
 from account_tax.ledger.windows import Wanted, repeated
 from account_tax.model.classifier import (
     MANIFEST_FILE,
@@ -27,7 +25,7 @@ from account_tax.model.classifier import (
 )
 from account_tax.registry.download import download_version
 from account_tax.registry.find import find_version, parse_model_uri
-from account_tax.storage.files import output_faults, sha256_of
+from account_tax.storage.files import output_faults
 
 from .options import Options
 from .sinks import ENDINGS
@@ -59,7 +57,7 @@ class Plan:
 
     options: Options
     model: Model
-    source: Source
+    source: JoinedFiles
     input_sha256: str
 
     @property
@@ -72,9 +70,10 @@ class Plan:
         """Return what the output depends on: parts made under another key are never used."""
         options = self.options
         return {
-            "input": {"bytes": options.input.stat().st_size, "sha256": self.input_sha256},
+            "input": self.input_sha256,
             "model": self.model.content_sha256,
             "options": [options.top_k, self.threshold, options.batch_rows],
+            "read": [options.encoding, options.header_row, options.sheet],
             "formats": [options.input.suffix.lower(), options.output.suffix.lower()],
             "device": device,
         }
@@ -99,7 +98,7 @@ def make_plan(client: MlflowClient, options: Options, scratch: Path) -> Plan:
         faults.append(str(err))
     columns = model.settings["text_columns"] if model else []
     try:
-        source = check_input(options.input, columns, scratch)
+        source = open_input(options, columns, scratch)
     except Refused as err:
         faults.append(f"input = {options.input} (-P input): {err}")
     faults += check_output(options)
@@ -107,7 +106,7 @@ def make_plan(client: MlflowClient, options: Options, scratch: Path) -> Plan:
         faults += check_columns(model, source, options)
     if faults or model is None or source is None:
         raise Refused(tell(faults, "with the prediction; nothing was written"))
-    return Plan(options, model, source, sha256_of(options.input))
+    return Plan(options, model, source, source.digest())
 
 
 def added_columns(top_k: int) -> list[str]:
@@ -147,24 +146,27 @@ def fetch_model(client: MlflowClient, uri: str, scratch: Path) -> Model:
 # --- the files ------------------------------------------------------------------------------------
 
 
-def check_input(path: Path, text_columns: Sequence[str], scratch: Path) -> Source:
+def open_input(options: Options, text_columns: Sequence[str], scratch: Path) -> JoinedFiles:
     """Return the ledger to file, opened as training opens it.
 
     Args:
-        path: A file.
+        options: What is asked.
         text_columns: Those the model reads.
         scratch: Takes what a packed file holds.
 
     Raises:
-        Refused: If it is missing or unreadable; the message follows the file's name.
+        Refused: If it is missing or unreadable; the message follows its name.
     """
-    if path.exists() and not path.is_file():
-        raise Refused("not a file.")
+    path = options.input
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise Refused("neither file nor folder.")
+    how = {"encoding": options.encoding, "header_row": options.header_row, "sheet": options.sheet}
     try:
-        (file,) = find_files(str(path.absolute()), scratch)
-        return open_file(unpack(file.path, scratch), Wanted(dict.fromkeys(text_columns, "")))
+        return JoinedFiles(str(path), Wanted(dict.fromkeys(text_columns, ""), **how), scratch)
     except OSError as err:
         raise Refused(f"can't be read ({err.strerror}).") from err
+    except Refused as err:  # the reader knows training's parameters
+        raise Refused(str(err).replace("Set data.", "Set -P ")) from err
 
 
 def check_output(options: Options) -> list[str]:
@@ -176,12 +178,14 @@ def check_output(options: Options) -> list[str]:
         faults.append("it is the input. Name another file.")
     elif path.is_dir():
         faults.append("it is a folder. Name a file.")
+    elif path.parent.exists() and options.input.is_dir() and path.parent.samefile(options.input):
+        faults.append("it lies in the folder that is read. Name a file elsewhere.")
     there = [] if faults or options.overwrite else [path, options.rejects]
     faults += output_faults(path.parent, there, "Give -P overwrite=true to replace it.")
     return [f"output = {path} (-P output): {fault}" for fault in faults]
 
 
-def check_columns(model: Model, source: Source, options: Options) -> list[str]:
+def check_columns(model: Model, source: JoinedFiles, options: Options) -> list[str]:
     """Return why the model's answers can't stand beside the ledger's own columns."""
     faults, top_k = list[str](), options.top_k
     if clash := [name for name in added_columns(top_k) if name in source.columns]:

@@ -12,8 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from account_tax.ledger.delimited import CsvSource
-from account_tax.ledger.formats import Source
+from account_tax.ledger.joined import JoinedFiles
 from account_tax.ledger.rows import Dialect, Rows
 
 ENDINGS = (".csv", ".parquet", ".jsonl")
@@ -21,7 +20,7 @@ BOM = "\ufeff"
 SCORE_DIGITS = 6
 
 
-def make_sink(path: Path, source: Source, added: Sequence[str]) -> Sink:
+def make_sink(path: Path, source: JoinedFiles, added: Sequence[str]) -> Sink:
     """Return what writes a file, by the ending of its name; `added` names the answers' columns."""
     if path.suffix.lower() == ".csv":
         return CsvSink(source, added)
@@ -31,8 +30,8 @@ def make_sink(path: Path, source: Source, added: Sequence[str]) -> Sink:
 class CsvSink:
     """CSV with a header; in the input's own dialect, where that is a CSV file too."""
 
-    def __init__(self, source: Source, added: Sequence[str]):
-        self._dialect = source.dialect if isinstance(source, CsvSource) else Dialect()
+    def __init__(self, source: JoinedFiles, added: Sequence[str]):
+        self._dialect = source.dialect or Dialect()
         self._header = self._dialect.record([*source.columns, *added])
 
     def write_part(self, path: Path, rows: Rows, answers: pd.DataFrame) -> None:

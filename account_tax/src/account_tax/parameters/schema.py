@@ -194,6 +194,7 @@ class Model(TypedDict):
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$"), Words("64 hexadecimal digits")] | None
     num_labels: Annotated[int, Field(ge=2), Words("a whole number of at least 2")] | None
     pooling: Literal["cls", "mean"]
+    prefix: str | None
     config: dict[str, Any] | None
 
 

@@ -48,7 +48,7 @@ def check(values: dict[str, Any]) -> dict[str, Any]:
     if model.get("name"):
         report |= _check_model(train, data or {}, report)
     if data is not None and report["source_sha256"] and "base" in report:
-        pinned = {"name": model["name"], **report["base"]}
+        pinned = {**model, **report["base"]}
         report["inputs_sha256"] = inputs_sha256(data, pinned, report["source_sha256"])
     report["faults"] += _training_faults(train) + _cache_faults(model, report)
     report["faults"] += _key_faults(values.get("registry", {}))
@@ -63,14 +63,16 @@ def _check_model(
     name, length = train["model"]["name"], data.get("max_length", 0)
     try:
         base = resolve_base(name, *(train["model"].get(key) for key in ("revision", "sha256")))
-        tokenizer = load_tokenizer(base)
-        report["faults"] += check_length(length, tokenizer, name)
+        prefix = train["model"].get("prefix")
+        tokenizer = load_tokenizer(base, prefix)
+        report["faults"] += check_length(length, tokenizer, name) if data else []
         model: Any = instantiate_model({**train["model"], "labels": labels}, tokenizer)
         if train.get("lora", {}).get("enable", True) and "lora" in train:
             model = apply_lora_adapters(model, train["lora"])
         sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
         pooling = train["model"].get("pooling") or "cls"
-        settings = {"base": base, "pooling": pooling, "labels": labels, "max_length": length}
+        settings = {"base": base, "prefix": prefix, "pooling": pooling, "labels": labels}
+        settings["max_length"] = length
         if length <= tokenizer.model_max_length:  # else it has its fault
             report["faults"] += find_loading_faults(model, tokenizer, settings)
     except Exception as err:  # a folder that is no model fails in as many ways as there are files

@@ -21,7 +21,7 @@ from account_tax.model.classifier import (
     SETTINGS_FILE,
     BaseModelError,
     TamperedModelError,
-    resolve_base,
+    resolve_pin,
 )
 from account_tax.registry.download import download_version
 from account_tax.registry.find import find_version, parse_model_uri
@@ -130,8 +130,7 @@ def fetch_model(client: MlflowClient, uri: str, scratch: Path) -> Model:
         folder = download_version(version, scratch)
         settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
         if (folder / "adapter_config.json").exists():
-            pin = settings["base"]
-            resolve_base(pin["name"], pin["revision"], pin["sha256"])
+            resolve_pin(settings["base"])
     except (TamperedModelError, BaseModelError) as err:
         raise Refused(f"{title}: {err}") from err
     except (OSError, MlflowException) as err:

@@ -64,8 +64,8 @@ def inputs_sha256(data: dict[str, Any], model: dict[str, Any], source_sha256: st
 
     Args:
         data: The parameters of data.yml.
-        model: name, revision and sha256 of the base, as in train.model. A hub model's tokenizer is
-            known by its commit: give the resolved revision where there is one.
+        model: name, revision, sha256 and prefix of the base, as in train.model. A hub model's
+            tokenizer is known by its commit: give the resolved revision where there is one.
         source_sha256: See `source_digest`.
     """
     return canonical_sha256(
@@ -73,7 +73,7 @@ def inputs_sha256(data: dict[str, Any], model: dict[str, Any], source_sha256: st
             "prepare_version": PREPARE_VERSION,
             "source_sha256": source_sha256,
             "data": {**data, "source": public_source(data["source"])},
-            "model": {key: model.get(key) for key in ("name", "revision", "sha256")},
+            "model": {key: model.get(key) for key in ("name", "revision", "sha256", "prefix")},
             "tokenizer_files": _local_tokenizer_files(Path(model["name"])),
         }
     )

@@ -74,7 +74,7 @@ def _save_and_load(built: LoadedClassifier, base: BaseReference, folder: Path) -
     """Return the classifier that a fresh process would load; the built one is gone by then."""
     model: Any = built.model
     model.save_pretrained(folder)
-    built.tokenizer.save_pretrained(folder)
+    built.tokenizer.save_pretrained(folder)  # as Trainer does
     complete_folder(folder, model, base, {**built.settings, "base": base.to_dict()})
     model.to("meta")
     return read_classifier(folder)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
-from account_tax.model.classifier import SETTINGS_FILE, BaseReference
+from account_tax.model.classifier import SETTINGS_FILE, BaseReference, tokenizer_files
 from account_tax.model.probe_texts import PROBE_TEXTS
 from account_tax.processes.ranks import is_rank0
 from account_tax.storage.checkpoints import require_whole, step_of
@@ -73,11 +73,13 @@ def save_result(
 def complete_folder(
     folder: Path, model: Any, base: BaseReference, settings: dict[str, Any]
 ) -> None:
-    """Make of a saved model and tokenizer what `read_classifier` takes on any machine."""
+    """Make of a saved model what `read_classifier` takes on any machine."""
     (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle: never shipped
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     adapter = folder / "adapter_config.json"
     if adapter.exists():
+        for file in tokenizer_files(folder):
+            file.unlink()  # the base's, pinned with it; megabytes where it knows many languages
         model.config.save_pretrained(folder)
         write_json(adapter, _portable_adapter_config(json.loads(adapter.read_text()), base))
     write_json(folder / SETTINGS_FILE, settings)

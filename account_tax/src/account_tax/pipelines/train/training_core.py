@@ -133,6 +133,7 @@ def run_training_pipeline(
     probe = answer_probe(trainer, tokenizer)
     settings = {
         "base": base.to_dict(),
+        "prefix": train_params["model"].get("prefix"),
         "pooling": train_params["model"].get("pooling", "cls"),
         "precision": precision_of(arguments),
         "labels": labels,

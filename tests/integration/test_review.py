@@ -149,7 +149,7 @@ def test_a_decision_needs_its_gates(reviewed):
 
 
 TAMPERED = (
-    *("adapter_model.safetensors", "tokenizer.json", "config.json", "classifier.json"),
+    *("adapter_model.safetensors", "config.json", "classifier.json"),
     *("manifest.json", "classifier.py"),
 )
 

@@ -282,7 +282,7 @@ def test_one_fault_is_one_problem(project):
 def test_an_unknown_recipe_lists_those_there_are(project):
     assert faults(project, "--recipe=foo") == [
         "recipe = foo (--recipe): no such recipe. There are: "
-        "bert-base, klue-roberta, starter, xlm-roberta-large-zero3."
+        "bert-base, klue-roberta, multilingual, starter, xlm-roberta-large-zero3."
     ]
 
 

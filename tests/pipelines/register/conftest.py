@@ -32,21 +32,19 @@ def save_classifier(folder: Path, base_name: str, labels: list[str]) -> None:
     model = get_peft_model(plain, lora).eval()
     model.save_pretrained(folder)
     plain.config.save_pretrained(folder)
-    load_tokenizer(base).save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)
     _name_base(folder / "adapter_config.json", base_name)
     settings = {"base": base.to_dict(), "pooling": "mean", "precision": "fp32", "labels": labels}
     _write(folder / "classifier.json", settings)
-    logits = _logits(model, folder).tolist()
+    logits = _logits(model, load_tokenizer(base)).tolist()
     _write(folder / "probe.json", {"texts": PROBE_TEXTS, "precision": "fp32", "logits": logits})
 
 
-def _logits(model, folder):
+def _logits(model, tokenizer):
     """Return the probe's logits from the network in memory, not from what was saved."""
     import torch
-    from transformers import AutoTokenizer
 
-    encoded = AutoTokenizer.from_pretrained(folder)(PROBE_TEXTS, padding=True, return_tensors="pt")
+    encoded = tokenizer(PROBE_TEXTS, padding=True, return_tensors="pt")
     with torch.inference_mode():
         return model(encoded["input_ids"], attention_mask=encoded["attention_mask"]).logits.numpy()
 

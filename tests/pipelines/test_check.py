@@ -150,3 +150,11 @@ def test_a_large_base_is_in_memory_once(bases):
     settings = {"base": base, "pooling": "cls", "labels": labels, "max_length": 8}
     assert find_loading_faults(model, tokenizer, settings) == []
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+
+
+def test_weights_that_only_nearly_come_back_are_found(tmp_path):
+    wide = {"hidden_size": 128, "num_hidden_layers": 6, "intermediate_size": 512}
+    base = make_base(tmp_path, "bert", **wide)
+    # What it takes off the base's weights is drawn anew when it is loaded.
+    (fault,) = faults(base, **{"lora.init_lora_weights": "pissa_niter_1"})
+    assert "could not be registered" in fault

@@ -81,9 +81,18 @@ def test_every_name_of_target_modules_must_match_and_the_head_is_none_of_them(mo
         assert "classifier" not in str(refused.value).partition("is called classifier")[2]
 
 
-def test_a_name_of_modules_to_save_must_match_too(model):
-    with pytest.raises(ValueError, match=r"modules_to_save.*is called poler. Did you mean pooler?"):
-        apply_lora_adapters(model, LORA | {"modules_to_save": ["poler"]})
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("modules_to_save", ["poler"], "called poler. Did you mean pooler?"),
+        ("exclude_modules", ["pooler", "ky"], "called ky. Did you mean key?"),
+        ("rank_pattern", {"query": 2, "valu": 2}, "called valu. Did you mean value?"),
+        ("alpha_pattern", {r"layer\.[0-9]+\..*query": 2, r"layer\.7\..*query": 2}, "There are: "),
+    ],
+)
+def test_every_other_name_of_a_module_must_match_too(model, key, value, said):
+    with pytest.raises(ValueError, match=rf"train\.lora\.{key} = .*no layer for it is .*{said}"):
+        apply_lora_adapters(model, LORA | {key: value})
 
 
 def test_any_other_lora_field_is_accepted(model):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -212,19 +213,20 @@ def apply_lora_adapters(model: PreTrainedModel, lora_params: dict[str, Any]) -> 
         lora_params: The `lora` section of training.yml; any LoraConfig field is accepted.
 
     Raises:
-        ValueError: If a name in `target_modules` or `modules_to_save` matches no layer.
+        ValueError: If a name of a module, in `target_modules` or another field, matches none.
     """
     fields = {LORA_NAMES.get(key, key): value for key, value in lora_params.items()}
     fields.pop("enable", None)
     fields["task_type"] = TaskType[fields.get("task_type", "SEQ_CLS")]
     whole = _trained_whole(model, fields.get("modules_to_save") or [])
-    targets = fields.get("target_modules")
-    if isinstance(targets, list):
-        _require_known("target_modules", targets, *_adaptable(model, whole))
+    adaptable = _adaptable(model, whole)
+    for key in ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern"):
+        _require_known(key, fields.get(key), *adaptable)
     fields["modules_to_save"] = whole or None
     try:
         peft_model = get_peft_model(model, LoraConfig(**fields))
     except ValueError as err:
+        targets = fields.get("target_modules")
         raise ValueError(f"train.lora.target_modules = {targets}: {err}") from err
     if is_rank0():
         trainable, everything = peft_model.get_nb_trainable_parameters()
@@ -247,12 +249,13 @@ def _trained_whole(model: PreTrainedModel, given: list[str]) -> list[str]:
     )
 
 
-def _require_known(key: str, given: list[str], names: list[str], shown: set[str]) -> None:
-    """Raise ValueError unless each given name is the end of one that there is."""
+def _require_known(key: str, given: Any, names: list[str], shown: set[str]) -> None:
+    """Raise ValueError unless each given name, or expression, is the end of one that there is."""
+    words = [] if isinstance(given, str) else given or []  # text is all-linear or an expression
     faults = [
         f"no layer for it is called {word}. {hint(word, sorted(shown))}"
-        for word in given
-        if not any(f".{name}".endswith(f".{word}") for name in names)
+        for word in words
+        if not any(re.fullmatch(rf"(.*\.)?({word})", name) for name in names)  # as PEFT does
     ]
     if faults:
         raise ValueError(f"train.lora.{key} = {given}: {' '.join(faults)}")

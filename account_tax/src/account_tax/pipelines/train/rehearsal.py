@@ -123,8 +123,8 @@ def _why_not_made(train: dict[str, Any]) -> str | None:
     rows = Rows.from_lists([[0], [0]], [0, 1])
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            # DeepSpeed's part is checked in the parameters; here it would want a rank.
-            own = {"deepspeed": None, "output_dir": scratch}
+            # These two would want a rank here; DeepSpeed's part is checked in the parameters.
+            own = {"deepspeed": None, "ddp_backend": None, "output_dir": scratch}
             arguments = TrainingArguments(**{**training_fields(train, scratch), **own})
             trainer = Trainer(
                 torch.nn.Linear(2, 2), arguments, train_dataset=rows, eval_dataset=rows

@@ -367,6 +367,7 @@ def test_a_value_out_of_its_type_says_what_fits(project, words, expected):
         ("max_grad_norm=2", "train.deepspeed.gradient_clipping"),
         ("label_smoothing_factor=0.1", "train.loss"),
         ("push_to_hub=true", "confidential"),
+        ("use_liger_kernel=true", "no kernels of others"),
         ("hub_model_id=me/model", "confidential"),
         ("deepspeed=ds.json", "train.deepspeed"),
     ],

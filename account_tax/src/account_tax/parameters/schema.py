@@ -375,6 +375,7 @@ REFUSED = {
     "see train.loss",
     "train.training.logging_nan_inf_filter": "not yours to set: a loss that is no number stops the "
     "run",
+    "train.training.use_liger_kernel": "not available here: no kernels of others are in the lock",
     "train.training.local_rank": "not yours to set: the launcher numbers the ranks",
     "train.training.resume_from_checkpoint": "set resume instead: auto, never, or the id of a run",
     "train.lora.lora_alpha": "set train.lora.alpha instead",

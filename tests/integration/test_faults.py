@@ -71,14 +71,15 @@ REFUSALS = {
         ],
         b"",
     ),
-    "not UTF-8, target_modules of another model": Refusal(
+    "no known encoding, target_modules of another model": Refusal(
         ["train.lora.target_modules=q_proj,v_proj"],
         [
-            "ledger.csv (--data): not UTF-8 at byte offset 22. Save the file as UTF-8",
+            "ledger.csv (--data): its text is neither UTF-8, UTF-16, CP949 nor CP1252. Set "
+            "data.encoding",
             "train.lora.target_modules = ['q_proj', 'v_proj'] (--train.lora.target_modules): ",
             "no layer for it is called q_proj. There are: dense, key, query, value.",
         ],
-        b"text,label\nlunch,caf\xc3\xa9\xe9\n",
+        b"text,label\nlunch,\xc3(\x81\x8d\n",
     ),
     "other columns, batch sizes that contradict": Refusal(
         ["train.deepspeed.train_batch_size=7"],
@@ -153,7 +154,7 @@ def test_mlflow_run_says_every_word_that_can_not_be_read_in_one_message(project,
     said = [
         "6 problems in the parameters",
         "recipe = starer (-P recipe): no such recipe. There are: bert-base, klue-roberta, "
-        "starter, xlm-roberta-large-zero3.",
+        "multilingual, starter, xlm-roberta-large-zero3.",
         "train.lora.r = abc (-P lora_r): expected a whole number of at least 1.",
         "train.lora.dropout = 1.5 (-P lora_dropout): expected a number of at least 0 and below 1.",
         "train.training.learing_rate (conf/local/parameters/mine.yml): unknown parameter. "

@@ -2,6 +2,7 @@ import hashlib
 import json
 import sys
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,12 @@ def test_a_message_shows_the_first_differences_and_counts_the_rest():
     )
     assert words.count("not in the lock") == SHOWN
     assert words.endswith(f"; and {90 - SHOWN} more")
+
+
+def test_what_setuptools_brings_for_itself_is_not_installed(monkeypatch):
+    before = installed_packages()
+    (setuptools,) = find_spec("setuptools").submodule_search_locations
+    vendored = Path(setuptools) / "_vendor"
+    assert list(vendored.glob("*.dist-info"))
+    monkeypatch.setattr(sys, "path", [*sys.path, str(vendored)])
+    assert installed_packages() == before

@@ -78,7 +78,8 @@ def installed_packages() -> dict[str, str]:
     found: dict[str, str] = {}
     for each in metadata.distributions():
         name = canonicalize_name(each.metadata["Name"])
-        if name != PROJECT:
+        # Once imported, setuptools has its own copies of packages on sys.path: none is installed.
+        if name != PROJECT and Path(str(each.locate_file(""))).name != "_vendor":
             found.setdefault(name, each.version)  # the first on sys.path is the one imported
     return found
 

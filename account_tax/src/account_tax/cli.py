@@ -29,7 +29,7 @@ from account_tax.review import request as review_request
 from account_tax.tracking.owned_run import OwnedRun
 
 # OpenMP's threads wait asleep, here and in every process started from here: spinning, they starve
-# on a core that another program wants, and a step takes 3 to 7 times as long (docs/results.md).
+# on a core that another program wants, and a step takes 5 times as long (docs/results.md).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 Words = tuple[str, ...]

@@ -15,6 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from account_tax.confidential import public_source
 from account_tax.errors import Refused
+from account_tax.storage.files import sha256_of
 from account_tax.storage.names import SPLITS
 
 from .formats import ENDINGS
@@ -72,10 +73,7 @@ def find_files(source: str, scratch: Path) -> list[SourceFile]:
 
 def digest_files(files: Sequence[SourceFile]) -> str:
     """Return the sha256 of one file's bytes, or of the lines `sha256sum` prints for several."""
-    digests = {}
-    for file in files:
-        with file.path.open("rb") as raw:
-            digests[file.label] = hashlib.file_digest(raw, "sha256").hexdigest()
+    digests = {file.label: sha256_of(file.path) for file in files}
     if len(digests) == 1:
         return next(iter(digests.values()))
     lines = "".join(f"{digests[label]}  {label}\n" for label in sorted(digests))

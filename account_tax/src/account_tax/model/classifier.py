@@ -15,7 +15,7 @@ import json
 import struct
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -290,11 +290,10 @@ def unpack_four_bits(name: str, file: Path) -> Path:
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
             whole = Path(scratch) / "base"
             _write_base(FourBitFile(file.read_bytes()), whole)
-            with suppress(FileExistsError):  # another process was faster
-                whole.rename(folder)
+            whole.rename(folder)
     except OSError as err:
         if (folder / "config.json").is_file():
-            return folder  # a folder that is not empty is another errno where it lies
+            return folder  # another process was faster
         raise BaseModelError(
             f"train.model.name = {name}: {folder} can't be written to ({err.strerror}), and the "
             "base is unpacked there. Set HF_HOME to a folder that can, with 0.3 GB left."

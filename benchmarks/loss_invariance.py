@@ -65,10 +65,12 @@ def _changes(split: tuple[int, int, int], stage: int) -> dict[str, Any]:
     }
 
 
-def measure(work: Path, quick: bool = False) -> list[dict[str, Any]]:
-    """Launch both world sizes; return every case with its loss, grad_norm and eval_loss."""
+def measure(
+    work: Path, quick: bool = False, worlds: tuple[int, ...] = (1, 2)
+) -> list[dict[str, Any]]:
+    """Launch the world sizes; return every case with its loss, grad_norm and eval_loss."""
     results = []
-    for world_size in (1, 2):
+    for world_size in worlds:
         mine = [case for case in cases(quick) if case["split"][2] == world_size]
         results += train_cases(mine, world_size, work, {"train": 37, "validation": 11})
     for case in results:
@@ -87,9 +89,22 @@ def largest_difference(curve: list[float], reference: list[float]) -> float:
     )
 
 
+def largest(curves: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the largest relative differences of all cases, each against its reference."""
+    references = _references(curves)
+    return {
+        key: max(largest_difference(c[key], references[c["variant"]][key]) for c in curves)
+        for key in ("loss", "grad_norm")
+    }
+
+
+def _references(curves: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {c["variant"]: c for c in curves if c["split"] == [16, 1, 1] and c["stage"] == 0}
+
+
 def table(curves: list[dict[str, Any]]) -> str:
     """Return the Markdown table, each case against 16 x 1 x 1 at ZeRO 0 of its variant."""
-    reference = {c["variant"]: c for c in curves if c["split"] == [16, 1, 1] and c["stage"] == 0}
+    reference = _references(curves)
     lines = [
         "| variant | ZeRO | micro x accumulation x ranks | loss, step 1 | grad norm, step 1 "
         "| largest relative difference: loss | grad norm | eval loss |",

@@ -37,21 +37,34 @@ ALTERNATIVES: dict[str, dict[str, str] | None] = {
 class Clock:
     """Counts useful tokens and seconds of the steps after the warm-up."""
 
-    def __init__(self, warmup: int):
-        self.warmup, self.steps, self.tokens, self.since = warmup, 0, 0, 0.0
+    def __init__(self, warmup: int, batch: int = BATCH):
+        self.warmup, self.batch, self.steps = warmup, batch, 0
+        self.tokens: Any = 0  # a sum on the device: nothing waits for it
+        self.first = self.since = 0.0
 
     def count(self, attention_mask: Any) -> None:
         """Take one micro-batch; the call comes before its forward pass."""
+        if self.steps == 0:
+            self.first = time.perf_counter()
         if self.steps == self.warmup:
-            self.since, self.tokens = time.perf_counter(), 0
+            self.since, self.tokens = _now(), 0
         self.steps += 1
-        self.tokens += int(attention_mask.sum())
+        self.tokens = self.tokens + attention_mask.sum()
 
     def result(self) -> dict[str, float]:
         """Return tokens/s and rows/s."""
-        seconds = time.perf_counter() - self.since
-        rows = (self.steps - self.warmup) * BATCH
-        return {"tokens_per_sec": self.tokens / seconds, "rows_per_sec": rows / seconds}
+        seconds = _now() - self.since
+        rows = (self.steps - self.warmup) * self.batch
+        return {"tokens_per_sec": int(self.tokens) / seconds, "rows_per_sec": rows / seconds}
+
+
+def _now() -> float:
+    """Return the time when all that was asked of the device is done, seconds."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def prepare(values: dict[str, Any]) -> tuple[Any, Any, list[str]]:
@@ -72,44 +85,52 @@ def measure_one(alternative: str, steps: int) -> dict[str, float]:
 
     overrides = ALTERNATIVES[alternative]
     values = resolve(ROOT, list((overrides or {}).items())).values
-    splits, tokenizer, labels = prepare(values)
+    splits, tokenizer, _ = prepare(values)
     clock = Clock(steps // 3)
-    if overrides is None:
-        _train_plainly(values, splits, tokenizer, labels, steps, clock)
-    else:
-        _train_ours(values, splits, tokenizer, labels, steps, clock)
-    return clock.result()
+    build = build_plain_trainer if overrides is None else build_trainer
+    with tempfile.TemporaryDirectory() as folder:
+        build(values["train"], splits, tokenizer, steps, clock, Path(folder)).train()
+        return clock.result()
 
 
-def _train_ours(
-    values: Any, splits: Any, tokenizer: Any, labels: list[str], steps: int, clock: Clock
-) -> None:
+# Neither evaluates nor saves: steps alone are measured.
+STEPS_ALONE = {
+    "eval_strategy": "no",
+    "save_strategy": "no",
+    "load_best_model_at_end": False,
+    "report_to": [],
+    "disable_tqdm": True,
+}
+
+
+def build_trainer(
+    train: dict[str, Any], splits: Any, tokenizer: Any, steps: int, clock: Clock, folder: Path
+) -> Any:
+    """Return the project's trainer of a `train` section, for so many steps."""
     from account_tax.pipelines.train import training_core as core
     from account_tax.processes.ranks import join_as_one_rank
 
-    train = values["train"]
-    train["training"] |= {
-        "max_steps": steps,
-        "eval_strategy": "no",
-        "save_strategy": "no",
-        "load_best_model_at_end": False,
-        "report_to": [],
-        "disable_tqdm": True,
-    }
+    train["training"] |= {"max_steps": steps, **STEPS_ALONE}
+    labels = splits["train"].features["labels"].names
     join_as_one_rank()
-    model = core.instantiate_model({**train["model"], "labels": labels}, tokenizer)
+    checkpointing = train["training"].get("gradient_checkpointing", False)
+    model = core.instantiate_model(
+        {**train["model"], "labels": labels, "gradient_checkpointing": checkpointing}, tokenizer
+    )
     model = core.apply_lora_adapters(model, train["lora"])
-    arguments = core.build_training_arguments(train, tempfile.mkdtemp())
+    arguments = core.build_training_arguments(train, str(folder))
     trainer = core._build_trainer(
-        model, tokenizer, arguments, splits, train, Path(arguments.output_dir)
+        model, tokenizer, arguments, splits, train, Path(arguments.output_dir or folder)
     )
     trainer.speed.count = clock.count
-    trainer.train()
+    return trainer
 
 
-def _train_plainly(
-    values: Any, splits: Any, tokenizer: Any, labels: list[str], steps: int, clock: Clock
-) -> None:
+def build_plain_trainer(
+    train: dict[str, Any], splits: Any, tokenizer: Any, steps: int, clock: Clock, folder: Path
+) -> Any:
+    """Return transformers' Trainer with PEFT as its documentation has it: rows as they come."""
+    import torch
     import transformers
     from peft import LoraConfig, get_peft_model
 
@@ -120,27 +141,33 @@ def _train_plainly(
             clock.count(inputs["attention_mask"])
             return super().training_step(model, inputs, *rest)
 
-    base = resolve_base(values["train"]["model"]["name"])
+    labels = splits["train"].features["labels"].names
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
-        base.path, num_labels=len(labels)
+        resolve_base(train["model"]["name"]).path, num_labels=len(labels)
     )
+    model.config.pad_token_id = tokenizer.pad_token_id
     lora = LoraConfig(
-        r=8, lora_alpha=16, target_modules="all-linear", lora_dropout=0.05, task_type="SEQ_CLS"
+        r=train["lora"]["r"],
+        lora_alpha=train["lora"]["alpha"],
+        target_modules=train["lora"]["target_modules"],
+        lora_dropout=0.05,
+        task_type="SEQ_CLS",
     )
-    Counting(
+    cuda = torch.cuda.is_available()
+    return Counting(
         model=get_peft_model(model, lora),
         args=transformers.TrainingArguments(
-            output_dir=tempfile.mkdtemp(),
-            per_device_train_batch_size=BATCH,
+            output_dir=str(folder),
+            per_device_train_batch_size=clock.batch,
             max_steps=steps,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            use_cpu=True,
+            bf16=cuda,
+            dataloader_num_workers=train["training"]["dataloader_num_workers"],
+            use_cpu=not cuda,
+            **{key: STEPS_ALONE[key] for key in ("save_strategy", "report_to", "disable_tqdm")},
         ),
         train_dataset=splits["train"].select_columns(["input_ids", "attention_mask", "labels"]),
         data_collator=transformers.DataCollatorWithPadding(tokenizer),
-    ).train()
+    )
 
 
 def measure(alternative: str, steps: int, **environment: str) -> dict[str, float]:

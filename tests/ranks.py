@@ -44,7 +44,7 @@ def train_cases(
         *("--no_local_rank", f"--master_port={free_port()}", __file__, str(order)),
     ]
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(ROOT / "account_tax/src"), str(ROOT)]),
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "account_tax/src"), str(ROOT), *sys.path]),
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
     }

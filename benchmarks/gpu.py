@@ -29,6 +29,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ BERT_CASES: dict[str, dict[str, Any]] = {
     "transformers.Trainer + PEFT, bf16": {PLAIN: True},
     "ours, ZeRO 0": {},
     "ours, ZeRO 0, again": {},
+    "ours, torch.compile": {"torch_compile": True},
     "ours, ZeRO 2": {"stage": 2},
     "ours, ZeRO 2, optimizer on the CPU": {"zero": OFFLOAD},
     "ours, ZeRO 3": {"stage": 3},
@@ -69,7 +71,6 @@ BERT_CASES: dict[str, dict[str, Any]] = {
     "ours, eager attention": {"attention": "eager"},
     "ours, dropout as the base has it": {"dropout": True},
     "ours, every linear layer": {"target_modules": "all-linear"},
-    "ours, torch.compile": {"torch_compile": True},
     "transformers.Trainer + PEFT, bf16, 8 to 128 tokens": {PLAIN: True, "mixed": True},
     "ours, 8 to 128 tokens": {"mixed": True},
     "ours, torch.compile, 8 to 128 tokens": {"torch_compile": True, "mixed": True},
@@ -89,7 +90,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "heads": {"num_attention_heads": 12},
         "vocab_size": 30522,
         "layers": ["query", "value"],
-        "micro_batch": 256,
+        "micro_batch": 512,
         "cases": BERT_CASES,
     },
     "0.6 B decoder": {
@@ -106,7 +107,7 @@ TINY = {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128}
 TINY_HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
 
 
-def rates(rehearse: bool) -> dict[str, float]:
+def rates(rehearse: bool, work: Path) -> dict[str, float]:
     """Return the card's rate of large bf16 products, TFLOP/s, and of copies, TB/s."""
     import torch
 
@@ -230,8 +231,8 @@ def train_settings(
     return train
 
 
-def train(name: str, rehearse: bool, work: Path) -> dict[str, Any]:
-    """Return every case of a size: useful tokens/s, TFLOP/s, peak memory, and what was learnt."""
+def train(name: str, rehearse: bool, work: Path) -> Iterator[dict[str, Any]]:
+    """Yield the cases of a size so far: useful tokens/s, TFLOP/s, peak memory, what was learnt."""
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     size = SIZES[name]
@@ -252,8 +253,7 @@ def train(name: str, rehearse: bool, work: Path) -> dict[str, Any]:
             traceback.print_exc()
         unset_hf_deepspeed_config()  # or the next model would be built under this case's ZeRO-3
         _forget()
-        print(case, json.dumps(results[case]), flush=True)
-    return results
+        yield results
 
 
 def _train_one(
@@ -442,15 +442,16 @@ def _line(case: str, got: Any, rate: float | None, plain: float | None) -> str:
 PARTS = ("rates", *SIZES, "invariance", "whole way")
 
 
-def run_part(part: str, rehearse: bool) -> Any:
-    """Run a part in this process."""
+def run_part(part: str, rehearse: bool, result: Path) -> None:
+    """Run a part in this process; the file holds what it has found so far."""
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        if part == "rates":
-            return rates(rehearse)
         if part in SIZES:
-            return train(part, rehearse, work)
-        return (invariance if part == "invariance" else whole_way)(rehearse, work)
+            for found in train(part, rehearse, work):
+                result.write_text(json.dumps(found))
+        else:
+            ways = {"rates": rates, "invariance": invariance, "whole way": whole_way}
+            result.write_text(json.dumps(ways[part](rehearse, work)))
 
 
 def measure(part: str, rehearse: bool, out: Path) -> Any:
@@ -485,8 +486,7 @@ def main() -> int:
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     if given.one:
-        found = run_part(given.one, given.rehearse)
-        (given.out / "part.json").write_text(json.dumps(found))
+        run_part(given.one, given.rehearse, given.out / "part.json")
         return 0
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         print(f"missing packages: {', '.join(missing)}")

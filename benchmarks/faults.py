@@ -23,13 +23,13 @@ VARIABLE = "ACCOUNT_TAX_FAULT"  # of the rank: the fault as JSON
 
 
 def install() -> None:
-    """Put the fault of the environment into this process, if it is the rank to have it."""
+    """Put the fault of the environment into this process and the ranks that are forked from it."""
     fault = json.loads(os.environ.get(VARIABLE, "{}"))
     if fault.get("what") == "clock":  # in every process
         now, jumps = time.time, itertools.cycle(JUMPS)
         time.time = lambda: now() + next(jumps)
         return
-    if not fault or int(os.environ.get("RANK", -1)) != fault["rank"]:
+    if not fault:
         return
     from account_tax.pipelines.train.trainer import LedgerTrainer
 
@@ -38,7 +38,8 @@ def install() -> None:
 
         @functools.wraps(plain)
         def wrapped(trainer: Any, *args: Any, **kwargs: Any) -> Any:
-            if reached(trainer) and not fault.get("done"):
+            struck = int(os.environ.get("RANK", -1)) == fault["rank"]
+            if struck and reached(trainer) and not fault.get("done"):
                 fault["done"] = True
                 bring_about(fault, trainer)
             return plain(trainer, *args, **kwargs)
@@ -65,9 +66,9 @@ def bring_about(fault: dict[str, Any], trainer: Any) -> None:
 
 
 def process_of(role: str) -> int:
-    """Return the pid of `rank`, `launch` (its parent), `runner` or `launcher` (`kedro train`)."""
+    """Return the pid of `rank`, `launch` (its parent), `interpreter` (the warm one), `launcher`."""
     process = psutil.Process()
-    chain = ["rank", "launch", "runner", "launcher"]
+    chain = ["rank", "launch", "interpreter", "launcher"]
     return [process, *process.parents()][chain.index(role)].pid
 
 

@@ -58,8 +58,8 @@ class Fault:
 
     Attributes:
         what: A signal's name, `nan`, `disk full` or `clock`.
-        to: Who gets the signal: rank, launch, runner, launcher; or server: the way to the tracking
-            server, which is cut for a while.
+        to: Who gets the signal: rank, launch, interpreter, launcher; or server: the way to the
+            tracking server, which is cut for a while.
         statuses: Exit statuses of `kedro train` that are right.
         state: The MLflow status that is right after the same command has been run again or, where
             the fault ends the launcher itself, None: nobody could set one.
@@ -90,7 +90,7 @@ class Fault:
         who = {
             "rank": f"rank {self.rank} of {self.ranks}" if self.ranks > 1 else "the only rank",
             "launch": "deepspeed's launch process",
-            "runner": "deepspeed's runner",
+            "interpreter": "the warm interpreter",
             "launcher": "the launcher (`kedro train`)",
         }[self.to]
         when = "while a checkpoint is written" if self.saving else "at a step"
@@ -109,7 +109,7 @@ FAULTS = (
     Fault("SIGKILL", "rank", (1,), "FAILED", rank=1, saving=True, each=8),
     Fault("SIGKILL", "launch", (1,), "FAILED"),
     Fault("SIGKILL", "launch", (1,), "FAILED", saving=True),
-    Fault("SIGKILL", "runner", (1,), "FAILED"),
+    Fault("SIGKILL", "interpreter", (1,), "FAILED"),
     Fault("SIGKILL", "launcher", (-9,), None, each=7),
     Fault("SIGKILL", "launcher", (-9,), None, saving=True, each=7),
     Fault("SIGTERM", "launcher", (143,), "KILLED", each=8),

@@ -17,12 +17,13 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 MODULES = (
     *("torch", "transformers", "peft", "datasets", "mlflow", "deepspeed", "kedro_mlflow"),
-    *("deepspeed.launcher.runner", "deepspeed.launcher.launch", "kedro.framework.cli"),
+    *("deepspeed.launcher.launch", "kedro.framework.cli", "account_tax.processes.warm"),
     *("kedro_datasets.huggingface", "transformers.integrations.deepspeed"),
     *("account_tax.cli", "account_tax.pipelines.check", "account_tax.launch.launcher"),
     *("account_tax.pipelines.train.training_core", "account_tax.pipelines.register.nodes"),
@@ -65,13 +66,17 @@ class _Popen(subprocess.Popen):
         if pid == 0:
             if rest[20]:  # start_new_session
                 os.setsid()
-            start_here(words[words.index("-m") + 1 :], ends, cwd, env)
+            start_here(words[words.index("-m") + 1 :], ends, cwd, env, kept=rest[3])
         self.pid, self._child_created = pid, True
         self._close_pipe_fds(*rest[9:15])  # type: ignore[attr-defined]
 
 
 def start_here(
-    words: list[str], ends: Mapping[int, int], cwd: Any, env: Mapping[str, str] | None
+    words: list[str],
+    ends: Mapping[int, int],
+    cwd: Any,
+    env: Mapping[str, str] | None,
+    kept: Sequence[int] = (),
 ) -> None:
     """Become `python -m MODULE ...` in this fork; does not return."""
     status = 1
@@ -79,7 +84,9 @@ def start_here(
         for target, end in ends.items():
             if end not in (-1, target):
                 os.dup2(end, target)
-        os.closerange(3, 1024)
+        for number in set(range(3, 1024)) - set(kept):
+            with suppress(OSError):
+                os.close(number)
         _forget_the_parent(cwd, env)
         for act in at_start:
             act()

@@ -1,3 +1,5 @@
+import base64
+import json
 import sys
 
 import pytest
@@ -24,20 +26,26 @@ def test_the_environment_and_the_options_tell_the_place(tmp_path):
     assert type(find({"SLURM_STEP_ID": "0", **JOB})) is OneMachine  # srun --pty bash
 
 
+def world_of(command):
+    """Return the GPUs by host that deepspeed's launch process is told."""
+    (word,) = [word for word in command if word.startswith("--world_info=")]
+    return json.loads(base64.urlsafe_b64decode(word.partition("=")[2]))
+
+
 def test_ranks_are_started_by_deepspeed_each_with_its_log(tmp_path):
     command = find().start_ranks(["run"], 2, 1234, tmp_path)
-    assert command[:3] == [sys.executable, "-m", "deepspeed.launcher.runner"]
-    for option in ("--num_gpus=2", "--module", "--no_local_rank", "--master_port=1234"):
+    assert command[:4] == [sys.executable, "-u", "-m", "deepspeed.launcher.launch"]
+    for option in ("--module", "--no_local_rank", "--master_port=1234"):
         assert option in command
+    assert world_of(command) == {"localhost": [0, 1]}
     assert f"--enable_each_rank_log={tmp_path}" in command
     assert command[-2:] == ["kedro", "run"]
 
 
 def test_ranks_take_the_visible_gpus_only(tmp_path):
-    place = find({"CUDA_VISIBLE_DEVICES": "3,5,7"})
+    place = find({"CUDA_VISIBLE_DEVICES": "3,GPU-5,7"})
     command = place.start_ranks(["run"], 2, 1234, tmp_path)
-    assert "--include=localhost:3,5" in command
-    assert "--num_gpus=2" not in command
+    assert world_of(command) == {"localhost": ["3", "GPU-5"]}
 
 
 def test_one_machine_takes_its_gpus_or_what_was_asked_for():

@@ -115,7 +115,8 @@ def works_in(process: psutil.Process, folder: Path) -> bool:
 
 
 def rank_of(process: psutil.Process) -> str | None:
+    """Return the number of a rank, by its name: its first environment is another process's."""
     try:
-        return process.environ().get("RANK")
+        return process.name().partition("rank")[2] or None
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return None

@@ -365,10 +365,20 @@ def test_a_killed_rank_ends_the_others_and_the_run_fails_with_its_last_lines(lau
 def test_no_rank_outlives_deepspeeds_launch_process(launch):
     train = launch(*LONG)
     train.wait_until_training(ranks=2)
-    (process,) = [p for p in train.others() if "deepspeed.launcher.launch" in p.cmdline()]
+    (process,) = [p for p in train.others() if p.name() == "launch"]
     process.kill()
     assert train.end(seconds=15) == 1
-    assert_training_failed(train, "exit status 0, but no result was written")
+    assert_training_failed(train, "a process of it was ended by SIGKILL")
+
+
+@pytest.mark.slow  # the kill matrix has it too
+def test_no_rank_outlives_the_warm_interpreter(launch):
+    train = launch(*LONG)
+    train.wait_until_training(ranks=2)
+    (launch_process,) = [p for p in train.others() if p.name() == "launch"]
+    launch_process.parent().kill()
+    assert train.end(seconds=15) == 1
+    assert_training_failed(train, "a process of it was ended by SIGKILL")
 
 
 def test_an_exception_in_a_rank_fails_the_run_with_its_last_lines(launch, tiny_base, tmp_path):

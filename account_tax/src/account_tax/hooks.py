@@ -9,10 +9,12 @@ from typing import Any
 import mlflow
 from kedro.framework.hooks import hook_impl
 from kedro.io import MemoryDataset
+from kedro.pipeline import Pipeline
 
 from account_tax.processes.identity import identify
 from account_tax.processes.ranks import is_rank0
 from account_tax.provenance.environment import describe_environment, environment_tags
+from account_tax.registry.cold import forget_cold, start_cold
 from account_tax.storage.names import RECORD_FILE, TAG
 from account_tax.tracking.ownership import OWNER_TAG
 
@@ -27,8 +29,10 @@ class RankHooks:
             catalog["training_metrics"] = MemoryDataset()
 
     @hook_impl(trylast=True)
-    def before_pipeline_run(self) -> None:
+    def before_pipeline_run(self, pipeline: Pipeline) -> None:
         """Tell the nodes the run that kedro-mlflow opened, and the run its environment."""
+        if any(node.name == "register_model_node" for node in pipeline.nodes):
+            start_cold()  # it imports while the test split is evaluated
         if run := mlflow.active_run():
             os.environ["MLFLOW_RUN_ID"] = run.info.run_id
             os.environ["MLFLOW_TRACKING_URI"] = mlflow.get_tracking_uri()
@@ -37,3 +41,10 @@ class RankHooks:
             mlflow.set_tags({f"{TAG}{name}": text for name, text in tags.items()})
             mlflow.set_tag(OWNER_TAG, identify())
             mlflow.log_dict(record, RECORD_FILE)
+
+    @hook_impl
+    def after_pipeline_run(self) -> None:
+        """End what was started early and not needed."""
+        forget_cold()
+
+    on_pipeline_error = after_pipeline_run

@@ -6,6 +6,8 @@ hostfile (hosts.py). Where RANK is set, whatever set it has started them, and no
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -72,14 +74,17 @@ class OneMachine:
     def start_ranks(
         self, kedro: Sequence[str], world_size: int, port: int, logs: Path
     ) -> list[str]:
-        """Return deepspeed's command."""
-        # --num_gpus ignores CUDA_VISIBLE_DEVICES.
-        devices = ",".join(self.visible_devices.split(",")[:world_size])
-        where = f"--include=localhost:{devices}" if devices else f"--num_gpus={world_size}"
+        """Return the command of deepspeed's launch process, as its runner would start it.
+
+        The runner (0.19.8) would only find out where: it imports torch to do so.
+        """
+        devices = self.visible_devices.split(",") if self.visible_devices else range(world_size)
+        world = json.dumps({"localhost": [*devices][:world_size]}).encode()
         return [
-            *(sys.executable, "-m", "deepspeed.launcher.runner"),
-            *(where, "--module", "--no_local_rank"),
-            *(f"--master_port={port}", f"--enable_each_rank_log={logs}"),
+            *(sys.executable, "-u", "-m", "deepspeed.launcher.launch"),
+            f"--world_info={base64.urlsafe_b64encode(world).decode()}",
+            *("--master_addr=127.0.0.1", f"--master_port={port}"),
+            *("--module", "--no_local_rank", f"--enable_each_rank_log={logs}"),
             *("kedro", *kedro),
         ]
 

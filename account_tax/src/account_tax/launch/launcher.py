@@ -36,7 +36,7 @@ from .plan import Plan, make_plan
 from .progress import ProgressLine
 from .register import finish, salvaged
 from .resume import Start, begin
-from .stages import Stages, stage_environment
+from .stages import Stages, stage_environment, warm_stages
 
 
 def train(project: Path, args: Sequence[str]) -> int:
@@ -46,12 +46,12 @@ def train(project: Path, args: Sequence[str]) -> int:
         return resolve_usable(project, parse_command_line(args))
 
     def work(asked: tuple[Resolved, list[str]], run: OwnedRun | None) -> None:
-        plan = make_plan(project, *asked)
-        if plan.resolved.launch.dry_run:
-            plan.show()
-        else:
-            assert run is not None
-            _run_stages(project, args, plan, run)
+        if asked[0].launch.dry_run:
+            make_plan(project, *asked).show()
+            return
+        assert run is not None
+        with warm_stages(project):
+            _run_stages(project, args, make_plan(project, *asked), run)
 
     return run_in_mlflow(project, read, work, lambda asked: not asked[0].launch.dry_run)
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import sys
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from account_tax.parameters.config import Resolved
 from account_tax.processes.answers import last_lines
 from account_tax.processes.groups import run_stage
 from account_tax.processes.identity import identify
+from account_tax.processes.warm import warm_interpreter
 from account_tax.provenance.code import python_path
 from account_tax.storage.files import read_json, sha256_of, write_json
 from account_tax.storage.names import (
@@ -36,6 +38,14 @@ from account_tax.storage.names import (
     REGISTRATION_FILE,
 )
 
+# In the order in which the stages need them; the check is forked as soon as its own are there.
+MODULES = (
+    *("account_tax.pipelines.check", "kedro.framework.cli", "account_tax.cli"),
+    *("account_tax.pipelines.prepare.pipeline", "kedro_datasets.huggingface"),
+    *("account_tax.pipelines.train.pipeline", "transformers.integrations.deepspeed"),
+    *("deepspeed.launcher.launch", "kedro_mlflow", "account_tax.pipelines.register.pipeline"),
+)
+
 # Of an attempt; the next one of the run may not be judged by it.
 OUTCOME = (
     *(MARKER_FILE, PROGRESS_FILE, METRICS_FILE, REGISTRATION_FILE),
@@ -43,9 +53,7 @@ OUTCOME = (
 )
 TRAINED = (MARKER_FILE, METRICS_FILE)  # written in this order, by the ranks and by Kedro
 RANK_ENDED = re.compile(r"^srun: error: .*|^host \S+ ended with .*", re.MULTILINE)
-NO_RESULT = (
-    "exit status 0, but no result was written; deepspeed ends so when its launch process is killed"
-)
+NO_RESULT = "exit status 0, but no result was written"
 
 
 @dataclass
@@ -158,8 +166,7 @@ class Stages:
 
         Raises:
             Preempted: If the ranks themselves were told to end, as Slurm does.
-            Failed: With the last lines of the logs. The exit status alone proves nothing:
-                `deepspeed` returns 0 when its launch process was killed.
+            Failed: With the last lines of the logs. The exit status alone proves nothing.
         """
         marker = self.root / MARKER_FILE
         if status != 0 or not marker.is_file():
@@ -254,3 +261,8 @@ def stage_environment(project: Path) -> dict[str, str]:
     quiet = {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUTF8": "1"}
     launcher = {LAUNCHER_VARIABLE: identify()}
     return os.environ | quiet | launcher | python_path(project)
+
+
+def warm_stages(project: Path) -> AbstractContextManager[None]:
+    """Have the stages that are run meanwhile start without their imports, where they can."""
+    return warm_interpreter(MODULES, project, stage_environment(project))

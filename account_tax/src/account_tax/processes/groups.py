@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
 import psutil
+
+from .warm import start_process
 
 GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL, for a stage that has nothing to save
 POLL_SECONDS = 0.2
@@ -49,8 +50,8 @@ def run_stage(
 ) -> int:
     """Run a command in a process group of its own and return its exit status.
 
-    Whatever happens, nothing of the group is alive afterwards: `deepspeed` exits 0 when its launch
-    process is killed, and leaves the ranks running. Only a signal to this process gives the group
+    Whatever happens, nothing of the group is alive afterwards: deepspeed's launch process leaves
+    the ranks running when it is killed. Only a signal to this process gives the group
     time to end in order; what outlives its command, or hangs, is killed.
 
     Args:
@@ -62,36 +63,27 @@ def run_stage(
         grace_seconds: For the group to end in order after a signal, before it is killed.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            command,
-            cwd=cwd,
-            env=dict(environment),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C reaches the launcher alone, which ends the group
-        )
-        try:
-            while process.poll() is None:
-                watch()
-                time.sleep(POLL_SECONDS)
+    process = start_process(command, cwd, environment, log)
+    try:
+        while process.poll() is None:
             watch()
-            return process.returncode
-        except Interrupted:
-            ask_group_to_end(process.pid, grace_seconds)
-            raise
-        finally:
-            kill_group(process.pid)
-            process.wait()
+            time.sleep(POLL_SECONDS)
+        watch()
+        return process.wait()
+    except Interrupted:
+        ask_group_to_end(process.pid, grace_seconds)
+        raise
+    finally:
+        kill_group(process.pid)
+        process.wait()
 
 
 def ask_group_to_end(group: int, grace_seconds: float) -> None:
     """Send SIGTERM to a group, and wait until it is gone or the grace time is over.
 
     Ranks come first and alone: they save, while deepspeed's launch process would kill them half a
-    minute after its own SIGTERM, and its runner would die at once. Each process is asked once: a
-    rank that is told again must not take it for its last word.
+    minute after its own SIGTERM. Each process is asked once: a rank that is told again must not
+    take it for its last word.
     """
     deadline = time.monotonic() + grace_seconds
     asked: set[int] = set()

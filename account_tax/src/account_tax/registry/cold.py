@@ -18,34 +18,77 @@ from . import verify
 COLD_CHECK_TIMEOUT_SECONDS = 900
 
 
-def load_cold(version: ModelVersion, probe: Path, content_sha256: str) -> dict[str, Any]:
-    """Return what verify.py, in a fresh process and another folder, says of a version.
+class ColdProcess:
+    """A fresh process in another folder, without the project; imports while others work."""
 
-    Returns:
-        `verified`; where it is true max_abs_diff and tolerance, else the reason.
-    """
-    script = [sys.executable, "-P", verify.__file__]  # -P: this folder stays off sys.path
-    uri = f"models:/{version.name}/{version.version}"
-    with tempfile.TemporaryDirectory() as elsewhere:
+    def __init__(self) -> None:
+        self._elsewhere = tempfile.TemporaryDirectory()
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", verify.__file__, "-"],  # -P: this folder stays off sys.path
+            cwd=self._elsewhere.name,
+            env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def load(self, version: ModelVersion, probe: Path, content_sha256: str) -> dict[str, Any]:
+        """Return what verify.py says of a version; the process has done its work then.
+
+        Returns:
+            `verified`; where it is true max_abs_diff and tolerance, else the reason.
+        """
+        uri = f"models:/{version.name}/{version.version}"
+        arguments = [uri, str(probe.resolve()), content_sha256]
+        order = json.dumps({"arguments": arguments, "environment": _stores()})
         try:
-            done = subprocess.run(
-                [*script, uri, str(probe.resolve()), content_sha256],
-                cwd=elsewhere, env=_environment(), capture_output=True, text=True,
-                timeout=COLD_CHECK_TIMEOUT_SECONDS, check=False,
-            )  # fmt: skip
+            said, complaints = self._process.communicate(order, COLD_CHECK_TIMEOUT_SECONDS)
         except subprocess.TimeoutExpired as err:
             return {"verified": False, "reason": f"no answer in {err.timeout:.0f} s."}
-    last_line = done.stdout.rstrip().rpartition("\n")[2]
-    if last_line.startswith("{"):
-        return json.loads(last_line)
-    tail = "\n".join(done.stderr.splitlines()[-5:])
-    return {"verified": False, "reason": f"it ended with status {done.returncode}.\n{tail}"}
+        finally:
+            self.close()
+        last_line = said.rstrip().rpartition("\n")[2]
+        if last_line.startswith("{"):
+            return json.loads(last_line)
+        tail = "\n".join(complaints.splitlines()[-5:])
+        status = self._process.returncode
+        return {"verified": False, "reason": f"it ended with status {status}.\n{tail}"}
+
+    def close(self) -> None:
+        """End the process, whether it has worked or not."""
+        self._process.kill()
+        self._process.wait()
+        self._elsewhere.cleanup()
 
 
-def _environment() -> dict[str, str]:
+_started: ColdProcess | None = None
+
+
+def load_cold(version: ModelVersion, probe: Path, content_sha256: str) -> dict[str, Any]:
+    """Return what a cold process says of a version: one that was started early, if there is one."""
+    global _started
+    process, _started = _started or ColdProcess(), None
+    return process.load(version, probe, content_sha256)
+
+
+def start_cold() -> None:
+    """Start the process of the next `load_cold` now."""
+    global _started
+    _started = ColdProcess()
+
+
+def forget_cold() -> None:
+    """End the process that was started and is not needed."""
+    global _started
+    if _started is not None:
+        _started.close()
+        _started = None
+
+
+def _stores() -> dict[str, str]:
     stores = {
         "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
         "MLFLOW_REGISTRY_URI": mlflow.get_registry_uri(),
-        "MLFLOW_DISABLE_TELEMETRY": "true",
     }
-    return {**os.environ, **{key: absolute_store(uri) for key, uri in stores.items()}}
+    return {key: absolute_store(uri) for key, uri in stores.items()}

@@ -7,7 +7,7 @@ import pytest
 from mlflow import MlflowClient
 
 from account_tax.errors import Failed, Refused
-from account_tax.launch.register import _folder_of, _restore_stages, salvaged
+from account_tax.launch.register import _folder_of, _restore_stages, in_words, salvaged
 from account_tax.processes.groups import Interrupted
 from account_tax.processes.identity import identify
 from account_tax.storage.names import (
@@ -113,3 +113,18 @@ def test_changed_weights_are_not_registered(client, trained):
     (trained[1] / ADAPTER_FOLDER / "adapter_model.safetensors").write_bytes(b"others")
     with pytest.raises(Failed, match="is not the file the marker lists"):
         restore(client, trained[0])
+
+
+def test_a_registration_says_what_is_new_and_who_has_the_alias():
+    result = {
+        **{"name": "account-tax", "version": 1, "alias": "challenger", "alias_version": 1},
+        **{"created": True, "metrics": {"test/f1": 0.5}},
+    }
+    assert in_words(result) == "account-tax version 1 (challenger): f1 0.5000"
+    again = in_words(result | {"created": False, "alias_version": 3})
+    assert again.splitlines() == [
+        "account-tax version 1: f1 0.5000",
+        "the same content as version 1 had; nothing new was registered",
+        "challenger stays with version 3, which is newer. This one is reviewed by "
+        "`kedro review --version 1`",
+    ]

@@ -12,6 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from account_tax.errors import RegistrationError
+from account_tax.pipelines.register import registry
 from account_tax.pipelines.register.nodes import evaluate_model, register_model
 from account_tax.pipelines.register.registry import (
     Candidate,
@@ -220,6 +221,29 @@ def test_the_same_content_twice_is_one_version_and_the_alias_moves(registered):
     assert len(client.search_model_versions("name = 'account-tax'")) == 1
     assert client.get_model_version_by_alias("account-tax", "candidate").version == 1
     assert len(client.get_run(registered.run.info.run_id).outputs.model_outputs) == 1
+
+
+@pytest.mark.integration
+def test_runs_that_register_the_same_content_at_once_make_one_version(trained, run, monkeypatch):
+    first = register(trained)
+    monkeypatch.setattr(registry, "find_same_content", lambda *_: None)  # as each found it before
+    again = register(trained)
+    assert again == first | {"created": False}
+    client = MlflowClient()
+    assert len(client.search_model_versions("name = 'account-tax'")) == 1
+    assert len(client.search_logged_models([run.info.experiment_id])) == 1
+
+
+@pytest.mark.integration
+def test_an_alias_does_not_go_back_to_an_older_version(trained, run):
+    first = register(trained)
+    client = MlflowClient()
+    newer = client.create_model_version("account-tax", source=str(trained.folder))
+    client.set_registered_model_alias("account-tax", "challenger", newer.version)
+    again = register(trained)
+    assert again == first | {"created": False, "alias_version": int(newer.version)}
+    assert client.get_model_version_by_alias("account-tax", "challenger").version == newer.version
+    assert client.get_run(run.info.run_id).data.tags["account_tax.version"] == "account-tax/1"
 
 
 @pytest.mark.integration

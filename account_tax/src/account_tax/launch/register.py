@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import click
 from mlflow import MlflowClient
@@ -62,12 +62,27 @@ def finish(stages: Stages, run: OwnedRun, register: bool) -> None:
         stages.prove("register", stages.run("register", "--to-nodes=evaluate_test_split_node"))
         return
     result = stages.prove_registration(stages.run("register"))
+    click.echo(in_words(result))
+
+
+def in_words(result: Mapping[str, Any]) -> str:
+    """Return a registration as a person reads it: which version, and what is new about it."""
+    name, version, alias = (result[key] for key in ("name", "version", "alias"))
     metrics = ", ".join(
-        f"{name.removeprefix('test/')} {result['metrics'][name]:.4f}"
-        for name in ("test/accuracy", "test/f1", "test/loss")
-        if name in result["metrics"]
+        f"{metric.removeprefix('test/')} {result['metrics'][metric]:.4f}"
+        for metric in ("test/accuracy", "test/f1", "test/loss")
+        if metric in result["metrics"]
     )
-    click.echo(f"{result['name']} version {result['version']} ({result['alias']}): {metrics}")
+    holder = result["alias_version"]
+    said = f"{name} version {version}{f' ({alias})' if holder == version else ''}: {metrics}"
+    if not result["created"]:
+        said += f"\nthe same content as version {version} had; nothing new was registered"
+    if holder != version:
+        said += (
+            f"\n{alias} stays with version {holder}, which is newer. This one is reviewed by "
+            f"`kedro review --version {version}`"
+        )
+    return said
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from account_tax.model.licence import base_package
 from account_tax.parameters.schema import reserved_by_mlflow
 from account_tax.provenance.environment import LOCKED
 from account_tax.registry.cold import load_cold
-from account_tax.storage.names import CONTENT_TAG, LONGEST_TAG, VERIFIED_TAG
+from account_tax.storage.names import CONTENT_TAG, LONGEST_TAG, TAG, VERIFIED_TAG
 
 LOGGED_MODEL_NAME = "classifier"
 CODE_FILE = Path(inspect.getfile(AccountClassifier))  # logged with the model
@@ -60,10 +60,11 @@ def check_alias(alias: str) -> None:
 def register_version(
     client: MlflowClient, run_id: str, name: str, alias: str, candidate: Candidate
 ) -> dict[str, Any]:
-    """Return the verified version that holds the candidate, made if there is none, with the alias.
+    """Return the verified version that holds the candidate, made if there is none.
 
-    A version of the same content is never made twice. One that an interrupted registration left
-    unverified is verified now. One that fails the cold check is removed again.
+    A version of the same content is never made twice, also not by runs that register it at once.
+    One that an interrupted registration left unverified is verified now. One that fails the cold
+    check is removed again. The alias is given to the version unless a newer one has it.
 
     Raises:
         RegistrationError: If the version, loaded by a fresh process, is not what was trained.
@@ -71,7 +72,11 @@ def register_version(
     version = find_same_content(client, name, candidate.content_sha256)
     created = version is None
     if version is None:
-        version = create_version(client, run_id, name, candidate)
+        made = create_version(client, run_id, name, candidate)
+        version = _first_of(client, name, candidate.content_sha256)
+        if version.version != made.version:
+            _remove(client, made)
+            created = False
     if version.tags.get(VERIFIED_TAG) != "true":
         with _withdrawn_on_failure(client, version):
             outcome = verify_cold(version, candidate)
@@ -81,24 +86,42 @@ def register_version(
     if not created and candidate.tags["environment"] == LOCKED:  # now known to come from the lock
         for key in ("environment", "lock_sha256"):
             client.set_model_version_tag(name, version.version, key, candidate.tags[key])
-    client.set_registered_model_alias(name, alias, version.version)
+    client.set_tag(run_id, f"{TAG}version", f"{name}/{version.version}")
     return {
         "name": name,
         "version": int(version.version),
         "alias": alias,
+        "alias_version": _move_alias(client, name, alias, int(version.version)),
         "model_uri": f"models:/{name}/{version.version}",
         "created": created,
         CONTENT_TAG: candidate.content_sha256,
     }
 
 
-def find_same_content(client: MlflowClient, name: str, content_sha256: str) -> ModelVersion | None:
-    """Return the version with this content: a verified one if there is, else the newest."""
-    versions = client.search_model_versions(
+def _move_alias(client: MlflowClient, name: str, alias: str, version: int) -> int:
+    """Give a version the alias, unless a newer one has it; return which has it then."""
+    holder = client.get_registered_model(name).aliases.get(alias, 0)
+    if version >= int(holder):
+        client.set_registered_model_alias(name, alias, str(version))
+        return version
+    return int(holder)
+
+
+def _first_of(client: MlflowClient, name: str, content_sha256: str) -> ModelVersion:
+    """Return the oldest version with a content; every run that registers it finds the same one."""
+    return min(_with_content(client, name, content_sha256), key=lambda each: int(each.version))
+
+
+def _with_content(client: MlflowClient, name: str, content_sha256: str) -> list[ModelVersion]:
+    return client.search_model_versions(
         f"name = '{name}' and tags.{CONTENT_TAG} = '{content_sha256}'"
     )
+
+
+def find_same_content(client: MlflowClient, name: str, content_sha256: str) -> ModelVersion | None:
+    """Return the version with this content: a verified one if there is, else the newest."""
     return max(
-        versions,
+        _with_content(client, name, content_sha256),
         key=lambda version: (version.tags.get(VERIFIED_TAG) == "true", int(version.version)),
         default=None,
     )
@@ -234,8 +257,12 @@ def _withdrawn_on_failure(client: MlflowClient, version: ModelVersion) -> Iterat
     try:
         yield
     except BaseException:
-        client.delete_model_version(version.name, version.version)
-        client.delete_logged_model(str(version.source).removeprefix("models:/"))
-        if not client.search_model_versions(f"name = '{version.name}'"):
-            client.delete_registered_model(version.name)
+        _remove(client, version)
         raise
+
+
+def _remove(client: MlflowClient, version: ModelVersion) -> None:
+    client.delete_model_version(version.name, version.version)
+    client.delete_logged_model(str(version.source).removeprefix("models:/"))
+    if not client.search_model_versions(f"name = '{version.name}'"):
+        client.delete_registered_model(version.name)

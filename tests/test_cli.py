@@ -82,7 +82,12 @@ def test_openmp_is_told_how_to_wait_before_it_is_loaded(given, found):
             "seeds = abc (--seeds): expected a whole number of at least 0.",
         ),
         (["export"], "1 problem in the options\n  output: missing; expected a path.\n"),
-        (["register"], "run: missing; expected a name."),
+        (["register", "--run", "xyz"], "run = xyz (--run): expected the id of a run, 32 hex"),
+        (
+            ["review", "--decision=approve", "--reviewer=Kim", "--reason=it", "--expires=soon"],
+            "expires = soon (-P expires): expected a date such as",
+        ),
+        (["export", "--output=new", "--verify_key=no.pem"], "verify_key = no.pem: can't be read"),
         (["export", "--otput=x"], "otput (--otput): unknown parameter. Did you mean output?"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

@@ -214,13 +214,18 @@ def test_both_forms_of_an_option_are_read():
     assert parse_command_line(words) == pairs
 
 
-def test_every_fault_of_the_command_line_is_told():
+def test_every_fault_of_the_command_line_is_told_with_those_of_the_values(project):
+    words = ["lora_r=8", "--train.lora.r", "--=", "--train.lora.dropout", "2", "--model"]
     with pytest.raises(ConfigError) as caught:
-        parse_command_line(["lora_r=8", "--train.lora.r", "--recipe", "x", "--model"])
-    assert [fault.split(":")[0] for fault in caught.value.faults] == [
-        "lora_r=8",
-        "--train.lora.r",
-        "--model",
+        run(project, *words)
+    assert caught.value.usable is None
+    assert caught.value.faults == [
+        "lora_r=8: expected an option, as in --NAME VALUE.",
+        "--train.lora.r: expected a value after it, as in --train.lora.r=VALUE.",
+        "--=: expected an option, as in --NAME VALUE.",
+        "--model: expected a value after it, as in --model=VALUE.",
+        "train.lora.dropout = 2 (--train.lora.dropout): expected a number of at least 0 and "
+        "below 1.",
     ]
 
 

@@ -133,7 +133,8 @@ def test_trains_help_has_the_short_names_with_the_comments_of_the_yaml_files(mon
         "at least 1. [default: 8, training.yml]",
         "--learning_rate NUMBER train.training.learning_rate: peak, after warm-up. A number above "
         "0. [default: 0.002, recipes/starter.yml]",
-        "--precision [fp32|bf16|fp16]",
+        "--precision [fp32|bf16|fp16] Of the weights in training; sets train.training.bf16 and "
+        "fp16. [default: bf16, training.yml]",
         "--num_gpus [auto|INTEGER]",
         "[default: auto]",
         "Any other key of conf/base/parameters/ goes by its dotted name",
@@ -154,6 +155,13 @@ def test_each_command_says_in_whole_sentences_what_it_does(command, monkeypatch)
     ]
     for name, text in shown:
         assert text.split(" [")[0].endswith(".") or "--help" in name, name
+
+
+def test_the_list_of_commands_has_whole_sentences():
+    said = " ".join(kedro("--help").stdout.split())
+    own = said.partition("from account-tax Commands:")[2].partition(" Project specific")[0]
+    assert "train Train and register, as `mlflow run . -e train` does." in own
+    assert "..." not in own.replace("run Run the pipeline.", "")
 
 
 # --- completion -----------------------------------------------------------------------------------

@@ -311,6 +311,9 @@ def test_an_unknown_recipe_lists_those_there_are(project):
         ("lerning_rate", "learning_rate"),
         ("registery.name", "registry"),
         ("num_gpu", "num_gpus"),
+        ("training.learning_rate", "train.training"),
+        ("lora.r", "train.lora"),
+        ("max_steps.x", "train.training.max_steps"),
     ],
 )
 def test_an_unknown_name_brings_the_nearest(project, wrong, right):
@@ -319,7 +322,17 @@ def test_an_unknown_name_brings_the_nearest(project, wrong, right):
 
 
 def test_a_name_like_no_other_brings_no_suggestion(project):
-    assert faults(project, "--zzzzzz=1") == ["zzzzzz (--zzzzzz): unknown parameter."]
+    assert faults(project, "--zzzzzz=1") == [
+        "zzzzzz (--zzzzzz): unknown parameter. --help names those there are."
+    ]
+
+
+def test_a_fault_is_one_short_line_whatever_was_typed(project):
+    assert faults(project, "--lora_r=8\n9\x1b[31m") == [
+        r'train.lora.r = "8\n9\u001b[31m" (--lora_r): expected a whole number of at least 1.'
+    ]
+    (line,) = faults(project, f"--lora_r={'한' * 5000}")
+    assert f"= {'한' * 200}… (--lora_r)" in line
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from .schema import LAUNCH_FLAGS, LaunchOptions, everything, refusal
 NOT_GIVEN = "from_recipe"  # the recipe's value stands; `none` may be one
 NONE_GIVEN = ("none", NOT_GIVEN, "")  # of a command without a recipe
 RECIPE_SECTIONS = ("data", "train", "registry")
+PRECISION_KEYS = ("train.training.bf16", "train.training.fp16")
 PRECISIONS = {"fp32": ("false", "false"), "bf16": ("true", "false"), "fp16": ("false", "true")}
 # Where a run writes and what it may register; they decide nothing about what comes out.
 NO_PART = (
@@ -35,6 +36,7 @@ GATES = "registry.gates."  # what a review asks of a version; they have no part 
 BASE = "train.model.name"
 UNKNOWN = "unknown parameter"
 MOST_NAMED = 20  # a message names no more
+MOST_SHOWN = 200  # characters of a value
 Tree = dict[str, Any]
 Pair = tuple[str, str | None]  # a name and its text; a word that is no option's has none
 
@@ -253,8 +255,8 @@ def _name_sources(
 ) -> Iterator[tuple[str, str | None, str]]:
     """Yield (key, text, what the user typed) for each value.
 
-    MLflow fills in MLproject's command, every -P name in it, and appends the undeclared ones. So
-    where all of several are there, the first of a key is its -P name's, any other a key given by -P.
+    MLflow fills in MLproject's command, every -P name in it, and appends the undeclared ones. Where
+    all of several are there, the first of a key is its -P name's, and any other a key given by -P.
     """
     keys = {alias: key for key, alias in aliases.items()}
     whole = len(aliases) > 1 and set(aliases) <= {name for name, _ in overrides}
@@ -274,9 +276,8 @@ def _expand(setting: Setting, faults: list[Fault]) -> list[Setting]:
         reason = f"expected one of {', '.join(PRECISIONS)}"
         faults.append(Fault("precision", reason, setting.text, setting.source))
         return []
-    keys = ("train.training.bf16", "train.training.fp16")
-    texts = PRECISIONS[setting.text]
-    return [Setting(key, text, setting.source) for key, text in zip(keys, texts, strict=True)]
+    both = zip(PRECISION_KEYS, PRECISIONS[setting.text], strict=True)
+    return [Setting(key, text, setting.source) for key, text in both]
 
 
 def _read_layers(
@@ -433,9 +434,10 @@ def kind_of(key: str, section: Section) -> Any:
 
 
 def _show(value: Any) -> str:
-    if isinstance(value, str):
-        return value or "''"
-    return json.dumps(value, ensure_ascii=False, default=str)
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    if not text.isprintable():  # a fault is one line
+        text = json.dumps(text, ensure_ascii=False)
+    return text if 0 < len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…" if text else "''"
 
 
 def _lines(
@@ -459,17 +461,20 @@ def _lines(
 
 
 def _suggest(key: str, section: Section, short_names: Iterable[str]) -> str:
-    """Return a hint at the known name that a wrong one stands for: beside it, else anywhere."""
+    """Return a hint at the known name that a wrong one stands for.
+
+    One of the same spelling elsewhere, else the nearest beside it, else the nearest anywhere.
+    """
     parent, _, name = key.rpartition(".")
     known = list(keys_of(section))
     beside = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == parent}
     if not parent:
         beside |= {short: short for short in short_names}
     anywhere = {k.rpartition(".")[2]: k for k in reversed(known)}
-    for pool, cutoff in ((beside, 0.6), (anywhere, 0.75)):
+    for pool, cutoff in ((anywhere, 1), (beside, 0.6), (anywhere, 0.75)):
         if near := nearest(name, pool, cutoff):
             return f" Did you mean {pool[near]}?"
-    return f" {hint(key, known)}" if len(known) <= MOST_NAMED else ""
+    return f" {hint(key, known)}" if len(known) <= MOST_NAMED else " --help names those there are."
 
 
 def keys_of(section: Section, prefix: str = "") -> Iterator[str]:

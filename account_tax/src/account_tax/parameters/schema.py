@@ -108,7 +108,7 @@ class LaunchOptions:
     master_port: Annotated[Literal["auto"] | Port, Help("Where ranks meet.")] = "auto"
     resume: Annotated[
         Literal["auto", "never"] | RunId,
-        Help("auto: go on with an interrupted run of the same parameters and data."),
+        Help("auto: go on with an interrupted run of the same parameters and data; or a run's id."),
     ] = "auto"
     grace_seconds: Annotated[NonNegative, Help("What ranks have to save after Ctrl-C.")] = 8.0
     hang_timeout_seconds: Annotated[

@@ -47,7 +47,7 @@ def save_result(
     probe: dict[str, Any],
     metrics: dict[str, Any],
 ) -> None:
-    """Save adapter, tokenizer, label maps and history; ranks gather the weights, rank 0 writes."""
+    """Save adapter or model, label maps and history; ranks gather the weights, rank 0 writes."""
     folder = root / ADAPTER_FOLDER
     if is_rank0():
         shutil.rmtree(folder, ignore_errors=True)  # an earlier training's, manifest and all

@@ -103,6 +103,15 @@ def test_a_refusal_costs_no_torch_and_leaves_no_run(tmp_path, words, said):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("words", [["--history"], ["--version=7"]], ids=" ".join)
+def test_what_needs_no_model_brings_no_torch(tmp_path, words):
+    done = kedro("review", *words, MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path}/mlflow.db")
+    assert "account-tax" in done.stderr
+    assert {"torch", "transformers"} & {
+        *json.loads(done.stdout.splitlines()[-1])["modules"]
+    } == set()
+
+
 # --- help -----------------------------------------------------------------------------------------
 
 

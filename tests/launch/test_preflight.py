@@ -12,7 +12,7 @@ def words_of(backend, config):
 
 
 def test_a_backend_there_is_not_is_refused(tmp_path, capsys):
-    assert preflight(tmp_path, ["--backend", "cloud"]) == 2
+    assert preflight(tmp_path, ["--backend", "cloud", "--lora_r", "abc", "stray"]) == 2
     said = "backend = cloud (--backend): expected one of local, slurm, kubernetes, databricks."
     assert said in capsys.readouterr().err
 

@@ -215,11 +215,12 @@ def test_both_forms_of_an_option_are_read():
 
 
 def test_every_fault_of_the_command_line_is_told_with_those_of_the_values(project):
-    words = ["lora_r=8", "--train.lora.r", "--=", "--train.lora.dropout", "2", "--model"]
+    words = ["lora_r", "lora_r=8", "--train.lora.r", "--=", "--train.lora.dropout", "2", "--model"]
     with pytest.raises(ConfigError) as caught:
         run(project, *words)
     assert caught.value.usable is None
     assert caught.value.faults == [
+        "lora_r: expected an option, as in --NAME VALUE.",
         "lora_r=8: expected an option, as in --NAME VALUE.",
         "--train.lora.r: expected a value after it, as in --train.lora.r=VALUE.",
         "--=: expected an option, as in --NAME VALUE.",

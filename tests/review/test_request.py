@@ -53,6 +53,7 @@ def test_everything_given_arrives():
         (APPROVE | {"expires": "2020-01-31"}, "expected a day after today"),
         (APPROVE | {"history": "true"}, r"approve \(-P decision\): history only shows"),
         (APPROVE | {"verify_history": "true"}, "Leave one of them out"),
+        ({"version": "a b"}, r"a b \(--version\): expected a version's number or an alias"),
         ({"slices": "region,,kind"}, "expected a list, each a name"),
         ({"history": "maybe"}, "expected true or false"),
     ],

@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal
 import click
 
 from account_tax.backends.findings import Findings
-from account_tax.errors import Failed, Refused
+from account_tax.errors import Failed
 from account_tax.faults import tell
 from account_tax.parameters.config import ConfigError, Pair, Resolved, resolve, resolve_usable
 from account_tax.parameters.kinds import Help
-from account_tax.parameters.options import read_options
+from account_tax.parameters.options import read_words
 from account_tax.parameters.schema import File
 
 from .plan import make_plan
@@ -49,11 +49,12 @@ def preflight(project: Path, words: Sequence[str]) -> int:
         project: The project's root.
         words: The options, and parameters as `kedro train` takes them.
     """
-    try:
-        options, parameters = read_options(Options, words, lambda _: True)
-    except Refused as err:
-        click.echo(err, err=True)
+    values, parameters, faults = read_words(Options, words, lambda _: True)
+    if faults:
+        faults += _resolve(project, parameters)[1]
+        click.echo(tell(faults, "in the options"), err=True)
         return 2
+    options = Options(**values)
     backend = options.backend
     if backend == "local":
         findings = _check_here(project, parameters)

@@ -265,7 +265,7 @@ def _name_sources(
     for name, text in overrides:
         source = f"-P {aliases[name] if name in declared else name}" if by_mlflow else f"--{name}"
         declared.discard(name)
-        yield keys.get(name, name), text, source
+        yield name if text is None else keys.get(name, name), text, source
 
 
 def _expand(setting: Setting, faults: list[Fault]) -> list[Setting]:

@@ -11,7 +11,7 @@ from account_tax.faults import tell
 
 from .config import ConfigError, Pair, parse_command_line, read_section, resolve
 from .kinds import Help, Section, is_flag
-from .schema import Name, RegisteredName
+from .schema import Reference, RegisteredName
 
 Asked = TypeVar("Asked")
 
@@ -68,13 +68,13 @@ def read_options(
     Raises:
         Refused: With every fault there is.
     """
-    values, rest, faults = _read(declared, words, beyond)
+    values, rest, faults = read_words(declared, words, beyond)
     if faults:
         raise Refused(tell(faults, "in the options"))
     return declared(**values), rest
 
 
-def _read(
+def read_words(
     declared: type[Any], words: Sequence[str], beyond: Callable[[str], bool]
 ) -> tuple[dict[str, Any], list[Pair], list[str]]:
     """Return the values without a fault, the pairs of somebody else, and the faults."""
@@ -94,7 +94,7 @@ def _read(
 class VersionOptions:
     """Which registered version a command is about; `registry` has registry.yml's parameters."""
 
-    version: Annotated[Name | None, Help("A number or an alias; else registry.alias.")] = None
+    version: Annotated[Reference | None, Help("A number or an alias; else registry.alias.")] = None
     registered_model_name: Annotated[RegisteredName | None, Help("Else registry.name.")] = None
     registry: dict[str, Any] = field(default_factory=dict[str, Any])
 
@@ -127,7 +127,7 @@ class VersionOptions:
         Raises:
             Refused: With every fault there is.
         """
-        values, pairs, faults = _read(cls, words, beyond)
+        values, pairs, faults = read_words(cls, words, beyond)
         name, registry = values.get("registered_model_name"), dict[str, Any]()
         try:
             above = [*pairs, *([("registry.name", name)] if name else [])]

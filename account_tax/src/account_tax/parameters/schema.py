@@ -76,6 +76,7 @@ Alias = Annotated[
     AfterValidator(_alias),
     Words("letters, digits, - and _, and neither latest nor v1, v2, ... (MLflow keeps those)"),
 ]
+Reference = Annotated[str, Field(pattern=r"^[\w-]+$"), Words("a version's number or an alias")]
 Encoding = Annotated[
     str, AfterValidator(_encoding), Words("an encoding, such as cp949, cp1252 or utf-16")
 ]

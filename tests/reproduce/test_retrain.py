@@ -4,18 +4,22 @@ from dataclasses import replace
 
 import pytest
 import torch
+from mlflow import MlflowClient
 from safetensors.torch import save_file
 
 from account_tax.provenance.code import PACKAGE_FOLDER, describe_code
 from account_tax.registry.record import Difference, Record
 from account_tax.reproduce.retrain import (
+    Workshop,
     _code_difference,
+    _read_training,
     clone_code,
     compare_metrics,
     compare_weights,
     hidden_from_git,
     retrain,
 )
+from account_tax.storage.names import ADAPTER_FOLDER
 from tests.provenance.test_code import git, write
 
 
@@ -128,6 +132,18 @@ def test_without_git_nothing_is_trained_and_no_verdict_given(tree, tmp_path, mon
     rung = retrain(tree, None, tree, record, tmp_path, 0, print)
     assert (rung.status, rung.verdict) == ("skipped", None)
     assert "git is not on PATH" in rung.evidence
+
+
+def test_a_training_is_found_wherever_its_commit_puts_results(tmp_path):
+    workshop = Workshop(tmp_path, Record(), tmp_path, print)
+    client = MlflowClient(workshop.store)
+    run_id = client.create_run("0").info.run_id
+    client.log_param(run_id, "artifacts_root", f"results/{run_id}")
+    client.log_metric(run_id, "test/f1", 0.5)
+    name = "adapter_model.safetensors"
+    write(tmp_path, {f"results/{run_id}/{ADAPTER_FOLDER}/{name}": b"weights"})
+    found = _read_training(workshop)
+    assert (list(found.weights), found.metrics) == ([name], {"test/f1": 0.5})
 
 
 # --- weights and metrics --------------------------------------------------------------------------

@@ -273,7 +273,7 @@ def _read_training(workshop: Workshop) -> Trained:
     client = MlflowClient(workshop.store)
     experiments = [each.experiment_id for each in client.search_experiments()]
     run = client.search_runs(experiments, max_results=1)[0]  # the newest
-    adapter = workshop.project / "data" / "06_models" / run.info.run_id / ADAPTER_FOLDER
+    adapter = workshop.project / run.data.params["artifacts_root"] / ADAPTER_FOLDER
     raw = read_artifacts(client, run.info.run_id, (PARAMETERS_FILE, RECORD_FILE))
     kept = {name: yaml.safe_load(text) for name, text in raw.items()}
     return Trained(

@@ -82,7 +82,12 @@ def test_openmp_is_told_how_to_wait_before_it_is_loaded(given, found):
             "seeds = abc (--seeds): expected a whole number of at least 0.",
         ),
         (["export"], "1 problem in the options\n  output: missing; expected a path.\n"),
-        (["register"], "run: missing; expected a name."),
+        (["register", "--run", "xyz"], "run = xyz (--run): expected the id of a run, 32 hex"),
+        (
+            ["review", "--decision=approve", "--reviewer=Kim", "--reason=it", "--expires=soon"],
+            "expires = soon (-P expires): expected a date such as",
+        ),
+        (["export", "--output=new", "--verify_key=no.pem"], "verify_key = no.pem: can't be read"),
         (["export", "--otput=x"], "otput (--otput): unknown parameter. Did you mean output?"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
@@ -96,6 +101,15 @@ def test_a_refusal_costs_no_torch_and_leaves_no_run(tmp_path, words, said):
     assert HEAVY & {*spent["modules"]} == set()
     assert spent["seconds"] < 3
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [["--history"], ["--version=7"]], ids=" ".join)
+def test_what_needs_no_model_brings_no_torch(tmp_path, words):
+    done = kedro("review", *words, MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path}/mlflow.db")
+    assert "account-tax" in done.stderr
+    assert {"torch", "transformers"} & {
+        *json.loads(done.stdout.splitlines()[-1])["modules"]
+    } == set()
 
 
 # --- help -----------------------------------------------------------------------------------------
@@ -128,7 +142,8 @@ def test_trains_help_has_the_short_names_with_the_comments_of_the_yaml_files(mon
         "at least 1. [default: 8, training.yml]",
         "--learning_rate NUMBER train.training.learning_rate: peak, after warm-up. A number above "
         "0. [default: 0.002, recipes/starter.yml]",
-        "--precision [fp32|bf16|fp16]",
+        "--precision [fp32|bf16|fp16] Of the weights in training; sets train.training.bf16 and "
+        "fp16. [default: bf16, training.yml]",
         "--num_gpus [auto|INTEGER]",
         "[default: auto]",
         "Any other key of conf/base/parameters/ goes by its dotted name",
@@ -149,6 +164,13 @@ def test_each_command_says_in_whole_sentences_what_it_does(command, monkeypatch)
     ]
     for name, text in shown:
         assert text.split(" [")[0].endswith(".") or "--help" in name, name
+
+
+def test_the_list_of_commands_has_whole_sentences():
+    said = " ".join(kedro("--help").stdout.split())
+    own = said.partition("from account-tax Commands:")[2].partition(" Project specific")[0]
+    assert "train Train and register, as `mlflow run . -e train` does." in own
+    assert "..." not in own.replace("run Run the pipeline.", "")
 
 
 # --- completion -----------------------------------------------------------------------------------

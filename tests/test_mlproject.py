@@ -104,7 +104,7 @@ def test_mlproject_and_the_command_have_the_same_options(entry_point, name):
     assert list(declared) == list(options)
     for option, spec in declared.items():
         assert ("default" not in spec) == options[option].required, option
-    needed = {option: "x" for option in options if options[option].required}
+    needed = {option: "a" * 32 for option in options if options[option].required}
     words = shlex.split(entry_point(name).compute_command(needed, storage_dir=None))
     asked, _ = read_options(DECLARED[name], words[2:])
     for option, each in options.items():

@@ -58,13 +58,19 @@ def imported(name, file, tree):
 
 
 def named(tree):
-    """Yield the dotted names in strings, whole or up to a dot, for importlib or `python -m`.
+    """Yield the dotted names that stand in strings, for importlib, `python -m` or an entry point.
 
-    `account_tax.a` is none: that is the form of a tag.
+    In a call of importlib one that is put together, or relative, could be any: it is `?`.
     """
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield from re.findall(r"^(account_tax\.\w+(?=\.)[\w.]*?)\.?$", node.value)
+            yield from re.findall(r"\baccount_tax(?:\.\w+)+", node.value)
+        elif (
+            isinstance(node, ast.Call)
+            and re.search("import_+(module)?$", ast.unparse(node.func))
+            and not re.fullmatch(r"f?'\w[^']*'", ast.unparse(node.args[0]))
+        ):
+            yield "account_tax.?"
 
 
 def find_arrows(modules):
@@ -74,6 +80,7 @@ def find_arrows(modules):
         full = {*imported(name, file, tree), *named(tree)}
         targets = {each if each in modules else each.rpartition(".")[0] for each in full}
         arrows[name] = (targets & modules.keys()) - {name, "account_tax"}
+        arrows[name] |= full & {"account_tax.?"}
     return arrows
 
 
@@ -368,14 +375,22 @@ INWARD = [["storage/"], ["launch/", "review/"], ["cli.py"]]
         "import importlib\nimportlib.import_module('account_tax.launch.plan')",
         "command = ['python', '-m', 'account_tax.launch.plan']",
         "def any(name):\n    return __import__(f'account_tax.launch.{name}')",
+        "import importlib\nimportlib.import_module('.plan', 'account_tax.launch')",
+        "import importlib\nimportlib.import_module('..launch.plan', __package__)",
+        "from importlib import import_module\nimport_module('account_tax.' + 'launch.plan')",
+        "command = 'python -m account_tax.launch.plan --dry-run'",
+        "ENTRY = 'account_tax.launch.plan:Plan'",
     ],
 )
 @pytest.mark.parametrize("place", ["storage/files", "review/gates"])
 def test_an_import_against_the_layers_is_found(tmp_path, place, text):
     texts = {"launch/__init__.py": "", "launch/plan.py": "Plan = 1", "cli.py": ""}
     modules = write_package(tmp_path, texts | {f"{place}.py": text})
-    (found,) = against_the_layers(find_arrows(modules), INWARD)
-    assert found.startswith(f"account_tax.{place.replace('/', '.')} imports account_tax.")
+    found = against_the_layers(find_arrows(modules), INWARD)
+    assert found
+    assert {each.partition(" imports account_tax.")[0] for each in found} == {
+        f"account_tax.{place.replace('/', '.')}"
+    }
 
 
 def test_a_circle_is_found(tmp_path):

@@ -24,14 +24,16 @@ def test_the_output_must_not_exist(tmp_path):
             read(tmp_path / name)
     with pytest.raises(Refused, match="its folder does not exist"):
         read(tmp_path / "missing" / "output")
+    with pytest.raises(Refused, match=r"2 problems(.|\n)*verify_key = no.pem: can't be read"):
+        read(tmp_path / "missing" / "output", "--verify_key", "no.pem")
     asked = read(tmp_path / "new")
     assert (asked.output, asked.name, asked.reference) == (
         *(tmp_path / "new", "account-tax", "challenger"),
     )
 
 
-def read(output):
-    return read_request(REPOSITORY, ["--output", str(output)])
+def read(output, *more):
+    return read_request(REPOSITORY, ["--output", str(output), *more])
 
 
 def test_the_loader_stands_alone():

@@ -12,9 +12,10 @@ def words_of(backend, config):
 
 
 def test_a_backend_there_is_not_is_refused(tmp_path, capsys):
-    assert preflight(tmp_path, ["--backend", "cloud"]) == 2
-    said = "backend = cloud (--backend): expected one of local, slurm, kubernetes, databricks."
-    assert said in capsys.readouterr().err
+    assert preflight(tmp_path, ["--backend", "cloud", "--lora_r", "abc", "stray"]) == 2
+    said = capsys.readouterr().err
+    assert "backend = cloud (--backend): expected one of local, slurm, kubernetes, dat" in said
+    assert "stray: expected an option" in said
 
 
 @pytest.mark.parametrize("backend", ["kubernetes", "databricks", "slurm"])

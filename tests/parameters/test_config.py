@@ -214,13 +214,19 @@ def test_both_forms_of_an_option_are_read():
     assert parse_command_line(words) == pairs
 
 
-def test_every_fault_of_the_command_line_is_told():
+def test_every_fault_of_the_command_line_is_told_with_those_of_the_values(project):
+    words = ["lora_r", "lora_r=8", "--train.lora.r", "--=", "--train.lora.dropout", "2", "--model"]
     with pytest.raises(ConfigError) as caught:
-        parse_command_line(["lora_r=8", "--train.lora.r", "--recipe", "x", "--model"])
-    assert [fault.split(":")[0] for fault in caught.value.faults] == [
-        "lora_r=8",
-        "--train.lora.r",
-        "--model",
+        run(project, *words)
+    assert caught.value.usable is None
+    assert caught.value.faults == [
+        "lora_r: expected an option, as in --NAME VALUE.",
+        "lora_r=8: expected an option, as in --NAME VALUE.",
+        "--train.lora.r: expected a value after it, as in --train.lora.r=VALUE.",
+        "--=: expected an option, as in --NAME VALUE.",
+        "--model: expected a value after it, as in --model=VALUE.",
+        "train.lora.dropout = 2 (--train.lora.dropout): expected a number of at least 0 and "
+        "below 1.",
     ]
 
 
@@ -306,6 +312,9 @@ def test_an_unknown_recipe_lists_those_there_are(project):
         ("lerning_rate", "learning_rate"),
         ("registery.name", "registry"),
         ("num_gpu", "num_gpus"),
+        ("training.learning_rate", "train.training"),
+        ("lora.r", "train.lora"),
+        ("max_steps.x", "train.training.max_steps"),
     ],
 )
 def test_an_unknown_name_brings_the_nearest(project, wrong, right):
@@ -314,7 +323,17 @@ def test_an_unknown_name_brings_the_nearest(project, wrong, right):
 
 
 def test_a_name_like_no_other_brings_no_suggestion(project):
-    assert faults(project, "--zzzzzz=1") == ["zzzzzz (--zzzzzz): unknown parameter."]
+    assert faults(project, "--zzzzzz=1") == [
+        "zzzzzz (--zzzzzz): unknown parameter. --help names those there are."
+    ]
+
+
+def test_a_fault_is_one_short_line_whatever_was_typed(project):
+    assert faults(project, "--lora_r=8\n9\x1b[31m") == [
+        r'train.lora.r = "8\n9\u001b[31m" (--lora_r): expected a whole number of at least 1.'
+    ]
+    (line,) = faults(project, f"--lora_r={'한' * 5000}")
+    assert f"= {'한' * 200}… (--lora_r)" in line
 
 
 @pytest.mark.parametrize(

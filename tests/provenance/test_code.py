@@ -6,7 +6,13 @@ import subprocess
 import pytest
 
 from account_tax.errors import Failed
-from account_tax.provenance.code import Code, code_in_words, describe_code
+from account_tax.provenance.code import (
+    PACKAGE_FOLDER,
+    Code,
+    code_in_words,
+    describe_code,
+    digest_package,
+)
 
 IDENTITY = ("-c", "user.name=test", "-c", "user.email=test@localhost")
 SECRET = "Confidential4711"
@@ -46,7 +52,8 @@ def test_a_clean_tree_has_no_patch(tree):
     code = describe_code(tree)
     assert code.commit == git(tree, "rev-parse", "HEAD").decode().strip()
     assert (code.dirty, code.patch, code.left_out) == (False, b"", ())
-    assert code.tags() == {"commit": code.commit, "dirty": "false"}
+    package = {"package_sha256": digest_package(tree / PACKAGE_FOLDER)}
+    assert code.tags() == {"commit": code.commit, "dirty": "false"} | package
 
 
 def test_outside_a_repository_there_is_nothing_to_say(tmp_path):

@@ -13,11 +13,11 @@ from account_tax.reporting.description import (
     BEGIN,
     CARD_CUT,
     END,
-    LONGEST_DESCRIPTION,
     compose,
     read_sections,
     write_section,
 )
+from account_tax.storage.names import LONGEST_TEXT
 
 CARD = "# account-tax\n\nFiles a ledger line.\n\n## Limits\n\n- A person reviews every proposal."
 LONG = "\n".join(f"| account {number} | 0.5000 |" for number in range(1000))
@@ -47,7 +47,7 @@ def test_a_review_keeps_the_line_of_reproduce_and_the_other_way_round(version):
     ):
         write_section(client, created, section, text)
     stored = client.get_model_version("account-tax", "1").description
-    assert len(stored) <= LONGEST_DESCRIPTION
+    assert len(stored) <= LONGEST_TEXT
     assert stored.startswith(f"{BEGIN}\n# Review: another\n{END}\n\n")
     assert stored.endswith("\n\nReproduced: DIFFERENT (data), 2026-11-24T18:00:00Z, run abc")
     assert stored.count("Reproduced: ") == stored.count(BEGIN) == 1
@@ -68,18 +68,18 @@ def test_a_section_stands_alone(section):
 
 def test_a_long_card_is_cut_at_a_line_and_says_where_the_rest_is():
     described = compose({"card": LONG, "review": REVIEW, "reproduced": LINE})
-    assert LONGEST_DESCRIPTION - 100 < len(described) <= LONGEST_DESCRIPTION
+    assert LONGEST_TEXT - 100 < len(described) <= LONGEST_TEXT
     card = read_sections(described)["card"].strip()
     assert card.endswith(f"\n\n{CARD_CUT}")
     assert LONG.startswith(card.removesuffix(f"\n\n{CARD_CUT}") + "\n")
     again = replaced(described, review=f"{REVIEW}\nlonger")
     assert again.count(CARD_CUT) == 1
-    assert len(again) <= LONGEST_DESCRIPTION
+    assert len(again) <= LONGEST_TEXT
 
 
 def test_a_card_in_one_line_is_cut_too():
     described = compose({"card": "x" * 6000, "reproduced": LINE})
-    assert len(described) == LONGEST_DESCRIPTION
+    assert len(described) == LONGEST_TEXT
     assert described.endswith(f"x\n\n{CARD_CUT}\n\n{LINE}")
 
 
@@ -92,7 +92,7 @@ def test_a_long_reason_stays_one_short_line():
 def test_a_review_that_is_too_long_itself_leaves_room_for_the_line():
     gates = "\n".join(f"gate {number}" for number in range(5000))
     described = compose({"review": gates, "card": LONG, "reproduced": LINE})
-    assert len(described) <= LONGEST_DESCRIPTION
+    assert len(described) <= LONGEST_TEXT
     assert described.endswith(f"{END}\n\n{CARD_CUT}\n\n{LINE}")
     assert "gate" not in replaced(described, review="# new")
 

@@ -10,3 +10,10 @@ def test_rungs_are_read_in_any_order_and_stand_on_the_first():
     assert read_request(REPOSITORY, []).rungs == ["R0", "R1", "R2", "R3"]
     with pytest.raises(Refused, match=r'"R4"\] \(--rungs\): expected some of R0, R1, R2, R3'):
         read_request(REPOSITORY, ["--rungs", "R0,R4"])
+
+
+def test_a_key_that_can_not_be_read_is_told_with_the_other_faults():
+    with pytest.raises(Refused, match="2 problems in the options") as refused:
+        read_request(REPOSITORY, ["--seeds", "--verify_key", "nofile.pem"])
+    assert "verify_key = nofile.pem: can't be read as a public key" in str(refused.value)
+    assert "--seeds: expected a value after it" in str(refused.value)

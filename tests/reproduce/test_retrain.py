@@ -4,17 +4,22 @@ from dataclasses import replace
 
 import pytest
 import torch
+from mlflow import MlflowClient
 from safetensors.torch import save_file
 
-from account_tax.provenance.code import describe_code
+from account_tax.provenance.code import PACKAGE_FOLDER, describe_code
 from account_tax.registry.record import Difference, Record
 from account_tax.reproduce.retrain import (
+    Workshop,
     _code_difference,
+    _read_training,
     clone_code,
     compare_metrics,
     compare_weights,
+    hidden_from_git,
     retrain,
 )
+from account_tax.storage.names import ADAPTER_FOLDER
 from tests.provenance.test_code import git, write
 
 
@@ -88,12 +93,57 @@ def test_changes_that_nobody_recorded_are_code_and_a_ledger_is_none(tree):
     assert list(_code_difference(tree, record)) == []
 
 
+def mark(name):
+    return lambda tree: git(tree, "update-index", name, "account_tax/src/account_tax/a.py")
+
+
+def nest(tree):
+    write(tree, {"account_tax/src/account_tax/inner/b.py": b"b = 1\n"})
+    git(tree / "account_tax/src/account_tax/inner", "init", "-q")
+
+
+@pytest.mark.parametrize(
+    "hide",
+    [
+        mark("--assume-unchanged"),
+        mark("--skip-worktree"),
+        lambda tree: write(tree, {".git/info/exclude": b"b.py", f"{PACKAGE_FOLDER}/b.py": b""}),
+        nest,
+    ],
+)
+def test_a_change_that_git_does_not_show_is_code(tree, tmp_path, hide):
+    write(tree, {f"{PACKAGE_FOLDER}/a.py": b"a = 1\r\n"})
+    git(tree, "-c", "core.autocrlf=true", "add", ".")
+    git(tree, "commit", "-q", "-m", "Two")
+    clone_code(tree, record_of(tree), tmp_path / "plain")
+    assert hidden_from_git(tmp_path / "plain", record_of(tree)) is None
+    hide(tree)
+    write(tree, {f"{PACKAGE_FOLDER}/a.py": b"a = 2\n"})
+    record = record_of(tree)
+    clone_code(tree, record, tmp_path / "clone")
+    found = hidden_from_git(tmp_path / "clone", record)
+    assert found.cause == "code"
+    assert f"instead of {record.tags['package_sha256']}" in found.text
+
+
 def test_without_git_nothing_is_trained_and_no_verdict_given(tree, tmp_path, monkeypatch):
     record = record_of(tree)
     monkeypatch.setenv("PATH", str(tmp_path))
     rung = retrain(tree, None, tree, record, tmp_path, 0, print)
     assert (rung.status, rung.verdict) == ("skipped", None)
     assert "git is not on PATH" in rung.evidence
+
+
+def test_a_training_is_found_wherever_its_commit_puts_results(tmp_path):
+    workshop = Workshop(tmp_path, Record(), tmp_path, print)
+    client = MlflowClient(workshop.store)
+    run_id = client.create_run("0").info.run_id
+    client.log_param(run_id, "artifacts_root", f"results/{run_id}")
+    client.log_metric(run_id, "test/f1", 0.5)
+    name = "adapter_model.safetensors"
+    write(tmp_path, {f"results/{run_id}/{ADAPTER_FOLDER}/{name}": b"weights"})
+    found = _read_training(workshop)
+    assert (list(found.weights), found.metrics) == ([name], {"test/f1": 0.5})
 
 
 # --- weights and metrics --------------------------------------------------------------------------

@@ -1,11 +1,13 @@
+from datetime import date, timedelta
+
 import pytest
 
 from account_tax.errors import Refused
-from account_tax.parameters.config import ConfigError
 from account_tax.review.request import read_request
 from tests.commands import as_words
 from tests.test_mlproject import REPOSITORY
 
+NEXT_YEAR = str(date.today() + timedelta(days=365))
 APPROVE = {"decision": "approve", "reviewer": "Kim", "reason": "better on every account"}
 
 
@@ -27,12 +29,12 @@ def test_what_is_not_given_is_the_projects():
 def test_everything_given_arrives():
     request = parse(
         ["--registry.gates.min_f1", "0.9"], **APPROVE, version="3", waive="min_f1, clean_tree",
-        expires="2027-06-30", slices="region,kind", data="books.csv", registered_model_name="other",
+        expires=NEXT_YEAR, slices="region,kind", data="books.csv", registered_model_name="other",
     )  # fmt: skip
     assert (request.name, request.reference, request.data) == ("other", "3", "books.csv")
     assert request.waive == ["min_f1", "clean_tree"]
     assert request.slices == ["region", "kind"]
-    assert (request.reviewer, request.expires) == ("Kim", "2027-06-30")
+    assert (request.reviewer, request.expires) == ("Kim", NEXT_YEAR)
     assert request.registry["gates"]["min_f1"] == 0.9
 
 
@@ -46,7 +48,13 @@ def test_everything_given_arrives():
         ({"waive": "min_f1"}, "belongs to a decision"),
         (APPROVE | {"waive": "min_f2"}, "Did you mean min_f1"),
         (APPROVE | {"decision": "reject", "waive": "min_f1"}, "belongs to approve only"),
-        (APPROVE | {"decision": "retire", "expires": "2027-01-01"}, "belongs to approve only"),
+        (APPROVE | {"decision": "retire", "expires": NEXT_YEAR}, "belongs to approve only"),
+        (APPROVE | {"expires": "yesterday"}, r"yesterday \(-P expires\): expected a date such as"),
+        (APPROVE | {"expires": "2020-01-31"}, "expected a day after today"),
+        (APPROVE | {"history": "true"}, r"approve \(-P decision\): history only shows"),
+        (APPROVE | {"verify_history": "true"}, "Leave one of them out"),
+        ({"version": "a b"}, r"a b \(--version\): expected a version's number or an alias"),
+        ({"slices": "region,,kind"}, "expected a list, each a name"),
         ({"history": "maybe"}, "expected true or false"),
     ],
 )
@@ -61,6 +69,24 @@ def test_every_fault_is_named_at_once():
     assert len(str(refused.value).splitlines()) == 4
     with pytest.raises(Refused, match="3 problems in the options"):
         parse(decision="reject", waive="min_f1")
+    with pytest.raises(Refused) as refused:
+        parse(
+            ["stray", "--registry.gates.min_f1", "2", "--registry.gates.f1", "1", "--history=no_"],
+            decision="approve", reviewer="Kim", expires="yesterday", registered_model_name="a/b",
+        )  # fmt: skip
+    said = str(refused.value).splitlines()
+    assert said[0] == "7 problems in the options"
+    keys = (
+        "stray",
+        "history",
+        "registered_",
+        "registry.gates.min",
+        "registry.gates.f1",
+        "rea",
+        "exp",
+    )
+    for key in keys:
+        assert any(line.startswith(f"  {key}") for line in said), said
 
 
 @pytest.mark.parametrize(
@@ -76,7 +102,7 @@ def test_an_option_that_is_none_is_refused(more, message):
 
 
 def test_a_gate_that_is_none_is_refused():
-    with pytest.raises(ConfigError, match=r"Did you mean registry\.gates\.min_f1"):
+    with pytest.raises(Refused, match=r"Did you mean registry\.gates\.min_f1"):
         parse(["--registry.gates.min_f", "1"])
 
 

@@ -177,6 +177,7 @@ def _prepared_version(options: dict[str, Any]) -> str | None:
 
     from account_tax.ledger.reading import DataError, source_digest
     from account_tax.pipelines.prepare.nodes import inputs_sha256
+    from account_tax.storage.names import PREPARED_FOLDER
     from account_tax.storage.prepared import find_prepared
 
     created = {"env": options["env"], "conf_source": options["conf_source"]}
@@ -187,4 +188,4 @@ def _prepared_version(options: dict[str, Any]) -> str | None:
         key = inputs_sha256(data, model, source_digest(data))
     except DataError:
         return None  # the pipeline says what is wrong with it
-    return find_prepared(Path("data/04_feature"), key)
+    return find_prepared(Path(PREPARED_FOLDER), key)

@@ -33,6 +33,7 @@ from account_tax.model.classifier import (
 from account_tax.model.licence import base_licence
 from account_tax.registry.download import download_version
 from account_tax.registry.find import find_version
+from account_tax.storage.names import PROBE_FILE
 from account_tax.tracking.owned_run import OwnedRun
 from account_tax.tracking.store import tracking_uri
 
@@ -99,7 +100,7 @@ def write_export(classifier: Path, output: Path, version: ModelVersion) -> float
         Failed: If what was written does not answer as the classifier does.
     """
     loaded = load_classifier(classifier)
-    texts = json.loads((classifier / "probe.json").read_text(encoding="utf-8"))["texts"]
+    texts = json.loads((classifier / PROBE_FILE).read_text(encoding="utf-8"))["texts"]
     logits = loaded.logits(texts)
     # Beside the output, so that the last step is one rename on one disk.
     scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))

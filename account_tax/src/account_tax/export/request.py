@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from account_tax.errors import Refused
-from account_tax.faults import tell
 from account_tax.parameters.kinds import Help
-from account_tax.parameters.options import VersionOptions, read_options
+from account_tax.parameters.options import VersionOptions
 from account_tax.parameters.schema import File
+from account_tax.provenance.signing import key_faults
 from account_tax.storage.files import output_faults
 
 
@@ -29,9 +28,11 @@ def read_request(project: Path, words: Sequence[str]) -> Request:
     Raises:
         Refused: If an option can't be what it is, or the folder can't be made.
     """
-    asked, _ = read_options(Request, words)
+    return Request.read(project, words, lambda asked: _faults_of(project, asked))
+
+
+def _faults_of(project: Path, asked: Request) -> list[str]:
     output = project / asked.output
-    if faults := output_faults(output.parent, [output], "Name a folder that doesn't."):
-        said = [f"output = {asked.output} (-P output): {fault}" for fault in faults]
-        raise Refused(tell(said, "in the options"))
-    return asked.settled(project)
+    faults = output_faults(output.parent, [output], "Name a folder that doesn't.")
+    said = [f"output = {asked.output} (-P output): {fault}" for fault in faults]
+    return said + key_faults(asked.verify_key)

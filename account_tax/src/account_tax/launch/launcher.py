@@ -23,6 +23,7 @@ from account_tax.storage.names import (
     INTERRUPTED_FILE,
     PARAMETERS_FILE,
     PATCH_FILE,
+    PREPARED_FOLDER,
     PROGRESS_FILE,
     PROGRESS_VARIABLE,
     RECORD_FILE,
@@ -110,7 +111,7 @@ def _into_folder(resolved: Resolved, root: Path, checkpoints: Path) -> Resolved:
 
 def _prepare(stages: Stages, key: str) -> None:
     """Prepare the data, unless that was done from the same bytes and parameters."""
-    folder = stages.project / "data" / "04_feature"
+    folder = stages.project / PREPARED_FOLDER
     version = find_prepared(folder, key)
     if version:
         click.echo(f"prepare: skipped, same source bytes and parameters as version {version}")

@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal
 import click
 
 from account_tax.backends.findings import Findings
-from account_tax.errors import Failed, Refused
+from account_tax.errors import Failed
 from account_tax.faults import tell
-from account_tax.parameters.config import ConfigError, Resolved, resolve, resolve_usable
+from account_tax.parameters.config import ConfigError, Pair, Resolved, resolve, resolve_usable
 from account_tax.parameters.kinds import Help
-from account_tax.parameters.options import read_options
+from account_tax.parameters.options import read_words
 from account_tax.parameters.schema import File
 
 from .plan import make_plan
@@ -28,9 +28,6 @@ BACKENDS = {
     "kubernetes": "kubernetes",
     "databricks": "databricks",
 }
-
-
-Pairs = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -52,11 +49,12 @@ def preflight(project: Path, words: Sequence[str]) -> int:
         project: The project's root.
         words: The options, and parameters as `kedro train` takes them.
     """
-    try:
-        options, parameters = read_options(Options, words, lambda _: True)
-    except Refused as err:
-        click.echo(err, err=True)
+    values, parameters, faults = read_words(Options, words, lambda _: True)
+    if faults:
+        faults += _resolve(project, parameters)[1]
+        click.echo(tell(faults, "in the options"), err=True)
         return 2
+    options = Options(**values)
     backend = options.backend
     if backend == "local":
         findings = _check_here(project, parameters)
@@ -76,7 +74,7 @@ def preflight(project: Path, words: Sequence[str]) -> int:
     return 2
 
 
-def _resolve(project: Path, parameters: Pairs) -> tuple[Resolved | None, list[str]]:
+def _resolve(project: Path, parameters: Sequence[Pair]) -> tuple[Resolved | None, list[str]]:
     """Return the parameters as far as they can be read, and their faults."""
     try:
         return resolve(project, parameters), []
@@ -99,7 +97,7 @@ def _read(project: Path, name: Path | None) -> tuple[dict[str, Any] | None, list
     return config, []
 
 
-def _check_here(project: Path, parameters: Pairs) -> Findings:
+def _check_here(project: Path, parameters: Sequence[Pair]) -> Findings:
     """Return the faults of parameters, data, base model and machine, and what a run would do."""
     try:
         return Findings(facts=make_plan(project, *resolve_usable(project, parameters)).facts())

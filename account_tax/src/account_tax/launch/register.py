@@ -21,7 +21,7 @@ from account_tax.errors import Refused
 from account_tax.parameters.config import resolve
 from account_tax.parameters.kinds import Help
 from account_tax.parameters.options import read_options
-from account_tax.parameters.schema import Name
+from account_tax.parameters.schema import RunId
 from account_tax.processes.groups import Interrupted
 from account_tax.processes.identity import state_of
 from account_tax.storage.names import CONFIG_VARIABLE, PREPARED_FILE, REGISTRATION_FILE, TAG
@@ -112,7 +112,7 @@ def salvaged(stages: Stages, run: OwnedRun) -> Iterator[None]:
 class Options:
     """What is asked."""
 
-    run: Annotated[Name, Help("The id of an MLflow run that has trained.")]
+    run: Annotated[RunId, Help("The id of an MLflow run that has trained.")]
 
 
 def register(project: Path, words: Sequence[str]) -> int:

@@ -34,6 +34,7 @@ from account_tax.storage.names import (
     MARKER_FILE,
     METRICS_FILE,
     PREPARED_FILE,
+    PREPARED_FOLDER,
     PROGRESS_FILE,
     REGISTRATION_FILE,
 )
@@ -158,7 +159,7 @@ class Stages:
         if (self.root / BEST_FOLDER).is_dir():
             name = DATASET_METADATA_FILE
             version = self.versions["dataset_metadata"]
-            source = self.project / "data" / "04_feature" / name / version / name
+            source = self.project / PREPARED_FOLDER / name / version / name
             shutil.copy(source, self.root / name)
 
     def prove_training(self, status: int) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from .schema import LAUNCH_FLAGS, LaunchOptions, everything, refusal
 NOT_GIVEN = "from_recipe"  # the recipe's value stands; `none` may be one
 NONE_GIVEN = ("none", NOT_GIVEN, "")  # of a command without a recipe
 RECIPE_SECTIONS = ("data", "train", "registry")
+PRECISION_KEYS = ("train.training.bf16", "train.training.fp16")
 PRECISIONS = {"fp32": ("false", "false"), "bf16": ("true", "false"), "fp16": ("false", "true")}
 # Where a run writes and what it may register; they decide nothing about what comes out.
 NO_PART = (
@@ -35,7 +36,9 @@ GATES = "registry.gates."  # what a review asks of a version; they have no part 
 BASE = "train.model.name"
 UNKNOWN = "unknown parameter"
 MOST_NAMED = 20  # a message names no more
+MOST_SHOWN = 200  # characters of a value
 Tree = dict[str, Any]
+Pair = tuple[str, str | None]  # a name and its text; a word that is no option's has none
 
 
 class ConfigError(Refused):
@@ -109,23 +112,19 @@ class Layer:
     sources: Mapping[str, str]
 
 
-def parse_command_line(
-    args: Sequence[str], flags: Iterable[str] = LAUNCH_FLAGS
-) -> list[tuple[str, str]]:
+def parse_command_line(args: Sequence[str], flags: Iterable[str] = LAUNCH_FLAGS) -> list[Pair]:
     """Return `--a.b c`, `--a.b=c` and bare flags, which mean true, as (name, text) pairs.
 
-    Raises:
-        ConfigError: If a word is no option, or an option has no value.
+    A word that is no option, and an option without a value, stand there as typed, without a text.
     """
-    pairs: list[tuple[str, str]] = []
-    faults: list[str] = []
+    pairs: list[Pair] = []
     words = list(args)
     while words:
         word = words.pop(0)
         name, equals, text = word.removeprefix("--").partition("=")
         name = name if "." in name else name.replace("-", "_")
         if not word.startswith("--") or not name:
-            faults.append(f"{word}: expected an option, as in --NAME VALUE.")
+            pairs.append((word, None))
         elif equals:
             pairs.append((name, text))
         elif words and not words[0].startswith("--"):
@@ -133,13 +132,11 @@ def parse_command_line(
         elif name in flags:
             pairs.append((name, "true"))
         else:
-            faults.append(f"{word}: expected a value after it, as in {word}=VALUE.")
-    if faults:
-        raise ConfigError(faults)
+            pairs.append((word, None))
     return pairs
 
 
-def resolve(project: Path, overrides: Sequence[tuple[str, str]]) -> Resolved:
+def resolve(project: Path, overrides: Sequence[Pair]) -> Resolved:
     """Return the parameters of a run: conf < recipe < command line, cast and checked.
 
     Args:
@@ -168,9 +165,7 @@ def resolve(project: Path, overrides: Sequence[tuple[str, str]]) -> Resolved:
     return resolved
 
 
-def resolve_usable(
-    project: Path, overrides: Sequence[tuple[str, str]]
-) -> tuple[Resolved, list[str]]:
+def resolve_usable(project: Path, overrides: Sequence[Pair]) -> tuple[Resolved, list[str]]:
     """Return the parameters of a run, less the sections whose values can't stand together, and why.
 
     Raises:
@@ -184,7 +179,7 @@ def resolve_usable(
         return err.usable, err.faults
 
 
-def read_section(section: Section, overrides: Sequence[tuple[str, str]]) -> tuple[Tree, list[str]]:
+def read_section(section: Section, overrides: Sequence[Pair]) -> tuple[Tree, list[str]]:
     """Return the values of a command's own options, cast and checked, and every fault."""
     faults: list[Fault] = []
     same_names = {name: name for name in section.fields}
@@ -232,7 +227,7 @@ def read_aliases(project: Path) -> dict[str, str]:
 
 
 def _read_settings(
-    overrides: Sequence[tuple[str, str]],
+    overrides: Sequence[Pair],
     aliases: Mapping[str, str],
     faults: list[Fault],
     not_given: Sequence[str] = (NOT_GIVEN,),
@@ -240,6 +235,11 @@ def _read_settings(
     """Return the given values by key. A key given twice with two values is a fault."""
     settings: dict[str, Setting] = {}
     for name, text, source in _name_sources(overrides, aliases):
+        if text is None:
+            lacks = f"a value after it, as in {name}=VALUE"
+            expected = lacks if re.match("--[^=]", name) else "an option, as in --NAME VALUE"
+            faults.append(Fault(name, f"expected {expected}", source=""))
+            continue
         if text.strip().lower() in not_given:
             continue
         for setting in _expand(Setting(name, text, source), faults):
@@ -251,20 +251,21 @@ def _read_settings(
 
 
 def _name_sources(
-    overrides: Sequence[tuple[str, str]], aliases: Mapping[str, str]
-) -> Iterator[tuple[str, str, str]]:
+    overrides: Sequence[Pair], aliases: Mapping[str, str]
+) -> Iterator[tuple[str, str | None, str]]:
     """Yield (key, text, what the user typed) for each value.
 
-    MLflow fills in MLproject's command, every -P name in it, and appends the undeclared ones. So
-    where all are there, the first of a key is its -P name's, and any other is a key given by -P.
+    MLflow fills in MLproject's command, every -P name in it, and appends the undeclared ones. Where
+    all of several are there, the first of a key is its -P name's, and any other a key given by -P.
     """
     keys = {alias: key for key, alias in aliases.items()}
-    declared = set(aliases) if set(aliases) <= {name for name, _ in overrides} else set[str]()
+    whole = len(aliases) > 1 and set(aliases) <= {name for name, _ in overrides}
+    declared = set(aliases) if whole else set[str]()
     by_mlflow = bool(declared)
     for name, text in overrides:
         source = f"-P {aliases[name] if name in declared else name}" if by_mlflow else f"--{name}"
         declared.discard(name)
-        yield keys.get(name, name), text, source
+        yield name if text is None else keys.get(name, name), text, source
 
 
 def _expand(setting: Setting, faults: list[Fault]) -> list[Setting]:
@@ -275,9 +276,8 @@ def _expand(setting: Setting, faults: list[Fault]) -> list[Setting]:
         reason = f"expected one of {', '.join(PRECISIONS)}"
         faults.append(Fault("precision", reason, setting.text, setting.source))
         return []
-    keys = ("train.training.bf16", "train.training.fp16")
-    texts = PRECISIONS[setting.text]
-    return [Setting(key, text, setting.source) for key, text in zip(keys, texts, strict=True)]
+    both = zip(PRECISION_KEYS, PRECISIONS[setting.text], strict=True)
+    return [Setting(key, text, setting.source) for key, text in both]
 
 
 def _read_layers(
@@ -434,9 +434,10 @@ def kind_of(key: str, section: Section) -> Any:
 
 
 def _show(value: Any) -> str:
-    if isinstance(value, str):
-        return value or "''"
-    return json.dumps(value, ensure_ascii=False, default=str)
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    if not text.isprintable():  # a fault is one line
+        text = json.dumps(text, ensure_ascii=False)
+    return text if 0 < len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…" if text else "''"
 
 
 def _lines(
@@ -460,17 +461,20 @@ def _lines(
 
 
 def _suggest(key: str, section: Section, short_names: Iterable[str]) -> str:
-    """Return a hint at the known name that a wrong one stands for: beside it, else anywhere."""
+    """Return a hint at the known name that a wrong one stands for.
+
+    One of the same spelling elsewhere, else the nearest beside it, else the nearest anywhere.
+    """
     parent, _, name = key.rpartition(".")
     known = list(keys_of(section))
     beside = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == parent}
     if not parent:
         beside |= {short: short for short in short_names}
     anywhere = {k.rpartition(".")[2]: k for k in reversed(known)}
-    for pool, cutoff in ((beside, 0.6), (anywhere, 0.75)):
+    for pool, cutoff in ((anywhere, 1), (beside, 0.6), (anywhere, 0.75)):
         if near := nearest(name, pool, cutoff):
             return f" Did you mean {pool[near]}?"
-    return f" {hint(key, known)}" if len(known) <= MOST_NAMED else ""
+    return f" {hint(key, known)}" if len(known) <= MOST_NAMED else " --help names those there are."
 
 
 def keys_of(section: Section, prefix: str = "") -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import NoneType
@@ -12,7 +12,15 @@ import click
 import yaml
 from click.shell_completion import CompletionItem
 
-from .config import ConfigError, keys_of, kind_of, read_aliases, resolve
+from .config import (
+    PRECISION_KEYS,
+    PRECISIONS,
+    ConfigError,
+    keys_of,
+    kind_of,
+    read_aliases,
+    resolve,
+)
 from .kinds import Section, choices, describe, is_flag, plain_types
 from .options import Option, options_of, text_of
 from .schema import LaunchOptions, everything
@@ -35,6 +43,10 @@ class WordsCommand(click.Command):
             ctx.exit()
         ctx.params = {"words": tuple(args)}
         return []
+
+    def get_short_help_str(self, limit: int = 0) -> str:
+        """Return the first sentence, whole: click ends one at "`mlflow run ."."""
+        return " ".join((self.help or "").split("\n\n")[0].split())
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Return the options, made when somebody asks: most calls never do."""
@@ -87,8 +99,8 @@ def train_options(project: Path) -> list[Option]:
     launch = {each.name: each for each in options_of(LaunchOptions)}
     recipes = [file.stem for file in sorted((project / "recipes").glob("*.yml"))]
     launch["recipe"] = replace(launch["recipe"], values=recipes)
-    launch["precision"] = Option("precision", Literal["fp32", "bf16", "fp16"], PRECISION)
     said, section, set_to = _comments(project), everything(), _defaults(project)
+    launch["precision"] = Option("precision", Literal[*PRECISIONS], PRECISION, _precision(set_to))
     keys = {key: kind_of(key, section) for key in keys_of(section) if key not in launch}
     kinds = {key: kind for key, kind in keys.items() if not isinstance(kind, Section)}
     dotted = {key: Option(key, kind, said.get(key, "")) for key, kind in kinds.items()}
@@ -108,6 +120,14 @@ def _defaults(project: Path) -> dict[str, str]:
         return {}
     texts = {key: text_of(value) for key, value in resolved.flat().items()}
     return {key: f"{text}, {resolved.sources[key]}" for key, text in texts.items() if text}
+
+
+def _precision(set_to: Mapping[str, str]) -> str:
+    """Return the default of the one word for two keys."""
+    pairs = [set_to.get(key, "").partition(", ") for key in PRECISION_KEYS]
+    texts, sources = tuple(pair[0] for pair in pairs), {pair[2]: None for pair in pairs}
+    words = [word for word, both in PRECISIONS.items() if both == texts]
+    return "".join(f"{word}, {' and '.join(sources)}" for word in words)
 
 
 def _comments(project: Path) -> dict[str, str]:

@@ -1,17 +1,17 @@
 # pyright: strict
 """A command's options: declared once, as the fields of a dataclass, and read from its words."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, field, fields, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar, cast, get_args, get_type_hints
 
 from account_tax.errors import Refused
 from account_tax.faults import tell
 
-from .config import parse_command_line, read_section, resolve
+from .config import ConfigError, Pair, parse_command_line, read_section, resolve
 from .kinds import Help, Section, is_flag
-from .schema import Name, RegisteredName
+from .schema import Reference, RegisteredName
 
 Asked = TypeVar("Asked")
 
@@ -57,7 +57,7 @@ def text_of(value: Any) -> str:
 
 def read_options(
     declared: type[Asked], words: Sequence[str], beyond: Callable[[str], bool] = lambda _: False
-) -> tuple[Asked, list[tuple[str, str]]]:
+) -> tuple[Asked, list[Pair]]:
     """Return what a command's words ask for, and the pairs that are not its own.
 
     Args:
@@ -68,6 +68,16 @@ def read_options(
     Raises:
         Refused: With every fault there is.
     """
+    values, rest, faults = read_words(declared, words, beyond)
+    if faults:
+        raise Refused(tell(faults, "in the options"))
+    return declared(**values), rest
+
+
+def read_words(
+    declared: type[Any], words: Sequence[str], beyond: Callable[[str], bool]
+) -> tuple[dict[str, Any], list[Pair], list[str]]:
+    """Return the values without a fault, the pairs of somebody else, and the faults."""
     options = {each.name: each for each in options_of(declared)}
     flags = [name for name, each in options.items() if is_flag(each.kind)]
     pairs = parse_command_line(words, flags)
@@ -77,16 +87,14 @@ def read_options(
         frozenset(name for name, each in options.items() if each.required),
     )
     values, faults = read_section(section, [pair for pair in pairs if pair not in rest])
-    if faults:
-        raise Refused(tell(faults, "in the options"))
-    return declared(**values), rest
+    return values, rest, faults
 
 
 @dataclass(frozen=True, kw_only=True)
 class VersionOptions:
     """Which registered version a command is about; `registry` has registry.yml's parameters."""
 
-    version: Annotated[Name | None, Help("A number or an alias; else registry.alias.")] = None
+    version: Annotated[Reference | None, Help("A number or an alias; else registry.alias.")] = None
     registered_model_name: Annotated[RegisteredName | None, Help("Else registry.name.")] = None
     registry: dict[str, Any] = field(default_factory=dict[str, Any])
 
@@ -100,8 +108,35 @@ class VersionOptions:
         """The version's number or alias."""
         return self.version or self.registry["alias"]
 
-    def settled(self, project: Path, overrides: Sequence[tuple[str, str]] = ()) -> Self:
-        """Return the options with the project's parameters, and these above them."""
-        name = self.registered_model_name
-        pairs = [*overrides, *([("registry.name", name)] if name else [])]
-        return replace(self, registry=resolve(project, pairs).values["registry"])
+    @classmethod
+    def read(
+        cls,
+        project: Path,
+        words: Sequence[str],
+        faults_of: Callable[[Self], Iterable[str]] = lambda _: (),
+        beyond: Callable[[str], bool] = lambda _: False,
+    ) -> Self:
+        """Return what a command's words ask for, with the project's parameters.
+
+        Args:
+            project: The project's root.
+            words: Of the command line, after the command's name.
+            faults_of: Says what is wrong with values that each are what they may be.
+            beyond: Which undeclared names are the project's parameters.
+
+        Raises:
+            Refused: With every fault there is.
+        """
+        values, pairs, faults = read_words(cls, words, beyond)
+        name, registry = values.get("registered_model_name"), dict[str, Any]()
+        try:
+            above = [*pairs, *([("registry.name", name)] if name else [])]
+            registry = resolve(project, above).values["registry"]
+        except ConfigError as err:
+            faults += err.faults
+        if all(each.name in values for each in options_of(cls) if each.required):
+            asked = cls(**values, registry=registry)
+            faults += faults_of(asked)
+            if not faults:
+                return asked
+        raise Refused(tell(faults, "in the options"))

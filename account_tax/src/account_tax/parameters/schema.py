@@ -76,6 +76,7 @@ Alias = Annotated[
     AfterValidator(_alias),
     Words("letters, digits, - and _, and neither latest nor v1, v2, ... (MLflow keeps those)"),
 ]
+Reference = Annotated[str, Field(pattern=r"^[\w-]+$"), Words("a version's number or an alias")]
 Encoding = Annotated[
     str, AfterValidator(_encoding), Words("an encoding, such as cp949, cp1252 or utf-16")
 ]
@@ -108,7 +109,7 @@ class LaunchOptions:
     master_port: Annotated[Literal["auto"] | Port, Help("Where ranks meet.")] = "auto"
     resume: Annotated[
         Literal["auto", "never"] | RunId,
-        Help("auto: go on with an interrupted run of the same parameters and data."),
+        Help("auto: go on with an interrupted run of the same parameters and data; or a run's id."),
     ] = "auto"
     grace_seconds: Annotated[NonNegative, Help("What ranks have to save after Ctrl-C.")] = 8.0
     hang_timeout_seconds: Annotated[

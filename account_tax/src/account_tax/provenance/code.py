@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from account_tax.errors import Failed
-from account_tax.storage.files import sha256_of
 from account_tax.storage.names import PATCH_FILE
 
 PACKAGE = Path(__file__).parents[1]
+PACKAGE_FOLDER = "account_tax/src/account_tax"  # of a project
 
 
 def digest_package(package: Path = PACKAGE) -> str:
@@ -24,17 +24,18 @@ def digest_package(package: Path = PACKAGE) -> str:
     digest = hashlib.sha256()
     for file in sorted(each for each in package.rglob("*") if each.suffix in (".py", ".yml")):
         digest.update(f"{file.relative_to(package).as_posix()}\0".encode())
-        digest.update(bytes.fromhex(sha256_of(file)))
+        # Python reads both line ends alike, and core.autocrlf may have changed them.
+        digest.update(hashlib.sha256(file.read_bytes().replace(b"\r\n", b"\n")).digest())
     return digest.hexdigest()
 
 
 def python_path(project: Path) -> dict[str, str]:
     """Return the variable by which a Python started from here finds a project's package first."""
-    places = [str(project / "account_tax" / "src"), os.environ.get("PYTHONPATH")]
+    places = [str((project / PACKAGE_FOLDER).parent), os.environ.get("PYTHONPATH")]
     return {"PYTHONPATH": os.pathsep.join(filter(None, places))}
 
 
-CODE_TAGS = ("commit", "dirty", "patch_sha256", "left_out")
+CODE_TAGS = ("commit", "dirty", "patch_sha256", "package_sha256", "left_out")
 BEFORE = "code_before"  # of a run that went on with other code: what it was trained with until then
 
 
@@ -60,12 +61,14 @@ class Code:
         patch: What `git apply` makes the tree of, from the commit; empty where nothing in it
             matters.
         left_out: Changed files that the patch doesn't hold: those that may be data.
+        package_sha256: Of the package as it is, whatever git sees of it.
     """
 
     commit: str | None = None
     dirty: bool = False
     patch: bytes = b""
     left_out: tuple[str, ...] = ()
+    package_sha256: str = ""
 
     @property
     def patch_sha256(self) -> str | None:
@@ -81,7 +84,10 @@ class Code:
         """Return what a run says of its code; nothing outside a repository."""
         if self.commit is None:
             return {}
-        tags = self.identity() | {"dirty": str(self.dirty).lower()}
+        tags = self.identity() | {
+            "dirty": str(self.dirty).lower(),
+            "package_sha256": self.package_sha256,
+        }
         if self.left_out:
             names = ", ".join(self.left_out[:SHOWN]).encode("utf-8", "replace").decode()
             more = ", ..." if len(self.left_out) > SHOWN else ""
@@ -122,7 +128,8 @@ def describe_code(project: Path) -> Code:
         words = (*DIFF, "--binary", "--full-index", "HEAD", "--", *kept)
         patch = git_answer(project, *words, environment=aside) if kept else b""
     left_out = tuple(name for name in changed if name not in kept)
-    return Code(commit, bool(changed), patch, left_out)
+    package = digest_package(project / PACKAGE_FOLDER)
+    return Code(commit, bool(changed), patch, left_out, package)
 
 
 def _set_aside(project: Path, scratch: Path) -> dict[str, str]:

@@ -99,6 +99,16 @@ def verify_key(given: Path | None = None) -> Path | None:
     return given or (Path(set_for_all) if set_for_all else None)
 
 
+def key_faults(given: Path | None) -> list[str]:
+    """Return what is wrong with the file of the key that signatures are to be by."""
+    try:
+        if file := verify_key(given):
+            load_public_key(file)
+    except SignatureError as err:
+        return [str(err)]
+    return []
+
+
 def fingerprint(key: PublicKey) -> str:
     """Return the sha256 of the public key's PEM text, model-signing's name for a key."""
     pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)

@@ -9,13 +9,13 @@ from typing import Literal
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
+from account_tax.storage.names import CARD_FILE, LONGEST_TEXT
+
 Section = Literal["review", "card", "reproduced"]
 
-# What the registry's column holds in every database MLflow supports; only SQLite takes more.
-LONGEST_DESCRIPTION = 5000
 LONGEST_LINE = 300
 BEGIN, END = "<!-- review -->", "<!-- end of review -->"
-CARD_CUT = "… the whole card is model_card.md of the run."
+CARD_CUT = f"… the whole card is {CARD_FILE} of the run."
 REVIEW_CUT = "… the whole review is review/report.md of its run."
 # How a section is found in a stored description, in this order; the rest is the card. The marker of
 # the end may be missing: a description was once cut without regard to it.
@@ -50,7 +50,7 @@ def compose(sections: Mapping[Section, str]) -> str:
     Only the card is cut for want of room; the others are short, unless they are absurd.
     """
     line = " ".join(sections.get("reproduced", "").split())[:LONGEST_LINE]
-    room = LONGEST_DESCRIPTION - len(f"\n\n{line}" if line else "")
+    room = LONGEST_TEXT - len(f"\n\n{line}" if line else "")
     review = sections.get("review", "").strip()
     if review:
         frame = f"{BEGIN}\n\n{END}\n\n{CARD_CUT}"

@@ -10,10 +10,11 @@ from mlflow.entities.model_registry import ModelVersion
 
 from account_tax.reporting.description import write_section
 from account_tax.reporting.markdown import escape_cell, format_number, markdown_table
+from account_tax.storage.names import VERDICT_TAG
 
 from .rungs import CLAIMS, Rung, Verdict
 
-VERDICT_TAG, RUN_TAG, TIME_TAG = "reproduced", "reproduced_run_id", "reproduced_at"
+RUN_TAG, TIME_TAG = f"{VERDICT_TAG}_run_id", f"{VERDICT_TAG}_at"
 
 
 def print_rung(rung: Rung) -> str:

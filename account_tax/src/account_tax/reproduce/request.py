@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator
 
 from account_tax.parameters.kinds import Help, Words
-from account_tax.parameters.options import VersionOptions, read_options
+from account_tax.parameters.options import VersionOptions
 from account_tax.parameters.schema import File, Name, Natural
-from account_tax.provenance.signing import load_public_key, verify_key
+from account_tax.provenance.signing import key_faults
 
 Rung = Literal["R0", "R1", "R2", "R3"]
 RUNGS: list[Rung] = ["R0", "R1", "R2", "R3"]
@@ -47,7 +47,4 @@ def read_request(project: Path, words: Sequence[str]) -> Request:
     Raises:
         Refused: If an option can't be what it is, or the key can't be read.
     """
-    asked, _ = read_options(Request, words)
-    if file := verify_key(asked.verify_key):
-        load_public_key(file)
-    return asked.settled(project)
+    return Request.read(project, words, lambda asked: key_faults(asked.verify_key))

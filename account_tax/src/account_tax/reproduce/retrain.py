@@ -19,7 +19,15 @@ from account_tax.ledger.reading import DataError, source_digest
 from account_tax.model.classifier import BaseModelError, resolve_base
 from account_tax.processes.answers import last_lines
 from account_tax.processes.groups import run_stage
-from account_tax.provenance.code import BEFORE, code_in_words, git, git_answer, python_path
+from account_tax.provenance.code import (
+    BEFORE,
+    PACKAGE_FOLDER,
+    code_in_words,
+    digest_package,
+    git,
+    git_answer,
+    python_path,
+)
 from account_tax.provenance.environment import describe_environment
 from account_tax.registry.record import Difference, Record, read_artifacts
 from account_tax.storage.files import sha256_of
@@ -110,6 +118,8 @@ def retrain(
         before.append(Difference("code", f"the run went on with other code ({changed})"))
     prefix = clone_code(project, record, scratch / "clone")
     workshop = Workshop(scratch / "clone" / prefix, record, scratch / "logs", say)
+    if hidden := hidden_from_git(workshop.project, record):
+        return _not_the_same(hidden.text, [*before, hidden])
     try:
         again = train_again(workshop, _seed(record))
     except TrainingError as err:
@@ -195,6 +205,18 @@ def clone_code(project: Path, record: Record, folder: Path) -> str:
     return prefix
 
 
+def hidden_from_git(clone: Path, record: Record) -> Difference | None:
+    """Return the difference if the clone's package is not the one that was trained with.
+
+    Git does not show what is marked as unchanged, ignored, or in a repository of its own.
+    """
+    found, then = digest_package(clone / PACKAGE_FOLDER), record.tags.get("package_sha256")
+    if then in (None, found):
+        return None
+    text = f"{PACKAGE_FOLDER}: sha256 {found} instead of {then}; git shows not all that was changed"
+    return Difference("code", text)
+
+
 # --- the training ---------------------------------------------------------------------------------
 
 
@@ -251,7 +273,7 @@ def _read_training(workshop: Workshop) -> Trained:
     client = MlflowClient(workshop.store)
     experiments = [each.experiment_id for each in client.search_experiments()]
     run = client.search_runs(experiments, max_results=1)[0]  # the newest
-    adapter = workshop.project / "data" / "06_models" / run.info.run_id / ADAPTER_FOLDER
+    adapter = workshop.project / run.data.params["artifacts_root"] / ADAPTER_FOLDER
     raw = read_artifacts(client, run.info.run_id, (PARAMETERS_FILE, RECORD_FILE))
     kept = {name: yaml.safe_load(text) for name, text in raw.items()}
     return Trained(

@@ -26,6 +26,7 @@ from account_tax.registry.cold import load_cold
 from account_tax.registry.download import download_version
 from account_tax.registry.record import Difference, Record
 from account_tax.reporting.markdown import format_number
+from account_tax.storage.names import CONTENT_TAG, PROBE_FILE
 
 from .differences import first_cause
 
@@ -100,7 +101,7 @@ def check_bytes(
 
 def check_logits(version: ModelVersion, classifier: Path) -> Rung:
     """Return rung R1: the version loaded by a fresh process, away from the project."""
-    outcome = load_cold(version, classifier / "probe.json", version.tags["content_sha256"])
+    outcome = load_cold(version, classifier / PROBE_FILE, version.tags[CONTENT_TAG])
     if not outcome["verified"]:
         seen = "BaseModelError" in outcome["reason"]
         cause = "base" if seen else "environment"

@@ -51,7 +51,7 @@ class Proposal:
         """Return what is wrong with its words, the gates being those that were measured."""
         gates = [gate.name for gate in self.gates]
         return faults_of_words(
-            self.decision, self.reviewer, self.reason, self.waive, self.expires, gates
+            self.decision, self.reviewer, self.reason, self.waive, self.expires, gates, self.now
         )
 
 
@@ -86,7 +86,6 @@ def check_proposal(
     if proposal.decision == "approve":
         faults += _faults_of_reviewer(author, proposal)
         faults += _faults_of_gates(proposal.gates, proposal.waive)
-        faults += _faults_of_expiry(proposal)
     if faults:
         raise _refusal(faults, f"{proposal.decision} of {registry.model.name} {subject.version}")
 
@@ -103,6 +102,7 @@ def faults_of_words(
     waive: Sequence[str],
     expires: str | None,
     gates: Sequence[str],
+    now: datetime,
 ) -> list[str]:
     """Return what is wrong with the words of a decision, whatever the version is."""
     faults = []
@@ -115,11 +115,12 @@ def faults_of_words(
         given = {"waive": waive, "expires": expires}
         idle = [key for key, value in given.items() if value]
         return faults + [f"{key} (-P {key}): belongs to approve only." for key in idle]
-    return faults + [
+    faults += [
         f"waive = {name} (-P waive): no such gate. {hint(name, gates)}"
         for name in dict.fromkeys(waive)
         if name not in gates
     ]
+    return faults + _faults_of_expiry(expires, now)
 
 
 def _faults_of_move(
@@ -177,13 +178,13 @@ def _faults_of_gates(gates: list[GateResult], waive: list[str]) -> list[str]:
     return faults
 
 
-def _faults_of_expiry(proposal: Proposal) -> list[str]:
-    if not proposal.expires:
+def _faults_of_expiry(expires: str | None, now: datetime) -> list[str]:
+    if not expires:
         return []
-    given = f"expires = {proposal.expires} (-P expires)"
-    today = proposal.now.astimezone(UTC).date()
+    given = f"expires = {expires} (-P expires)"
+    today = now.astimezone(UTC).date()
     try:
-        day = date.fromisoformat(proposal.expires)
+        day = date.fromisoformat(expires)
     except ValueError:
         return [f"{given}: expected a date such as {today.year + 1}-01-31."]
     if day <= today:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
 import mlflow
@@ -27,8 +28,7 @@ from account_tax.tracking.store import tracking_uri
 
 from .allowed import DENIED, Proposal
 from .decision import decide
-from .evidence import gather_evidence, load_contender
-from .findings import Findings, find, gate_results
+from .gates import GateResult
 from .history import count_entries, read_history
 from .history_text import format_history
 from .registry_state import verify_history
@@ -101,7 +101,7 @@ def _review_and_decide(client: MlflowClient, run: OwnedRun, request: Request) ->
     gates = []
     if request.decision != "retire":  # a version goes out of service whatever its numbers are
         try:
-            gates = gate_results(review_version(client, run, version, request, now))
+            gates = review_version(client, run, version, request, now)
         except Refused as err:
             if request.decision != "reject":
                 raise
@@ -113,8 +113,12 @@ def _review_and_decide(client: MlflowClient, run: OwnedRun, request: Request) ->
 
 def review_version(
     client: MlflowClient, run: OwnedRun, version: ModelVersion, request: Request, now: datetime
-) -> Findings:
-    """Return the findings on a version, after writing them to the run and onto the version."""
+) -> list[GateResult]:
+    """Return the gates' results, after writing the findings to the run and onto the version."""
+    # Imported late: history, retirement and rollback need no torch, nor does a refused version.
+    from .evidence import gather_evidence, load_contender
+    from .findings import find, gate_results
+
     other, note = find_champion(client, version)
     beside = f"{other.name} version {other.version} (champion)" if other else "the baselines"
     click.echo(f"review: {version.name} version {version.version} against {beside}")
@@ -133,7 +137,7 @@ def review_version(
     show(findings)
     log_review(client, run, version, findings)
     click.echo(f"report: {FOLDER}/{REPORT} of run {run.run_id}")
-    return findings
+    return gate_results(findings)
 
 
 def find_champion(client: MlflowClient, version: ModelVersion) -> tuple[ModelVersion | None, str]:
@@ -147,7 +151,7 @@ def find_champion(client: MlflowClient, version: ModelVersion) -> tuple[ModelVer
 
 
 def log_review(
-    client: MlflowClient, run: OwnedRun, version: ModelVersion, findings: Findings
+    client: MlflowClient, run: OwnedRun, version: ModelVersion, findings: dict[str, Any]
 ) -> None:
     """Write the report to the run, and its digest and tags to the version, last."""
     with tempfile.TemporaryDirectory() as folder:
@@ -173,7 +177,7 @@ def log_review(
         client.set_model_version_tag(version.name, version.version, key, value)
 
 
-def _log_metrics(client: MlflowClient, run_id: str, findings: Findings) -> None:
+def _log_metrics(client: MlflowClient, run_id: str, findings: dict[str, Any]) -> None:
     now = int(datetime.now(UTC).timestamp() * 1000)
     values = {
         f"review/{role}/{metric}": each[metric]["value"]
@@ -188,7 +192,7 @@ def _log_metrics(client: MlflowClient, run_id: str, findings: Findings) -> None:
     client.log_batch(run_id, points, synchronous=True)
 
 
-def show(findings: Findings) -> None:
+def show(findings: dict[str, Any]) -> None:
     """Print the scores and the gates as short tables."""
     titles, rows = findings["titles"], findings["models"]
     lines = [(titles[role], each["accuracy"], each["f1"], ".4f") for role, each in rows.items()]

@@ -35,6 +35,7 @@ from account_tax.model.classifier import (
 from account_tax.provenance.signing import SignatureError
 from account_tax.registry.download import download_version
 from account_tax.registry.record import Record, read_record
+from account_tax.storage.names import SOURCE_TAG
 
 from .allowed import DENIED
 from .baselines import predict_baselines
@@ -244,7 +245,7 @@ def remake_test_split(challenger: Contender, source: str | None) -> SplitRows:
 
 
 def _what_to_give(challenger: Contender) -> str:
-    given = challenger.version.tags.get("data/source_sha256", "not recorded")
+    given = challenger.version.tags.get(SOURCE_TAG, "not recorded")
     return f"Give the ledger it was trained on (sha256 {given}) as -P data=PATH."
 
 
@@ -256,8 +257,8 @@ def _split_faults(
     faults = []
     if unknown := sorted(set(test["label"]) - set(classifier.labels)):
         faults.append(f"the test split has labels that the version does not know: {unknown}.")
-    if source_sha256 != tags.get("data/source_sha256"):
-        recorded = tags.get("data/source_sha256")
+    if source_sha256 != tags.get(SOURCE_TAG):
+        recorded = tags.get(SOURCE_TAG)
         faults.append(f"the ledger's bytes have sha256 {source_sha256}, recorded is {recorded}.")
     tokenized = tokenize_splits(
         {"test": test}, labels, classifier.tokenizer, classifier.settings["max_length"]
@@ -326,8 +327,8 @@ def count_leaked_rows(
     data = champion.record.data
     if data is None:
         return None, "the champion's run does not record its data"
-    digest = champion.version.tags.get("data/source_sha256")
-    if digest == challenger.version.tags.get("data/source_sha256"):
+    digest = champion.version.tags.get(SOURCE_TAG)
+    if digest == challenger.version.tags.get(SOURCE_TAG):
         data = data | {"source": rows.data["source"]}
     try:
         ledger = read_ledger(data)

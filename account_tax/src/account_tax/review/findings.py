@@ -10,6 +10,7 @@ import numpy as np
 
 from account_tax.confidential import public_source
 from account_tax.provenance.statement import NOT_RECORDED
+from account_tax.storage.names import CONTENT_TAG
 
 from .baselines import MAJORITY, MOST_TRAIN_ROWS, TFIDF, TITLES
 from .differences import compare_records
@@ -125,7 +126,7 @@ def _describe(contender: Contender) -> dict[str, Any]:
         "name": version.name,
         "version": int(version.version),
         "run_id": version.run_id,
-        "content_sha256": version.tags.get("content_sha256", NOT_RECORDED),
+        "content_sha256": version.tags.get(CONTENT_TAG, NOT_RECORDED),
         "base": contender.classifier.settings["base"],
         "accuracy_at_registration": _number(version.tags.get("test/accuracy")),
     }

@@ -14,6 +14,7 @@ from mlflow.models.evaluation.validation import (
 )
 
 from account_tax.provenance.code import BEFORE
+from account_tax.storage.names import VERDICT_TAG, VERIFIED_TAG
 
 MOST_NAMED = 10  # accounts in one sentence
 Status = Literal["passed", "failed", "not measured"]
@@ -237,7 +238,7 @@ def _clean_tree(name: str, _: bool, measured: Measured) -> GateResult:
 
 
 def _cold_load_verified(name: str, _: bool, measured: Measured) -> GateResult:
-    verified = measured.tags.get("verified") == "true"
+    verified = measured.tags.get(VERIFIED_TAG) == "true"
     why = (
         "When it was registered, a fresh process repeated the trainer's logits."
         if verified
@@ -247,7 +248,7 @@ def _cold_load_verified(name: str, _: bool, measured: Measured) -> GateResult:
 
 
 def _reproduced(name: str, wanted: str, measured: Measured) -> GateResult:
-    verdict = measured.tags.get("reproduced")
+    verdict = measured.tags.get(VERDICT_TAG)
     enough = ("bitwise",) if wanted == "bitwise" else ("bitwise", "within tolerance")
     if verdict is None:
         why = "Nobody has reproduced the version; run `mlflow run . -e reproduce`."

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
-from account_tax.errors import Refused
-from account_tax.faults import tell
 from account_tax.parameters.kinds import Help
-from account_tax.parameters.options import VersionOptions, read_options
+from account_tax.parameters.options import VersionOptions
 from account_tax.parameters.schema import Name
 
 from .allowed import faults_of_words
@@ -30,7 +29,7 @@ class Request(VersionOptions):
         default_factory=list[str]
     )
     expires: Annotated[Name | None, Help("Last day of an approval: 2027-06-30.")] = None
-    slices: Annotated[list[str], Help("Columns of the ledger: region,merchant_type.")] = field(
+    slices: Annotated[list[Name], Help("Columns of the ledger: region,merchant_type.")] = field(
         default_factory=list[str]
     )
     data: Annotated[Name | None, Help("Where the ledger is now, if it has moved.")] = None
@@ -49,10 +48,7 @@ def read_request(project: Path, words: Sequence[str]) -> Request:
     Raises:
         Refused: If an option can't be what it is; all faults together.
     """
-    asked, overrides = read_options(Request, words, lambda name: name.startswith("registry."))
-    if faults := list(_decision_faults(asked)):
-        raise Refused(tell(faults, "in the options"))
-    return asked.settled(project, overrides)
+    return Request.read(project, words, _decision_faults, lambda name: name.startswith("registry."))
 
 
 def _decision_faults(asked: Request) -> Iterator[str]:
@@ -61,6 +57,10 @@ def _decision_faults(asked: Request) -> Iterator[str]:
         given |= {"reviewer": asked.reviewer, "reason": asked.reason}
         yield from (f"{key} (-P {key}): belongs to a decision." for key in given if given[key])
         return
+    if asked.reads_only:
+        shown = f"decision = {asked.decision} (-P decision)"
+        yield f"{shown}: history only shows what was decided. Leave one of them out."
     yield from faults_of_words(
-        asked.decision, asked.reviewer, asked.reason, asked.waive, asked.expires, gate_names()
-    )
+        asked.decision, asked.reviewer, asked.reason, asked.waive, asked.expires, gate_names(),
+        datetime.now(UTC),
+    )  # fmt: skip

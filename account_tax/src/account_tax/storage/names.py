@@ -16,11 +16,16 @@ PROGRESS_FILE = "progress.json"  # rank 0's step, for the launcher's line
 METRICS_FILE = "training_metrics.json"  # as Kedro's catalog has it
 FAULT_FILE = "fault.json"  # why training stopped itself
 
+LOG_HISTORY_FILE = "log_history.json"  # Trainer's log, for the learning curve
+PROBE_FILE = "probe.json"  # below adapter: its answers to the made-up lines
+PREPARED_FOLDER = "data/04_feature"  # below the project: what `prepare` saves, as in catalog.yml
+
 # Artifacts of the MLflow run.
 PARAMETERS_FILE = "parameters.yml"  # the resolved parameters
 RECORD_FILE = "environment.json"
 STATEMENT_FILE = "provenance.json"
 PATCH_FILE = "code.patch"  # where the tree was dirty
+CARD_FILE = "model_card.md"
 
 # What `prepare` saves in one session, and so under one version.
 DATASETS = ("tokenized_datasets", "tokenizer", "dataset_metadata")
@@ -35,6 +40,8 @@ CONFIG_VARIABLE = "ACCOUNT_TAX_CONFIG_SHA256"  # of stages: the digest of their 
 # Tags.
 TAG = "account_tax."  # before the names of a run's
 CONTENT_TAG, VERIFIED_TAG = "content_sha256", "verified"  # of a version
-STATEMENT_TAG = "provenance_sha256"  # likewise
-# What the registry's column holds in every database MLflow supports; only SQLite takes more.
-LONGEST_TAG = 5000
+STATEMENT_TAG, SOURCE_TAG = "provenance_sha256", "data/source_sha256"  # likewise
+VERDICT_TAG = "reproduced"  # likewise: bitwise, within tolerance, different
+# Of a tag or description: what the registry's column holds in every database MLflow supports; only
+# SQLite takes more.
+LONGEST_TEXT = 5000

@@ -120,10 +120,11 @@ def answers_soon(uri: str) -> Iterator[None]:
         with short_waits():
             yield
     except MlflowException as err:
-        raise TrackingError(
-            f"MLFLOW_TRACKING_URI = {uri}: {err.message} "
-            "Start the server, or unset the variable to log to mlflow.db in the project."
-        ) from err
+        advice = "Start the server, or unset the variable to log to mlflow.db in the project."
+        if err.error_code == "RESOURCE_DOES_NOT_EXIST":
+            advice = "`kedro runs` shows those there are."
+        said = f"{str(err.message).rstrip('.')}. {advice}"
+        raise TrackingError(f"MLFLOW_TRACKING_URI = {uri}: {said}") from err
 
 
 def short_waits() -> AbstractContextManager[None]:

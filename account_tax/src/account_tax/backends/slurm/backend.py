@@ -120,13 +120,13 @@ def _check_parameters(work_dir: Path, command: str) -> None:
     Only where the installed package is the project's own and has what it reads them with; in any
     case the job checks them.
     """
-    from account_tax.provenance.code import digest_package
+    from account_tax.provenance.code import PACKAGE_FOLDER, digest_package
 
     words = shlex.split(command)
     try:
         from account_tax.parameters.config import parse_command_line, resolve
 
-        same = digest_package() == digest_package(work_dir / "account_tax/src/account_tax")
+        same = digest_package() == digest_package(work_dir / PACKAGE_FOLDER)
         if words[:2] == ["kedro", "train"] and same:
             resolve(work_dir, parse_command_line(words[2:]))
     except (ImportError, LookupError):

@@ -9,8 +9,9 @@ from typing import Any
 
 from account_tax.model.licence import base_licence
 from account_tax.provenance.environment import environment_tags
-from account_tax.reporting.description import LONGEST_DESCRIPTION, compose
+from account_tax.reporting.description import compose
 from account_tax.reporting.markdown import format_number, markdown_table
+from account_tax.storage.names import CARD_FILE, LONGEST_TEXT
 
 Facts = Mapping[str, Any]
 UNLOCKED_MARK = (
@@ -46,7 +47,7 @@ def describe_version(facts: Facts) -> str:
     card = ""
     for most_classes in range(len(facts["evaluation"]["labels"]), -1, -1):
         card = write_card(facts, most_classes)
-        if len(card) <= LONGEST_DESCRIPTION:
+        if len(card) <= LONGEST_TEXT:
             break
     return compose({"card": card})
 
@@ -75,7 +76,7 @@ def _per_class(evaluation: Facts, most_classes: int | None) -> str:
     shown = classes[:most_classes]
     title = "## Accounts, weakest first"
     if not shown:
-        return f"{title}\n\nAll {len(classes)} are in model_card.md of the run."
+        return f"{title}\n\nAll {len(classes)} are in {CARD_FILE} of the run."
     names = ("f1", "precision", "recall")
     rows = [
         [row["label"], *(format_number(row[name]) for name in names), f"{row['support']:,}"]
@@ -83,7 +84,7 @@ def _per_class(evaluation: Facts, most_classes: int | None) -> str:
     ]
     table = markdown_table(["account", *names, "test rows"], rows)
     rest = len(classes) - len(shown)
-    note = f"\n\n{rest} more are in model_card.md of the run." if rest else ""
+    note = f"\n\n{rest} more are in {CARD_FILE} of the run." if rest else ""
     return f"{title}\n\n{table}{note}"
 
 

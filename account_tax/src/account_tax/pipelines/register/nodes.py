@@ -24,8 +24,11 @@ from account_tax.provenance.environment import (
 from account_tax.storage.files import canonical_sha256, sha256_of, write_json
 from account_tax.storage.names import (
     ADAPTER_FOLDER,
+    CARD_FILE,
     CONFIG_VARIABLE,
     DATASET_METADATA_FILE,
+    LOG_HISTORY_FILE,
+    SOURCE_TAG,
     STATEMENT_TAG,
 )
 from account_tax.tracking.metric_journal import journal_file, newest_timestamp, send_batch
@@ -63,7 +66,7 @@ def evaluate_model(
     measured = measure_calibration(*test, calibration)
     evaluation["calibration"] = calibration
     evaluation["metrics"] |= {f"test/{name}": value for name, value in measured.items()}
-    log_history = json.loads((root / "log_history.json").read_text(encoding="utf-8"))
+    log_history = json.loads((root / LOG_HISTORY_FILE).read_text(encoding="utf-8"))
     plots = save_plots(root / "plots", evaluation, log_history)
     client, run_id = mlflow_run()
     newest_ms = send_kept_metrics(client, run_id, root)
@@ -133,7 +136,7 @@ def _log_candidate(
     """Return the candidate version, after its manifest, card and statement went to the run."""
     client.log_artifact(run_id, str(folder / MANIFEST_FILE))
     client.log_dict(run_id, facts["dataset"], DATASET_METADATA_FILE)
-    client.log_text(run_id, write_card(facts), "model_card.md")
+    client.log_text(run_id, write_card(facts), CARD_FILE)
     tags = version_tags(facts)
     tags[STATEMENT_TAG] = log_statement(client, run_id, facts, manifest)
     return Candidate(folder, manifest["content_sha256"], tags, describe_version(facts))
@@ -209,7 +212,7 @@ def collect_digests(
         "content_sha256": manifest["content_sha256"],
         "manifest_sha256": sha256_of(folder / MANIFEST_FILE),
         **weights,
-        "data/source_sha256": dataset_metadata["source_sha256"],
+        SOURCE_TAG: dataset_metadata["source_sha256"],
         **splits,
     }
     return digests | ({"config_sha256": config_sha256} if config_sha256 else {})

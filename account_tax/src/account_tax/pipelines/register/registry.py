@@ -29,7 +29,7 @@ from account_tax.model.licence import base_package
 from account_tax.parameters.schema import reserved_by_mlflow
 from account_tax.provenance.environment import LOCKED
 from account_tax.registry.cold import load_cold
-from account_tax.storage.names import CONTENT_TAG, LONGEST_TAG, TAG, VERIFIED_TAG
+from account_tax.storage.names import CONTENT_TAG, LONGEST_TEXT, PROBE_FILE, TAG, VERIFIED_TAG
 
 LOGGED_MODEL_NAME = "classifier"
 CODE_FILE = Path(inspect.getfile(AccountClassifier))  # logged with the model
@@ -131,9 +131,9 @@ def create_version(
     client: MlflowClient, run_id: str, name: str, candidate: Candidate
 ) -> ModelVersion:
     """Return a new version, ready but not verified yet, with its tags and description."""
-    if too_long := sorted(key for key, value in candidate.tags.items() if len(value) > LONGEST_TAG):
+    if too_long := sorted(key for key, text in candidate.tags.items() if len(text) > LONGEST_TEXT):
         raise RegistrationError(
-            f"tags longer than {LONGEST_TAG} characters: {', '.join(too_long)}. "
+            f"tags longer than {LONGEST_TEXT} characters: {', '.join(too_long)}. "
             "Shorten the parameters they come from."
         )
     model_id = log_model(client, run_id, candidate)
@@ -182,7 +182,7 @@ def log_model(client: MlflowClient, run_id: str, candidate: Candidate) -> str:
 def save_pyfunc(path: Path, folder: Path, model: Model) -> None:
     """Save the classifier in a folder as an MLflow model: classifier.py and its files, no base."""
     settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
-    probe = json.loads((folder / "probe.json").read_text(encoding="utf-8"))
+    probe = json.loads((folder / PROBE_FILE).read_text(encoding="utf-8"))
     columns = settings["text_columns"]
     example = pd.DataFrame("", index=range(min(3, len(probe["texts"]))), columns=columns)
     example[columns[0]] = probe["texts"][:3]
@@ -240,7 +240,7 @@ def verify_cold(version: ModelVersion, candidate: Candidate) -> dict[str, Any]:
     Raises:
         RegistrationError: If it can't be loaded there, or a file or a logit differs.
     """
-    outcome = load_cold(version, candidate.folder / "probe.json", candidate.content_sha256)
+    outcome = load_cold(version, candidate.folder / PROBE_FILE, candidate.content_sha256)
     if outcome["verified"]:
         return outcome
     raise RegistrationError(

@@ -16,7 +16,14 @@ from account_tax.model.probe_texts import PROBE_TEXTS
 from account_tax.processes.ranks import is_rank0
 from account_tax.storage.checkpoints import require_whole, step_of
 from account_tax.storage.files import sha256_of, write_json
-from account_tax.storage.names import ADAPTER_FOLDER, BEST_FOLDER, MARKER_FILE, MODEL_METADATA_FILE
+from account_tax.storage.names import (
+    ADAPTER_FOLDER,
+    BEST_FOLDER,
+    LOG_HISTORY_FILE,
+    MARKER_FILE,
+    MODEL_METADATA_FILE,
+    PROBE_FILE,
+)
 
 from .batches import Rows
 from .trainer import LedgerTrainer
@@ -47,7 +54,7 @@ def save_result(
     probe: dict[str, Any],
     metrics: dict[str, Any],
 ) -> None:
-    """Save adapter, tokenizer, label maps and history; ranks gather the weights, rank 0 writes."""
+    """Save adapter or model, label maps and history; ranks gather the weights, rank 0 writes."""
     folder = root / ADAPTER_FOLDER
     if is_rank0():
         shutil.rmtree(folder, ignore_errors=True)  # an earlier training's, manifest and all
@@ -55,8 +62,8 @@ def save_result(
     if not is_rank0():
         return
     complete_folder(folder, trainer.model, base, settings)
-    write_json(folder / "probe.json", probe)
-    write_json(root / "log_history.json", trainer.state.log_history)
+    write_json(folder / PROBE_FILE, probe)
+    write_json(root / LOG_HISTORY_FILE, trainer.state.log_history)
     _keep_best(trainer, root, settings)
     write_json(
         root / MARKER_FILE,
@@ -97,7 +104,7 @@ def _keep_best(trainer: LedgerTrainer, root: Path, settings: dict[str, Any]) -> 
     shutil.copytree(root / ADAPTER_FOLDER, best)
     if not trainer.args.load_best_model_at_end:
         require_whole(Path(source))
-        (best / "probe.json").unlink()  # answers of the last weights
+        (best / PROBE_FILE).unlink()  # answers of the last weights
         for file in Path(source).glob("*.safetensors"):
             shutil.copy(file, best)
     metadata = {

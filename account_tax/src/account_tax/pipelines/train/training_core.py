@@ -104,7 +104,7 @@ def run_training_pipeline(
 
     Args:
         tokenized_datasets: Splits train and validation with input_ids and labels (a ClassLabel).
-        tokenizer: Pads the batches; saved beside the adapter.
+        tokenizer: Pads the batches; saved where all weights are, without LoRA.
         train_params: The `train` section of training.yml.
         artifacts_root: Folder of the run's results.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ from account_tax.errors import Failed, Refused
 from account_tax.faults import tell
 from account_tax.model.classifier import as_text, join_texts
 
-from .formats import files_in_words, open_file
-from .packed import unpack
-from .sources import SourceFile, digest_files, find_files
+from .formats import files_in_words
+from .joined import JoinedFiles
+from .sources import digest_files, find_files
 from .windows import Wanted, Window
 
 logger = logging.getLogger(__name__)
@@ -91,23 +91,24 @@ def read_ledger(data: dict[str, Any]) -> Ledger:
         DataError: If the source is missing, unreadable or empty, lacks a column, or has one class.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        files = _files_of(data, Path(scratch), _column_setting_faults(data))
-        tables = _Tables(data, Path(scratch))
-        for file in files:
-            tables.read(file)
-        digest = digest_files(files)
-    if faults := _column_setting_faults(data) + tables.faults + tables.reject_faults():
+        faults = _column_setting_faults(data)
+        files = _open_files(data, _set_by(data), Path(scratch), faults)
+        tables = _Tables(data, files)
+        frames = [_pick_rows(window, ids, data) for window, ids in tables.windows()]
+        digest = files.digest()
+    if faults := faults + tables.faults + tables.reject_faults():
         raise DataError(faults)
-    frame = pd.concat(tables.frames, ignore_index=True)
-    tables.frames.clear()  # else there are two of all of them from here on
+    frame = pd.concat(frames, ignore_index=True)
+    frames.clear()  # else there are two of all of them from here on
     kept, dropped = _keep_out(frame, data["duplicates"])
     dropped = {"unreadable": tables.rejected, **dropped}
     rows_read = len(frame) + tables.rejected
     if faults := _class_faults(kept, rows_read, data):
         raise DataError(faults)
     name = public_source(data["source"])
+    logger.info("%s: read as %s", name, files.read_as)
     logger.info("%s: %d rows read, %d kept, dropped %s", name, rows_read, len(kept), dropped)
-    return Ledger(kept, digest, rows_read, dropped, tables.found, tables.most_rejects())
+    return Ledger(kept, digest, rows_read, dropped, files.found, tables.most_rejects())
 
 
 def read_columns(data: dict[str, Any], columns: Sequence[str]) -> pd.DataFrame:
@@ -120,19 +121,18 @@ def read_columns(data: dict[str, Any], columns: Sequence[str]) -> pd.DataFrame:
         DataError: If the source can't be read or lacks a column; the message shows those found.
     """
 
-    def pick(window: Window, ids: np.ndarray, file: SourceFile) -> pd.DataFrame:
-        index = pd.MultiIndex.from_product([[file.split or ""], ids])
+    def pick(window: Window, ids: np.ndarray) -> pd.DataFrame:
+        index = pd.MultiIndex.from_product([[window.split or ""], ids])
         texts = {name: as_text(column) for name, column in window.rows.frame(columns).items()}
         return pd.DataFrame(texts).set_axis(index)
 
     with tempfile.TemporaryDirectory() as scratch:
         wanted = {**_set_by(data), **dict.fromkeys(columns, "")}  # those of data find the header
-        tables = _Tables(data, Path(scratch), wanted, pick)
-        for file in _files_of(data, Path(scratch)):
-            tables.read(file)
+        tables = _Tables(data, _open_files(data, wanted, Path(scratch)))
+        frames = [pick(window, ids) for window, ids in tables.windows()]
     if tables.faults:
         raise DataError(tables.faults)
-    return pd.concat(tables.frames)
+    return pd.concat(frames)
 
 
 def source_digest(data: dict[str, Any]) -> str:
@@ -142,82 +142,77 @@ def source_digest(data: dict[str, Any]) -> str:
     prints in it.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        return digest_files(_files_of(data, Path(scratch)))
+        try:
+            return digest_files(find_files(data["source"], Path(scratch)))
+        except Refused as err:
+            raise DataError([_source_fault(data, err)]) from None  # as find_files wants it
 
 
 # --- files --------------------------------------------------------------------------------------
 
 
-def _files_of(data: dict[str, Any], scratch: Path, faults: Sequence[str] = ()) -> list[SourceFile]:
+def _open_files(
+    data: dict[str, Any], columns: Mapping[str, str], scratch: Path, faults: Sequence[str] = ()
+) -> JoinedFiles:
+    # A version that was recorded before these could be set was read without them.
+    how = {key: data.get(key) for key in ("encoding", "header_row", "sheet")}
     try:
-        return find_files(data["source"], scratch)
+        return JoinedFiles(data["source"], Wanted(columns, **how), scratch)
     except Refused as err:
-        fault = f"data.source = {public_source(data['source'])}: {err}"
-        raise DataError([*faults, fault]) from None  # as find_files wants it
+        raise DataError([*faults, _source_fault(data, err)]) from None  # as find_files wants it
+
+
+def _source_fault(data: dict[str, Any], fault: object) -> str:
+    return f"data.source = {public_source(data['source'])}: {fault}"
+
+
+def _pick_rows(window: Window, ids: np.ndarray, data: dict[str, Any]) -> pd.DataFrame:
+    """Return the columns of `Ledger.frame`, every value a stripped string; "" is missing."""
+    table = window.rows.frame(list(_set_by(data)))
+    read = dict(table.items())
+    columns = {
+        "text": join_texts(table, data["text_columns"], data["separator"]),
+        "label": as_text(read[data["label_column"]]),
+        "row_id": ids,
+    }
+    if data["group_column"]:
+        columns["group"] = as_text(read[data["group_column"]])
+    frame = pd.DataFrame(columns)
+    return frame if window.split is None else frame.assign(split=window.split)
 
 
 class _Tables:
-    """What was read of the files of a source, and every fault of them."""
+    """The rows of a source's files, and every fault of them."""
 
-    def __init__(
-        self,
-        data: dict[str, Any],
-        scratch: Path,
-        columns: Mapping[str, str] | None = None,
-        pick: Callable[[Window, np.ndarray, SourceFile], pd.DataFrame] | None = None,
-    ):
-        self._data, self._scratch = data, scratch
-        # A version that was recorded before these could be set was read without them.
-        how = {key: data.get(key) for key in ("encoding", "header_row", "sheet")}
-        self._wanted = Wanted(columns or _set_by(data), **how)
-        self._pick = pick or self._pick_row
+    def __init__(self, data: dict[str, Any], files: JoinedFiles):
+        self._data, self._files = data, files
         self._read: Counter[str | None] = Counter()  # rows by split, those that can't be read too
-        self.frames: list[pd.DataFrame] = []
-        self.faults: list[str] = []
-        self.found: list[dict[str, Any]] = []
-        self.rejected = 0
         self._rejects: dict[str, dict[str, Any]] = {}
+        self.rejected = 0
+        self.faults = [f"data.source = {file.name}: {text}" for file, text in files.faults]
 
-    def read(self, file: SourceFile) -> None:
-        """Add a file's rows, or its fault."""
+    def windows(self) -> Iterator[tuple[Window, np.ndarray]]:
+        """Yield the rows, and the ids of those that can be read, (N,)."""
         try:
-            source = open_file(unpack(file.path, self._scratch), self._wanted)
-            self.found.append({"file": file.label, **source.found})
-            logger.info("%s: read as %s", file.name, source.found)
-            for window in source.windows(WINDOW_ROWS):
-                self._take(window, file, source.unit)
+            for window in self._files.windows(WINDOW_ROWS):
+                numbers = np.array(window.rows.numbers, dtype=np.int64)
+                aside = [reject.number for reject in window.rejects]
+                before = self._read[window.split] + np.searchsorted(aside, numbers)
+                yield window, before + np.arange(len(numbers))
+                self._count(window)
                 if self.rejected > HOPELESS and self.reject_faults():
                     break
-        except (Refused, Failed) as err:
-            self.faults.append(f"data.source = {file.name}: {err}")
+        except Failed as err:
+            self.faults.append(_source_fault(self._data, err))
 
-    def _take(self, window: Window, file: SourceFile, unit: str) -> None:
-        numbers = np.array(window.rows.numbers, dtype=np.int64)
-        aside = np.array([reject.number for reject in window.rejects], dtype=np.int64)
-        ids = self._read[file.split] + np.arange(len(numbers)) + np.searchsorted(aside, numbers)
-        self.frames.append(self._pick(window, ids, file))
-        self._read[file.split] += window.read
+    def _count(self, window: Window) -> None:
+        self._read[window.split] += window.read
         self.rejected += len(window.rejects)
         for reject in window.rejects:
             counted = self._rejects.setdefault(reject.reason, {"rows": 0, "first": []})
             counted["rows"] += 1
             if counted["rows"] <= SHOWN_ROWS:
-                counted["first"].append(f"{file.label} {unit} {reject.number}")
-
-    def _pick_row(self, window: Window, ids: np.ndarray, file: SourceFile) -> pd.DataFrame:
-        """Return the columns of `Ledger.frame`, every value a stripped string; "" is missing."""
-        data = self._data
-        table = window.rows.frame(list(_set_by(data)))
-        read = dict(table.items())
-        columns = {
-            "text": join_texts(table, data["text_columns"], data["separator"]),
-            "label": as_text(read[data["label_column"]]),
-            "row_id": ids,
-        }
-        if data["group_column"]:
-            columns["group"] = as_text(read[data["group_column"]])
-        frame = pd.DataFrame(columns)
-        return frame if file.split is None else frame.assign(split=file.split)
+                counted["first"].append(f"{window.file} {window.unit} {reject.number}")
 
     def most_rejects(self) -> dict[str, dict[str, Any]]:
         """Return `Ledger.rejects`, the most frequent reasons first."""
@@ -226,9 +221,9 @@ class _Tables:
 
     def reject_faults(self) -> list[str]:
         """Return why rows that can't be read are more than may be set aside."""
-        name, read = public_source(self._data["source"]), self._read.total()
+        read = self._read.total()
         if not read and not self.faults:
-            return [f"data.source = {name}: the file has no rows."]
+            return [_source_fault(self._data, "the file has no rows.")]
         most = 0 if self._data.get("on_error") == "fail" else self._data.get("max_rejected", 0)
         if self.rejected <= most * read:
             return []
@@ -239,7 +234,7 @@ class _Tables:
             else f"raise data.max_rejected = {most:g}"
         )
         listed = _in_words(self.most_rejects())
-        return [f"data.source = {name}: {rows}. {listed}. Mend them, or {how}."]
+        return [_source_fault(self._data, f"{rows}. {listed}. Mend them, or {how}.")]
 
 
 def _in_words(rejects: Mapping[str, Mapping[str, Any]]) -> str:

@@ -50,7 +50,9 @@ class Window:
 
     rows: Rows
     rejects: list[Reject] = field(default_factory=list)
-    file: str = ""  # that they are in, where there are several
+    file: str = ""  # that they are in, the split of that file, and what its numbers count
+    split: str | None = None
+    unit: str = ""
 
     @property
     def read(self) -> int:

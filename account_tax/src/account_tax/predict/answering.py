@@ -81,7 +81,7 @@ def file_ledger(
             "written": len(answers),
             "review": int(answers["needs_review"].to_numpy().sum()),
         }
-        journal.commit(window.file, rejects, counts)
+        journal.commit(window.file if source.several else "", rejects, counts)
         read += window.read
         tell(journal.total("read"), read / (time.perf_counter() - start))
     return read, time.perf_counter() - start

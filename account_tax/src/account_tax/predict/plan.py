@@ -161,11 +161,14 @@ def open_input(options: Options, text_columns: Sequence[str], scratch: Path) -> 
         raise Refused("neither file nor folder.")
     how = {"encoding": options.encoding, "header_row": options.header_row, "sheet": options.sheet}
     try:
-        return JoinedFiles(str(path), Wanted(dict.fromkeys(text_columns, ""), **how), scratch)
+        wanted = Wanted(dict.fromkeys(text_columns, ""), **how)
+        source = JoinedFiles(str(path), wanted, scratch, alike=True)
+        source.refuse_faults()
     except OSError as err:
         raise Refused(f"can't be read ({err.strerror}).") from err
     except Refused as err:  # the reader knows training's parameters
         raise Refused(str(err).replace("Set data.", "Set -P ")) from err
+    return source
 
 
 def check_output(options: Options) -> list[str]:

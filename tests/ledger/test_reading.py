@@ -123,6 +123,16 @@ def test_text_columns_are_joined_as_the_classifier_joins_them(parameters, ledger
     assert join_texts(raw, ["merchant", "memo"], " | ").tolist() == [*texts, ""]
 
 
+def test_words_that_unicode_holds_for_one_are_one(parameters, tmp_path):
+    rows = [("cafe\u0301  bar", "Miete"), ("caf\u00e9 bar", "Miete\u200b"), ("\ufefftaxi", "Taxi")]
+    rows.append(("\u1100\u1161", "\u1100\u1161"))
+    pd.DataFrame(rows, columns=["text", "label"]).to_csv(tmp_path / "x.csv", index=False)
+    ledger = read_ledger(parameters(tmp_path / "x.csv"))
+    assert ledger.frame["text"].tolist() == ["caf\u00e9 bar", "taxi", "\uac00"]
+    assert ledger.frame["label"].tolist() == ["Miete", "Taxi", "\uac00"]
+    assert counted(ledger) == {"duplicate": 1}
+
+
 def test_a_byte_order_mark_is_no_part_of_the_first_column(parameters, tmp_path):
     for suffix, body in (
         (".csv", "text,label\na,x\nb,y\n"),

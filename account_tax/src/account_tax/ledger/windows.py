@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 
 from account_tax.errors import Refused
 
-from .rows import Item, Rows
-from .text import clean_name
+from .rows import Item, Rows, clean_name
 
 HEADER_LINES = 100  # the header is looked for among so many lines
 COLUMN_LIMIT = 16_384  # of a spreadsheet program's rows

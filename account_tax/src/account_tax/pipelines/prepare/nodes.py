@@ -22,7 +22,7 @@ from account_tax.ledger.tokens import check_labels, split_digest, token_ids, tok
 from account_tax.storage.files import canonical_sha256, sha256_of
 
 # Part of `inputs_sha256`: raise it when the same inputs give another dataset.
-PREPARE_VERSION = 2
+PREPARE_VERSION = 3
 
 
 # --- plan ---------------------------------------------------------------------------------------

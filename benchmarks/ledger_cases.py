@@ -44,16 +44,19 @@ class Answer:
     labels: int = 0
     unlabelled: int = 0
     refused: str = ""
+    doubtful: str = ""
 
 
 def read_in_training(case: Path) -> Answer:
-    """Return what training reads of a case, repeats kept."""
+    """Return what training reads of a case, repeats kept and doubtful labels merged."""
     try:
         ledger = read_ledger(_parameters(case))
     except DataError as err:
         return Answer([], refused=err.faults[0].partition(": ")[2])
     texts, labels = ledger.frame["text"].tolist(), ledger.frame["label"].nunique()
-    return Answer(texts, ledger.dropped["unreadable"], labels, ledger.dropped["no_label"])
+    unlabelled = sum(ledger.dropped[f"{which}_label"] for which in ("no", "null", "total"))
+    doubtful = ledger.doubtful.in_words()
+    return Answer(texts, ledger.dropped["unreadable"], labels, unlabelled, doubtful=doubtful)
 
 
 def read_in_predict(case: Path) -> Answer:
@@ -93,7 +96,7 @@ def _parameters(case: Path) -> dict[str, Any]:
     inside = list(case.iterdir())
     source = str(inside[0] if len(inside) == 1 else case)
     changed = {"source": source, "text_columns": list(texts), "label_column": label}
-    return {**data, **changed, "duplicates": "keep"}
+    return {**data, **changed, "duplicates": "keep", "labels": "merge"}
 
 
 def main() -> None:
@@ -108,7 +111,8 @@ def main() -> None:
         same = "yes" if have_same_texts(trained, predicted) else "no"
         cells = [len(trained.texts), trained.rejected, trained.labels]
         cells += [len(predicted.texts), predicted.rejected]
-        shown = [trained.refused or predicted.refused] if trained.refused else [same]
+        doubtful = f"; {trained.doubtful}" if trained.doubtful else ""
+        shown = [trained.refused or predicted.refused] if trained.refused else [same + doubtful]
         print(f"| {case.name} | {' | '.join(map(str, [*cells, *shown]))} |")
 
 

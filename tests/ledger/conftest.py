@@ -44,6 +44,8 @@ def parameters() -> Callable[..., dict[str, Any]]:
             "max_rejected": 0.1,
             "text_columns": ["text"],
             "label_column": "label",
+            "labels": "strict",
+            "label_map": None,
             "group_column": None,
             "separator": " | ",
             "max_length": 32,

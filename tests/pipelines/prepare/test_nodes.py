@@ -42,7 +42,7 @@ def test_the_description_counts_what_is_there(prepared):
     assert set(facts["rows"]["dropped"].values()) == {0}
     assert facts["splits"]["train"]["rows"] == 32
     assert facts["splits"]["train"]["classes"] == {"rent": 16, "travel": 16}
-    assert facts["labels"] == ["rent", "travel"]
+    assert facts["labels"] == data["labels"] == "strict"
     assert facts["split"] == data["split"]
     assert json.loads(json.dumps(facts)) == facts
 
@@ -96,6 +96,15 @@ def test_the_key_covers_data_model_and_source(parameters, model):
         inputs_sha256(data, model | {"name": "bert-base-uncased"}, "s"),
     ]
     assert len({key, *others}) == 6
+
+
+def test_the_key_follows_the_label_map(parameters, model, tmp_path):
+    data = parameters("x.csv", label_map=str(tmp_path / "map.csv"))
+    keys = {inputs_sha256(data, model, "s")}
+    for text in ("old,new\na,b\n", "old,new\na,c\n"):
+        (tmp_path / "map.csv").write_text(text)
+        keys.add(inputs_sha256(data, model, "s"))
+    assert len(keys) == 3
 
 
 def test_the_key_follows_the_tokenizer_of_a_local_base(parameters, model, tmp_path):

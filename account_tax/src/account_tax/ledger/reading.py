@@ -23,6 +23,7 @@ from account_tax.model.classifier import as_text, join_texts
 
 from .formats import files_in_words
 from .joined import JoinedFiles
+from .labels import DoubtfulLabels, find_doubtful, read_label_map
 from .sources import digest_files, find_files
 from .windows import Wanted, Window
 
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 WINDOW_ROWS = 8192
 HOPELESS = 100_000  # so many rejects beyond the share that may be, and the rest is not read
 # A column of more values, with fewer rows each, holds texts, which no message may show.
-FEW_LABELS, LEAST_ROWS = 20, 3
+FEW_LABELS, LEAST_ROWS = 5, 3
 SHOWN_REASONS, SHOWN_ROWS = 20, 3  # of rows that can't be read; all are counted
 
 
@@ -60,6 +61,8 @@ class Ledger:
         dropped: Rows kept out, by reason; a row counts once, under the first reason that applies.
         found: What was found out about each file: its format, encoding and so on.
         rejects: Of the rows that can't be read, by reason: `rows`, and where the `first` stand.
+        doubtful: Labels that were merged, left out or kept as they are, see `data.labels`.
+        renamed: Rows that have another label by `data.label_map`.
     """
 
     frame: pd.DataFrame
@@ -68,6 +71,8 @@ class Ledger:
     dropped: dict[str, int]
     found: list[dict[str, Any]]
     rejects: dict[str, dict[str, Any]]
+    doubtful: DoubtfulLabels
+    renamed: int
 
     def facts(self) -> dict[str, str]:
         """Return what reading found, in a person's words, by name."""
@@ -77,7 +82,12 @@ class Ledger:
             "ledger": files_in_words(self.found),
             "rows read": f"{self.rows_read:,}, left out: {left_out}",
         }
-        return facts | ({"unreadable rows": _in_words(self.rejects)} if self.rejects else {})
+        more = {
+            "unreadable rows": _in_words(self.rejects),
+            "label map": f"{self.renamed:,} rows have a new account" * bool(self.renamed),
+            "doubtful accounts": self.doubtful.in_words(),
+        }
+        return facts | {name: words for name, words in more.items() if words}
 
 
 def read_ledger(data: dict[str, Any]) -> Ledger:
@@ -92,6 +102,7 @@ def read_ledger(data: dict[str, Any]) -> Ledger:
     """
     with tempfile.TemporaryDirectory() as scratch:
         faults = _column_setting_faults(data)
+        label_map = _label_map_of(data, faults)
         files = _open_files(data, _set_by(data), Path(scratch), faults)
         tables = _Tables(data, files)
         frames = [_pick_rows(window, ids, data) for window, ids in tables.windows()]
@@ -100,7 +111,11 @@ def read_ledger(data: dict[str, Any]) -> Ledger:
         raise DataError(faults)
     frame = pd.concat(frames, ignore_index=True)
     frames.clear()  # else there are two of all of them from here on
-    kept, dropped = _keep_out(frame, data["duplicates"])
+    renamed = _rename_labels(frame, label_map)
+    doubtful = _find_doubtful_labels(frame, data)
+    if data.get("labels") == "merge":
+        _rename_labels(frame, doubtful.first_spellings)
+    kept, dropped = _keep_out(frame, data, doubtful)
     dropped = {"unreadable": tables.rejected, **dropped}
     rows_read = len(frame) + tables.rejected
     if faults := _class_faults(kept, rows_read, data):
@@ -108,7 +123,8 @@ def read_ledger(data: dict[str, Any]) -> Ledger:
     name = public_source(data["source"])
     logger.info("%s: read as %s", name, files.read_as)
     logger.info("%s: %d rows read, %d kept, dropped %s", name, rows_read, len(kept), dropped)
-    return Ledger(kept, digest, rows_read, dropped, files.found, tables.most_rejects())
+    rejects = tables.most_rejects()
+    return Ledger(kept, digest, rows_read, dropped, files.found, rejects, doubtful, renamed)
 
 
 def read_columns(data: dict[str, Any], columns: Sequence[str]) -> pd.DataFrame:
@@ -258,17 +274,21 @@ def _set_by(data: dict[str, Any]) -> dict[str, str]:
 # --- rows ---------------------------------------------------------------------------------------
 
 
-def _keep_out(frame: pd.DataFrame, duplicates: str) -> tuple[pd.DataFrame, dict[str, int]]:
+def _keep_out(
+    frame: pd.DataFrame, data: dict[str, Any], doubtful: DoubtfulLabels
+) -> tuple[pd.DataFrame, dict[str, int]]:
     """Return the rows to train on and the number of the others by reason.
 
     Of rows with one text the first stays, whatever the labels of the others. A text that is in two
     files of a folder stays in test rather than validation, and in validation rather than train,
     also where repeats are kept.
     """
-    repeats = duplicates == "drop"
+    repeats, merges = data["duplicates"] == "drop", data.get("labels") == "merge"
     rules: dict[str, Callable[[pd.DataFrame], Any]] = {
         "no_text": lambda rows: rows["text"] == "",
         "no_label": lambda rows: rows["label"] == "",
+        "null_label": lambda rows: rows["label"].isin(doubtful.nulls) & merges,
+        "total_label": lambda rows: rows["label"].isin(doubtful.totals) & merges,
         "in_test": lambda rows: _is_also_in("test", rows, ["train", "validation"]),
         "in_validation": lambda rows: _is_also_in("validation", rows, ["train"]),
         "duplicate_conflicting_label": lambda rows: _contradicts_first(rows) & repeats,
@@ -309,17 +329,51 @@ def _column_setting_faults(data: dict[str, Any]) -> list[str]:
     ]
 
 
+def _label_map_of(data: dict[str, Any], faults: list[str]) -> dict[str, str]:
+    """Return the new label by the old one; add the fault of a file that can't be read."""
+    if not (path := data.get("label_map")):
+        return {}
+    try:
+        return read_label_map(Path(path))
+    except Refused as err:
+        faults.append(f"data.label_map = {path}: {err}")
+        return {}
+
+
+def _rename_labels(frame: pd.DataFrame, names: Mapping[str, str]) -> int:
+    """Give rows the new label by their old one; return how many have one."""
+    renamed = frame["label"].isin(names)
+    frame.loc[renamed, "label"] = frame.loc[renamed, "label"].map(names)
+    return int(np.count_nonzero(renamed))
+
+
+def _find_doubtful_labels(frame: pd.DataFrame, data: dict[str, Any]) -> DoubtfulLabels:
+    """Return the labels that a person ought to look at; with `data.labels` strict refuse them."""
+    labels = frame.loc[(frame["text"] != "") & (frame["label"] != ""), "label"]
+    rows = Counter(labels.tolist())
+    key = f"data.label_column = {data['label_column']}"
+    if len(rows) > FEW_LABELS and len(rows) * LEAST_ROWS > len(labels):
+        counts = f"{len(rows):,} different values in {len(labels):,} rows"
+        raise DataError([f"{key}: {counts}: is it the account?"])
+    doubtful = find_doubtful(rows)
+    if data.get("labels") == "strict" and (words := doubtful.in_words()):
+        raise DataError(
+            [
+                f"{key}: {words}. Set data.labels to merge, which joins the first and leaves out "
+                "the others, or to as_is, which keeps all; or write the right ones into a file, "
+                "data.label_map."
+            ]
+        )
+    return doubtful
+
+
 def _class_faults(kept: pd.DataFrame, rows_read: int, data: dict[str, Any]) -> list[str]:
     name = public_source(data["source"])
     if kept.empty:
         return [f"data.source = {name}: none of the {rows_read} rows has both a text and a label."]
-    labels = kept["label"].unique().tolist()
-    if len(labels) > FEW_LABELS and len(labels) * LEAST_ROWS > len(kept):
-        counts = f"{len(labels):,} different values in {len(kept):,} rows"
-        return [f"data.label_column = {data['label_column']}: {counts}: is it the account?"]
-    if len(labels) > 1:
+    if len(set(kept["label"])) > 1:
         return []
     return [
-        f"data.label_column = {data['label_column']}: one class, {labels}, in all {len(kept)} rows "
-        f"of {name}. Expected at least two."
+        f"data.label_column = {data['label_column']}: one class in all {len(kept):,} rows of "
+        f"{name}. Expected at least two."
     ]

@@ -146,6 +146,8 @@ class Data(TypedDict):
     max_rejected: UpToOne
     text_columns: Names
     label_column: Name
+    labels: Literal["strict", "merge", "as_is"]
+    label_map: Name | None
     group_column: Name | None
     separator: str
     max_length: Annotated[int, Field(ge=3), Words("a whole number of at least 3")]

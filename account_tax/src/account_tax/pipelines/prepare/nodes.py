@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,6 +75,7 @@ def inputs_sha256(data: dict[str, Any], model: dict[str, Any], source_sha256: st
             "data": {**data, "source": public_source(data["source"])},
             "model": {key: model.get(key) for key in ("name", "revision", "sha256", "prefix")},
             "tokenizer_files": _local_tokenizer_files(Path(model["name"])),
+            "label_map": _label_map_sha256(data),
         }
     )
 
@@ -83,6 +84,13 @@ def _local_tokenizer_files(folder: Path) -> dict[str, str]:
     """Return name and sha256 of a local base's small files; its name alone says little."""
     files = chain.from_iterable(folder.glob(kind) for kind in ("*.json", "*.txt", "*.model"))
     return {file.name: sha256_of(file) for file in sorted(files)}
+
+
+def _label_map_sha256(data: dict[str, Any]) -> str | None:
+    path = data.get("label_map")
+    return (
+        sha256_of(Path(path).expanduser()) if path and Path(path).expanduser().is_file() else None
+    )
 
 
 # --- describe -----------------------------------------------------------------------------------
@@ -109,7 +117,8 @@ def describe_dataset(
         "files": ledger.found,
         "rows": {"read": ledger.rows_read, "kept": len(ledger.frame), "dropped": ledger.dropped},
         "rejects": ledger.rejects,
-        "labels": tokenized["train"].features["labels"].names,
+        "doubtful_labels": asdict(ledger.doubtful),
+        "renamed_rows": ledger.renamed,
         "splits": {name: _describe_split(dataset) for name, dataset in tokenized.items()},
         "token_length": _describe_lengths(splits, tokenized, tokenizer, data["max_length"]),
         "tokenizer_sha256": tokenizer_digest(tokenizer),

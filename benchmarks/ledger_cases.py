@@ -50,7 +50,7 @@ class Answer:
 def read_in_training(case: Path) -> Answer:
     """Return what training reads of a case, repeats kept and doubtful labels merged."""
     try:
-        ledger = read_ledger(_parameters(case))
+        ledger = read_ledger(parameters_of(case))
     except DataError as err:
         return Answer([], refused=err.faults[0].partition(": ")[2])
     texts, labels = ledger.frame["text"].tolist(), ledger.frame["label"].nunique()
@@ -61,7 +61,7 @@ def read_in_training(case: Path) -> Answer:
 
 def read_in_predict(case: Path) -> Answer:
     """Return what predict reads of a case."""
-    data = _parameters(case)
+    data = parameters_of(case)
     options = Options("", Path(data["source"]), Path())
     texts: list[str] = []
     rejected = 0
@@ -89,7 +89,8 @@ def find_cases(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir())
 
 
-def _parameters(case: Path) -> dict[str, Any]:
+def parameters_of(case: Path) -> dict[str, Any]:
+    """Return the parameters by which a case is read."""
     file = ROOT / "conf" / "base" / "parameters" / "data.yml"
     data = yaml.safe_load(file.read_text(encoding="utf-8"))["data"]
     texts, label = COLUMNS.get(case.name, (("memo", "merchant"), "account"))

@@ -217,7 +217,7 @@ BAD_BYTES = {
     "page.csv": (b"<html><td>Jane Doe 4411", "an HTML or XML page"),
     "book.pdf": (b"%PDF", "unknown file type .pdf. Expected .csv,"),
     "noname": (b"text,label\n", "without a type"),
-    "one.csv": (b"text,label\na,x\nb,x\n", "one class in all 2 rows of"),
+    "one.csv": (b"text,label\na,x\nb,x\n", "one class in the 2 rows that are left of"),
     "nothing.csv": (b"text,label\n,x\nJane Doe 4411,\n", "none of the 2 rows has both"),
     "twice.csv": (b"text,label,label\na,x,y\n", "['label'] stand there more than once"),
 }

@@ -55,7 +55,7 @@ class Ledger:
     Attributes:
         frame: Columns text, label (both never empty) and row_id (0-based number of the row in its
             file, those that can't be read included); group, where a group column is set; split,
-            where the source is split already.
+            where the source is split already; seen, what `read_ledger` was given of a text.
         source_sha256: Digest of the source's bytes, see `source_digest`.
         rows_read: Rows in the source.
         dropped: Rows kept out, by reason; a row counts once, under the first reason that applies.
@@ -76,11 +76,9 @@ class Ledger:
 
     def facts(self) -> dict[str, str]:
         """Return what reading found, in a person's words, by name."""
-        counts = [f"{count:,} {reason}" for reason, count in self.dropped.items() if count]
-        left_out = ", ".join(counts).replace("_", " ") or "none"
         facts = {
             "ledger": files_in_words(self.found),
-            "rows read": f"{self.rows_read:,}, left out: {left_out}",
+            "rows read": f"{self.rows_read:,}, left out: {_left_out(self.dropped)}",
         }
         more = {
             "unreadable rows": _in_words(self.rejects),
@@ -90,12 +88,16 @@ class Ledger:
         return facts | {name: words for name, words in more.items() if words}
 
 
-def read_ledger(data: dict[str, Any]) -> Ledger:
+def read_ledger(
+    data: dict[str, Any], see: Callable[[list[str]], np.ndarray] | None = None
+) -> Ledger:
     """Return the rows of the source that can be trained on.
 
     Args:
         data: The parameters of data.yml; used are source and how it is read, text_columns,
             label_column, group_column, separator and duplicates.
+        see: Gives a number, (N,), for what a model reads of each text: rows with one number are
+            repeats. Without it those with one text are.
 
     Raises:
         DataError: If the source is missing, unreadable or empty, lacks a column, or has one class.
@@ -115,10 +117,12 @@ def read_ledger(data: dict[str, Any]) -> Ledger:
     doubtful = _find_doubtful_labels(frame, data)
     if data.get("labels") == "merge":
         _rename_labels(frame, doubtful.first_spellings)
+    if see:
+        frame["seen"] = see(frame["text"].tolist())
     kept, dropped = _keep_out(frame, data, doubtful)
     dropped = {"unreadable": tables.rejected, **dropped}
     rows_read = len(frame) + tables.rejected
-    if faults := _class_faults(kept, rows_read, data):
+    if faults := _class_faults(kept, rows_read, dropped, data):
         raise DataError(faults)
     name = public_source(data["source"])
     logger.info("%s: read as %s", name, files.read_as)
@@ -253,6 +257,11 @@ class _Tables:
         return [_source_fault(self._data, f"{rows}. {listed}. Mend them, or {how}.")]
 
 
+def _left_out(dropped: Mapping[str, int]) -> str:
+    counts = [f"{count:,} {reason}" for reason, count in dropped.items() if count]
+    return ", ".join(counts).replace("_", " ") or "none"
+
+
 def _in_words(rejects: Mapping[str, Mapping[str, Any]]) -> str:
     """Return `Ledger.rejects` as a line."""
     listed = []
@@ -279,8 +288,8 @@ def _keep_out(
 ) -> tuple[pd.DataFrame, dict[str, int]]:
     """Return the rows to train on and the number of the others by reason.
 
-    Of rows with one text the first stays, whatever the labels of the others. A text that is in two
-    files of a folder stays in test rather than validation, and in validation rather than train,
+    Of repeats the first stays, whatever the labels of the others. One that is in two files of a
+    folder stays in test rather than validation, and in validation rather than train,
     also where repeats are kept.
     """
     repeats, merges = data["duplicates"] == "drop", data.get("labels") == "merge"
@@ -305,8 +314,8 @@ def _keep_out(
 def _is_also_in(split: str, rows: pd.DataFrame, others: list[str]) -> Any:
     if "split" not in rows:
         return pd.Series(False, index=rows.index)
-    texts = rows.loc[rows["split"] == split, "text"]
-    return rows["split"].isin(others) & rows["text"].isin(texts)
+    seen = seen_texts(rows)
+    return rows["split"].isin(others) & seen.isin(seen[rows["split"] == split])
 
 
 def _contradicts_first(rows: pd.DataFrame) -> Any:
@@ -314,9 +323,14 @@ def _contradicts_first(rows: pd.DataFrame) -> Any:
     return labels != labels[_first_rows(rows)]
 
 
+def seen_texts(rows: pd.DataFrame) -> Any:
+    """Return what decides whether rows are repeats, (N,)."""
+    return rows["seen" if "seen" in rows else "text"]
+
+
 def _first_rows(rows: pd.DataFrame) -> np.ndarray:
-    """Return the position of the first row with each row's text, (N,)."""
-    texts = pd.factorize(rows["text"])[0]
+    """Return the position of the first row that each row repeats, its own if it is the first."""
+    texts = pd.factorize(seen_texts(rows))[0]
     return np.unique(texts, return_index=True)[1][texts]
 
 
@@ -367,13 +381,15 @@ def _find_doubtful_labels(frame: pd.DataFrame, data: dict[str, Any]) -> Doubtful
     return doubtful
 
 
-def _class_faults(kept: pd.DataFrame, rows_read: int, data: dict[str, Any]) -> list[str]:
+def _class_faults(
+    kept: pd.DataFrame, rows_read: int, dropped: Mapping[str, int], data: dict[str, Any]
+) -> list[str]:
     name = public_source(data["source"])
     if kept.empty:
         return [f"data.source = {name}: none of the {rows_read} rows has both a text and a label."]
     if len(set(kept["label"])) > 1:
         return []
     return [
-        f"data.label_column = {data['label_column']}: one class in all {len(kept):,} rows of "
-        f"{name}. Expected at least two."
+        f"data.label_column = {data['label_column']}: one class in the {len(kept):,} rows that are "
+        f"left of {name}, of {rows_read:,}; left out: {_left_out(dropped)}. Expected at least two."
     ]

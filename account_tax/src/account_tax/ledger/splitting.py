@@ -6,8 +6,8 @@ N rows, U units; a stratum is a label, or all rows together where `stratified` i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,11 +15,10 @@ import pandas as pd
 from account_tax.confidential import public_source
 from account_tax.storage.names import SPLITS
 
-from .reading import DataError, Ledger
+from .reading import DataError, Ledger, seen_texts
 
-if TYPE_CHECKING:
-    pass
-from collections.abc import Iterator
+ROW_COLUMNS = ["text", "label", "row_id", "group"]
+TRAIN, VALIDATION, TEST = range(len(SPLITS))
 
 
 def split_ledger(ledger: Ledger, data: dict[str, Any]) -> tuple[dict[str, pd.DataFrame], list[str]]:
@@ -41,7 +40,7 @@ def split_ledger(ledger: Ledger, data: dict[str, Any]) -> tuple[dict[str, pd.Dat
     if "split" not in frame:
         frame = frame.assign(split=np.array(SPLITS)[draw_splits(frame, data["split"])])
     splits = {
-        name: frame.loc[frame["split"] == name].drop(columns="split").reset_index(drop=True)
+        name: frame.loc[frame["split"] == name].filter(ROW_COLUMNS).reset_index(drop=True)
         for name in SPLITS
     }
     if faults := _split_faults(frame, splits, data):
@@ -73,9 +72,6 @@ def _split_faults(
     return faults
 
 
-TRAIN, VALIDATION, TEST = range(len(SPLITS))
-
-
 def draw_splits(frame: pd.DataFrame, settings: dict[str, Any]) -> np.ndarray:
     """Return the position in SPLITS of each row, (N,).
 
@@ -103,11 +99,11 @@ def draw_splits(frame: pd.DataFrame, settings: dict[str, Any]) -> np.ndarray:
 
 
 def _rows_that_stay_together(frame: pd.DataFrame) -> np.ndarray:
-    """Return a unit number for each row, (N,): rows of one text or one group share it.
+    """Return a unit number for each row, (N,): repeats and rows of one group share it.
 
     A row without a group is a group of its own, and its text's.
     """
-    texts = pd.factorize(frame["text"])[0]
+    texts = pd.factorize(seen_texts(frame))[0]
     if "group" not in frame:
         return texts
     groups = pd.factorize(frame["group"])[0]

@@ -18,7 +18,13 @@ from account_tax.ledger.reading import DataError, Ledger, read_ledger
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 from account_tax.ledger.splitting import split_ledger
-from account_tax.ledger.tokens import check_labels, split_digest, token_ids, tokenizer_digest
+from account_tax.ledger.tokens import (
+    check_labels,
+    read_seen_ledger,
+    split_digest,
+    token_ids,
+    tokenizer_digest,
+)
 from account_tax.storage.files import canonical_sha256, sha256_of
 
 # Part of `inputs_sha256`: raise it when the same inputs give another dataset.
@@ -30,7 +36,7 @@ PREPARE_VERSION = 3
 
 @dataclass(frozen=True)
 class DataPlan:
-    """What the data would give, found without tokenizing; with faults the rest may be empty."""
+    """What the data would give; with faults the rest may be empty."""
 
     faults: list[str]
     labels: list[str] = field(default_factory=list)
@@ -42,7 +48,7 @@ class DataPlan:
 def plan_data(data: dict[str, Any], model: dict[str, Any]) -> DataPlan:
     """Return what prepare would make of the parameters, or every fault it would stop at."""
     try:
-        ledger = read_ledger(data)
+        ledger = _read(data, model)
     except DataError as err:
         return DataPlan(err.faults)
     try:
@@ -57,6 +63,16 @@ def plan_data(data: dict[str, Any], model: dict[str, Any]) -> DataPlan:
         ledger.facts(),
         ledger.source_sha256,
     )
+
+
+def _read(data: dict[str, Any], model: dict[str, Any]) -> Ledger:
+    """Return the ledger, its repeats by its texts where there is no base to read them."""
+    try:
+        return read_seen_ledger(data, model)
+    except DataError:
+        raise
+    except Exception:  # the check of the base says what is wrong with it
+        return read_ledger(data)
 
 
 def inputs_sha256(data: dict[str, Any], model: dict[str, Any], source_sha256: str) -> str:

@@ -6,9 +6,8 @@ from typing import Any
 
 from kedro.pipeline import Pipeline, node
 
-from account_tax.ledger.reading import read_ledger
 from account_tax.ledger.splitting import split_ledger
-from account_tax.ledger.tokens import load_base_tokenizer, tokenize_splits
+from account_tax.ledger.tokens import load_base_tokenizer, read_seen_ledger, tokenize_splits
 
 from .nodes import describe_dataset
 
@@ -20,7 +19,12 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
     """
     return Pipeline(
         [
-            node(read_ledger, "params:data", "ledger", name="read_ledger_node"),
+            node(
+                read_seen_ledger,
+                ["params:data", "params:train.model"],
+                "ledger",
+                name="read_ledger_node",
+            ),
             node(
                 split_ledger,
                 ["ledger", "params:data"],

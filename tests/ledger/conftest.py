@@ -50,6 +50,8 @@ def parameters() -> Callable[..., dict[str, Any]]:
             "separator": " | ",
             "max_length": 32,
             "duplicates": "drop",
+            "rare": "train_only",
+            "min_rows": 3,
             "split": split,
         } | changes
 

@@ -23,10 +23,10 @@ def test_a_plan_counts_without_tokenizing(parameters, ledger_csv, two_classes, m
 
 
 def test_a_plan_gathers_the_faults_of_split_and_labels(parameters, ledger_csv, two_classes, model):
-    data = parameters(ledger_csv(*two_classes, ("once", "rare")))
+    data = parameters(ledger_csv(*two_classes, ("once", "rare")), rare="refuse")
     plan = plan_data(data, model | {"num_labels": 5})
     assert [fault.split(":")[0] for fault in plan.faults] == [
-        "data.split",
+        "data.rare = refuse",
         "train.model.num_labels = 5",
     ]
     (fault,) = plan_data(parameters("none.csv"), model).faults

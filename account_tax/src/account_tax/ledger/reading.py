@@ -20,11 +20,13 @@ from account_tax.confidential import public_source
 from account_tax.errors import Failed, Refused
 from account_tax.faults import tell
 from account_tax.model.classifier import as_text, join_texts
+from account_tax.storage.names import SPLITS
 
 from .formats import files_in_words
 from .joined import JoinedFiles
-from .labels import DoubtfulLabels, find_doubtful, read_label_map
+from .labels import DoubtfulLabels, find_doubtful, read_label_map, shorten
 from .sources import digest_files, find_files
+from .units import find_rare, seen_texts
 from .windows import Wanted, Window
 
 logger = logging.getLogger(__name__)
@@ -63,6 +65,7 @@ class Ledger:
         rejects: Of the rows that can't be read, by reason: `rows`, and where the `first` stand.
         doubtful: Labels that were merged, left out or kept as they are, see `data.labels`.
         renamed: Rows that have another label by `data.label_map`.
+        rare: Labels with fewer texts (or groups) than `data.min_rows`, and with how many.
     """
 
     frame: pd.DataFrame
@@ -73,6 +76,7 @@ class Ledger:
     rejects: dict[str, dict[str, Any]]
     doubtful: DoubtfulLabels
     renamed: int
+    rare: dict[str, int]
 
     def facts(self) -> dict[str, str]:
         """Return what reading found, in a person's words, by name."""
@@ -84,6 +88,7 @@ class Ledger:
             "unreadable rows": _in_words(self.rejects),
             "label map": f"{self.renamed:,} rows have a new account" * bool(self.renamed),
             "doubtful accounts": self.doubtful.in_words(),
+            "rare accounts": rare_in_words(self.rare),
         }
         return facts | {name: words for name, words in more.items() if words}
 
@@ -120,7 +125,9 @@ def read_ledger(
     if see:
         frame["seen"] = see(frame["text"].tolist())
     kept, dropped = _keep_out(frame, data, doubtful)
+    kept, rare = _settle_rare(kept, data)
     dropped = {"unreadable": tables.rejected, **dropped}
+    dropped["rare_label"] = len(frame) - sum(dropped.values()) + tables.rejected - len(kept)
     rows_read = len(frame) + tables.rejected
     if faults := _class_faults(kept, rows_read, dropped, data):
         raise DataError(faults)
@@ -128,7 +135,7 @@ def read_ledger(
     logger.info("%s: read as %s", name, files.read_as)
     logger.info("%s: %d rows read, %d kept, dropped %s", name, rows_read, len(kept), dropped)
     rejects = tables.most_rejects()
-    return Ledger(kept, digest, rows_read, dropped, files.found, rejects, doubtful, renamed)
+    return Ledger(kept, digest, rows_read, dropped, files.found, rejects, doubtful, renamed, rare)
 
 
 def read_columns(data: dict[str, Any], columns: Sequence[str]) -> pd.DataFrame:
@@ -323,11 +330,6 @@ def _contradicts_first(rows: pd.DataFrame) -> Any:
     return labels != labels[_first_rows(rows)]
 
 
-def seen_texts(rows: pd.DataFrame) -> Any:
-    """Return what decides whether rows are repeats, (N,)."""
-    return rows["seen" if "seen" in rows else "text"]
-
-
 def _first_rows(rows: pd.DataFrame) -> np.ndarray:
     """Return the position of the first row that each row repeats, its own if it is the first."""
     texts = pd.factorize(seen_texts(rows))[0]
@@ -379,6 +381,23 @@ def _find_doubtful_labels(frame: pd.DataFrame, data: dict[str, Any]) -> Doubtful
             ]
         )
     return doubtful
+
+
+def _settle_rare(kept: pd.DataFrame, data: dict[str, Any]) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Return the rows that stay, and the rare labels with their number of texts or groups.
+
+    A folder's own splits stay as they are, and without strata a label may be in any split.
+    """
+    how = data.get("rare", "refuse")
+    if how != "drop" and ("split" in kept or not data["split"]["stratified"]):
+        return kept, {}
+    rare = find_rare(kept, data.get("min_rows", len(SPLITS)), tied=how == "train_only")
+    return (kept.loc[~kept["label"].isin(rare)] if how == "drop" else kept), rare
+
+
+def rare_in_words(rare: Mapping[str, int]) -> str:
+    """Return rare labels as a line, with how many texts or groups they have."""
+    return shorten([f"{label} ({count})" for label, count in rare.items()])
 
 
 def _class_faults(

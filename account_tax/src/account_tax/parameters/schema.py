@@ -152,6 +152,8 @@ class Data(TypedDict):
     separator: str
     max_length: Annotated[int, Field(ge=3), Words("a whole number of at least 3")]
     duplicates: Literal["drop", "keep"]
+    rare: Literal["train_only", "drop", "refuse"]
+    min_rows: Annotated[int, Field(ge=3), Words("a whole number of at least 3")]
 
 
 class Gates(TypedDict):

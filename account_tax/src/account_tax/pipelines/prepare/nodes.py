@@ -135,6 +135,7 @@ def describe_dataset(
         "rejects": ledger.rejects,
         "doubtful_labels": asdict(ledger.doubtful),
         "renamed_rows": ledger.renamed,
+        "rare_accounts": ledger.rare,
         "splits": {name: _describe_split(dataset) for name, dataset in tokenized.items()},
         "token_length": _describe_lengths(splits, tokenized, tokenizer, data["max_length"]),
         "tokenizer_sha256": tokenizer_digest(tokenizer),

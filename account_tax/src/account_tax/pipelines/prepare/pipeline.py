@@ -11,6 +11,8 @@ from account_tax.ledger.tokens import load_base_tokenizer, read_seen_ledger, tok
 
 from .nodes import describe_dataset
 
+DATA, MODEL = "params:data", "params:train.model"
+
 
 def create_pipeline(**kwargs: Any) -> Pipeline:
     """Return the pipeline; `dataset_metadata` is written last, so a version that has it is whole.
@@ -19,21 +21,16 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
     """
     return Pipeline(
         [
-            node(
-                read_seen_ledger,
-                ["params:data", "params:train.model"],
-                "ledger",
-                name="read_ledger_node",
-            ),
+            node(read_seen_ledger, [DATA, MODEL], "ledger", name="read_ledger_node"),
             node(
                 split_ledger,
-                ["ledger", "params:data"],
+                ["ledger", DATA],
                 ["ledger_splits", "label_names"],
                 name="split_ledger_node",
             ),
             node(
                 load_base_tokenizer,
-                ["params:train.model", "label_names", "params:data.max_length"],
+                [MODEL, "label_names", "params:data.max_length"],
                 "tokenizer",
                 name="load_tokenizer_node",
             ),
@@ -50,8 +47,8 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
                     "ledger_splits",
                     "tokenized_datasets",
                     "tokenizer",
-                    "params:data",
-                    "params:train.model",
+                    DATA,
+                    MODEL,
                 ],
                 "dataset_metadata",
                 name="describe_dataset_node",

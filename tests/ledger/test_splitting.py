@@ -238,7 +238,7 @@ def test_by_default_rare_accounts_are_in_train_only(rare):
         "test": {"big", "huge"},
     }
     assert ledger.rare == {"rare": 2, "rent": 1}
-    assert ledger.facts()["rare accounts"] == "rare (2), rent (1)"
+    assert ledger.facts()["rare accounts"] == "rare (2), rent (1), in train only"
 
 
 def test_rare_accounts_may_be_left_out(rare):

@@ -29,6 +29,40 @@ def newest_run(shop):
     return MlflowClient(shop.store).search_runs(["1"], max_results=1)[0]
 
 
+def test_the_end_tells_rows_by_account(file_with, ledger, output, capfd):
+    assert file_with(input=ledger, output=output, batch_rows=16) == 0
+    found = read_ledger(output)
+    said = capfd.readouterr().out
+    for label, rows in found.groupby("label"):
+        review = (rows["needs_review"] == "true").sum()
+        assert f"{label:<24} {len(rows):,} ({review:,} for review)" in said
+
+
+def test_cells_that_a_spreadsheet_runs_are_said_and_stay(file_with, tmp_path, capfd):
+    notes = [
+        "=1+1",
+        "+A1",
+        "@SUM(A1)",
+        "-5",
+        "-1.234,50",
+        "-",
+        "'=1",
+        "a=b",
+        "-A1",
+        '"=""x"""',
+        "+82",
+    ]
+    source, output = tmp_path / "in.csv", tmp_path / "out.csv"
+    lines = [f"{note};coffee;taxi" for note in notes]
+    source.write_text("\n".join(["note;memo;merchant", *lines]) + "\n")
+    assert file_with(input=source, output=output, batch_rows=3) == 0
+    said = capfd.readouterr().out
+    assert "5 rows have a cell that a spreadsheet runs: =, +, - or @ begins it" in said
+    assert [line.rsplit(";", 3)[0] for line in output.read_text().splitlines()[1:]] == lines
+    assert file_with(input=source, output=tmp_path / "out.jsonl") == 0
+    assert "formulas" not in capfd.readouterr().out
+
+
 # --- what comes out -------------------------------------------------------------------------------
 
 
@@ -496,6 +530,7 @@ def test_a_part_that_was_damaged_is_made_again(file_with, shop, ledger, output, 
     assert file_with(input=ledger, output=whole, batch_rows=10) == 0
     killed(shop, 3, input=ledger, output=output, batch_rows=10)
     part = tmp_path / ".filed.csv.parts" / "part-000001.csv"
+    assert part.stat().st_mode & 0o777 == 0o600
     part.write_bytes(part.read_bytes()[:-7])
     assert file_with(input=ledger, output=output, batch_rows=10) == 0
     assert output.read_bytes() == whole.read_bytes()

@@ -88,7 +88,8 @@ class Ledger:
             "unreadable rows": _in_words(self.rejects),
             "label map": f"{self.renamed:,} rows have a new account" * bool(self.renamed),
             "doubtful accounts": self.doubtful.in_words(),
-            "rare accounts": rare_in_words(self.rare),
+            "rare accounts": rare_in_words(self.rare)
+            + (", left out" if self.dropped["rare_label"] else ", in train only") * bool(self.rare),
         }
         return facts | {name: words for name, words in more.items() if words}
 

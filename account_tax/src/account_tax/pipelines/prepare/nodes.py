@@ -134,6 +134,7 @@ def describe_dataset(
         "rows": {"read": ledger.rows_read, "kept": len(ledger.frame), "dropped": ledger.dropped},
         "rejects": ledger.rejects,
         "doubtful_labels": asdict(ledger.doubtful),
+        "label_map_sha256": _label_map_sha256(data),
         "renamed_rows": ledger.renamed,
         "rare_accounts": ledger.rare,
         "splits": {name: _describe_split(dataset) for name, dataset in tokenized.items()},

@@ -24,6 +24,7 @@ from .options import Options
 from .parts import Journal, open_journal
 from .plan import Plan, added_columns, make_plan
 from .sinks import make_sink
+from .streams import as_files
 
 REJECTS_STATUS = 3
 TELL_SECONDS = 30
@@ -42,11 +43,14 @@ def predict(options: Options, run: OwnedRun) -> None:
         Failed: With status 3 where all rows are filed but those that can't be read.
     """
     mlflow.set_tracking_uri(run.tracking_uri)
-    with tempfile.TemporaryDirectory() as scratch:
-        plan = make_plan(MlflowClient(run.tracking_uri), options, Path(scratch))
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        as_files(options, Path(scratch)) as asked,
+    ):
+        plan = make_plan(MlflowClient(run.tracking_uri), asked, Path(scratch))
         metrics = _file(plan, run)
-    run.log_metrics(metrics)
-    run.set_tags({f"{TAG}output_sha256": sha256_of(plan.options.output)})
+        run.log_metrics(metrics)
+        run.set_tags({f"{TAG}output_sha256": sha256_of(plan.options.output)})
     _refuse_rejects(plan, int(metrics["predict/rows_rejected"]))
 
 
@@ -74,13 +78,15 @@ def _file(plan: Plan, run: OwnedRun) -> dict[str, float]:
             rows = journal.totals()
             journal.publish(sink, options.output, options.rejects, plan.source.unit)
         except (Interrupted, OSError) as err:
-            _explain(err, journal, options.output)
+            _explain(err, journal, options)
             raise
     return _show(plan, rows, read, seconds)
 
 
-def _explain(err: BaseException, journal: Journal, output: Path) -> None:
-    kept = f"{journal.total('read'):,} rows are kept beside {output.name}: the same command goes on"
+def _explain(err: BaseException, journal: Journal, options: Options) -> None:
+    rows, name = journal.total("read"), options.output.name
+    kept = f"{rows:,} rows are kept beside {name}: the same command goes on"
+    kept = "nothing is kept of it" if options.streamed else kept
     if isinstance(err, OSError):  # a disk that is full, say
         raise Failed(f"predict failed: {err.strerror}. {kept}.") from err
     click.echo(f"predict: {kept}", err=True)

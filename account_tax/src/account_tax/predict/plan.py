@@ -184,7 +184,12 @@ def check_output(options: Options) -> list[str]:
         faults.append("it lies in the folder that is read. Name a file elsewhere.")
     there = [] if faults or options.overwrite else [path, options.rejects]
     faults += output_faults(path.parent, there, "Give -P overwrite=true to replace it.")
-    return [f"output = {path} (-P output): {fault}" for fault in faults]
+    faults = [f"output = {path} (-P output): {fault}" for fault in faults]
+    if (errors := options.errors) is None:
+        return faults
+    return faults + [
+        f"errors = {errors} (-P errors): {fault}" for fault in output_faults(errors.parent, [], "")
+    ]
 
 
 def check_columns(model: Model, source: JoinedFiles, options: Options) -> list[str]:

@@ -44,21 +44,24 @@ class Answer:
     labels: int = 0
     unlabelled: int = 0
     refused: str = ""
+    doubtful: str = ""
 
 
 def read_in_training(case: Path) -> Answer:
-    """Return what training reads of a case, repeats kept."""
+    """Return what training reads of a case, repeats kept and doubtful labels merged."""
     try:
-        ledger = read_ledger(_parameters(case))
+        ledger = read_ledger(parameters_of(case))
     except DataError as err:
         return Answer([], refused=err.faults[0].partition(": ")[2])
     texts, labels = ledger.frame["text"].tolist(), ledger.frame["label"].nunique()
-    return Answer(texts, ledger.dropped["unreadable"], labels, ledger.dropped["no_label"])
+    unlabelled = sum(ledger.dropped[f"{which}_label"] for which in ("no", "null", "total"))
+    doubtful = ledger.doubtful.in_words()
+    return Answer(texts, ledger.dropped["unreadable"], labels, unlabelled, doubtful=doubtful)
 
 
 def read_in_predict(case: Path) -> Answer:
     """Return what predict reads of a case."""
-    data = _parameters(case)
+    data = parameters_of(case)
     options = Options("", Path(data["source"]), Path())
     texts: list[str] = []
     rejected = 0
@@ -86,14 +89,15 @@ def find_cases(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir())
 
 
-def _parameters(case: Path) -> dict[str, Any]:
+def parameters_of(case: Path) -> dict[str, Any]:
+    """Return the parameters by which a case is read."""
     file = ROOT / "conf" / "base" / "parameters" / "data.yml"
     data = yaml.safe_load(file.read_text(encoding="utf-8"))["data"]
     texts, label = COLUMNS.get(case.name, (("memo", "merchant"), "account"))
     inside = list(case.iterdir())
     source = str(inside[0] if len(inside) == 1 else case)
     changed = {"source": source, "text_columns": list(texts), "label_column": label}
-    return {**data, **changed, "duplicates": "keep"}
+    return {**data, **changed, "duplicates": "keep", "labels": "merge"}
 
 
 def main() -> None:
@@ -108,7 +112,8 @@ def main() -> None:
         same = "yes" if have_same_texts(trained, predicted) else "no"
         cells = [len(trained.texts), trained.rejected, trained.labels]
         cells += [len(predicted.texts), predicted.rejected]
-        shown = [trained.refused or predicted.refused] if trained.refused else [same]
+        doubtful = f"; {trained.doubtful}" if trained.doubtful else ""
+        shown = [trained.refused or predicted.refused] if trained.refused else [same + doubtful]
         print(f"| {case.name} | {' | '.join(map(str, [*cells, *shown]))} |")
 
 

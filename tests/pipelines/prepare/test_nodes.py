@@ -23,10 +23,10 @@ def test_a_plan_counts_without_tokenizing(parameters, ledger_csv, two_classes, m
 
 
 def test_a_plan_gathers_the_faults_of_split_and_labels(parameters, ledger_csv, two_classes, model):
-    data = parameters(ledger_csv(*two_classes, ("once", "rare")))
+    data = parameters(ledger_csv(*two_classes, ("once", "rare")), rare="refuse")
     plan = plan_data(data, model | {"num_labels": 5})
     assert [fault.split(":")[0] for fault in plan.faults] == [
-        "data.split",
+        "data.rare = refuse",
         "train.model.num_labels = 5",
     ]
     (fault,) = plan_data(parameters("none.csv"), model).faults
@@ -42,7 +42,7 @@ def test_the_description_counts_what_is_there(prepared):
     assert set(facts["rows"]["dropped"].values()) == {0}
     assert facts["splits"]["train"]["rows"] == 32
     assert facts["splits"]["train"]["classes"] == {"rent": 16, "travel": 16}
-    assert facts["labels"] == ["rent", "travel"]
+    assert facts["labels"] == data["labels"] == "strict"
     assert facts["split"] == data["split"]
     assert json.loads(json.dumps(facts)) == facts
 
@@ -96,6 +96,15 @@ def test_the_key_covers_data_model_and_source(parameters, model):
         inputs_sha256(data, model | {"name": "bert-base-uncased"}, "s"),
     ]
     assert len({key, *others}) == 6
+
+
+def test_the_key_follows_the_label_map(parameters, model, tmp_path):
+    data = parameters("x.csv", label_map=str(tmp_path / "map.csv"))
+    keys = {inputs_sha256(data, model, "s")}
+    for text in ("old,new\na,b\n", "old,new\na,c\n"):
+        (tmp_path / "map.csv").write_text(text)
+        keys.add(inputs_sha256(data, model, "s"))
+    assert len(keys) == 3
 
 
 def test_the_key_follows_the_tokenizer_of_a_local_base(parameters, model, tmp_path):

@@ -57,15 +57,17 @@ def test_bad_input_leaves_nothing_written(
 ):
     rows = two_classes + ([("once", "rare")] if fault == "data" else [])
     model["num_labels"] = 7
-    catalog = make_catalog(tmp_path / "features", parameters(ledger_csv(*rows)), model)
-    with pytest.raises(DataError, match="too small" if fault == "data" else "num_labels = 7"):
+    data = parameters(ledger_csv(*rows), rare="refuse")
+    catalog = make_catalog(tmp_path / "features", data, model)
+    with pytest.raises(DataError, match="fewer than 3" if fault == "data" else "num_labels = 7"):
         SequentialRunner().run(create_pipeline(), catalog)
     assert not (tmp_path / "features").exists()
 
 
 def test_no_ledger_text_is_written(parameters, ledger_csv, two_classes, model, tmp_path):
     rows = [(text.replace("line", "zebracrossing"), label) for text, label in two_classes]
-    catalog = make_catalog(tmp_path / "features", parameters(ledger_csv(*rows)), model)
+    data = parameters(ledger_csv(*rows), rare="refuse")
+    catalog = make_catalog(tmp_path / "features", data, model)
     SequentialRunner().run(create_pipeline(), catalog)
     files = [path for path in (tmp_path / "features").rglob("*") if path.is_file()]
     assert len(files) > 5

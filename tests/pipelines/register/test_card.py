@@ -78,3 +78,9 @@ def test_an_environment_off_the_lock_is_marked(facts):
     card = write_card(facts)
     assert UNLOCKED_MARK not in card
     assert "| environment | as locked |" in card
+
+
+def test_rare_accounts_are_named(facts):
+    assert "in train only" not in write_card(facts)
+    facts["dataset"] |= {"rare": "train_only", "min_rows": 3, "rare_accounts": {"rent": 1}}
+    assert "fewer than 3 different texts, so in train only: rent (1)." in write_card(facts)

@@ -16,9 +16,8 @@ from account_tax.errors import Failed, Refused
 from .delimited import CsvSource
 from .encodings import LINE_LIMIT, find_encoding, is_text, read_lines
 from .packed import ZIP_MARK
-from .rows import Item, JsonRows, ParquetRows, parse_object
+from .rows import Item, JsonRows, ParquetRows, clean_name, parse_object
 from .spreadsheet import SheetSource
-from .text import clean_name
 from .windows import (
     COLUMN_LIMIT,
     Reject,

@@ -18,43 +18,47 @@ SHOWN_FAULTS = 3
 
 
 class JoinedFiles:
-    """A file, or a folder or glob of part files that have the same columns.
+    """A file, or a folder or glob of part files, opened.
 
     Attributes:
-        columns: Their names.
+        faults: Each file that can't be read, and why; the others can.
+        several: Whether it is more than one file.
+        columns: Names of the columns; this and the next two are the first file's.
         unit: What a row's number counts in its file: line or row.
-        dialect: Of the first file, where that is CSV.
-        read_as: How the files are read, in words.
+        dialect: How it is written, where it is CSV.
+        found: What was found out about each file: its name, format, encoding and so on.
+        read_as: The same in words.
     """
 
-    def __init__(self, source: str, wanted: Wanted, scratch: Path):
+    def __init__(self, source: str, wanted: Wanted, scratch: Path, alike: bool = False):
+        """Open all files; with `alike` one that has other columns than the first is a fault."""
         self._files = find_files(source, scratch)
-        self._opened = self._open_all(wanted, scratch)
-        first = self._opened[0]
-        self.columns, self.unit = first.columns, first.unit
-        self.dialect = first.dialect if isinstance(first, CsvSource) else None
-        pairs = zip(self._files, self._opened, strict=True)
-        self.read_as = files_in_words([{"file": file.label, **each.found} for file, each in pairs])
-
-    def _open_all(self, wanted: Wanted, scratch: Path) -> list[Source]:
-        opened: list[Source] = []
-        faults: list[str] = []
+        self._opened: list[tuple[SourceFile, Source]] = []
+        self.faults: list[tuple[SourceFile, str]] = []
         for file in self._files:
             try:
-                opened.append(open_file(unpack(file.path, scratch), wanted))
+                self._opened.append((file, open_file(unpack(file.path, scratch), wanted)))
+                if alike and len({_form(opened) for _, opened in self._opened}) > 1:
+                    raise Refused("it has other columns than the first file.")
             except Refused as err:
-                faults.append(self._below(file, str(err)))
-            else:
-                if _form(opened[-1]) != _form(opened[0]):
-                    faults.append(self._below(file, "it has other columns than the first file."))
-        if faults:
-            more = len(faults) - SHOWN_FAULTS
-            shown = [*faults[:SHOWN_FAULTS], *[f"{more} more files have faults."] * (more > 0)]
+                self.faults.append((file, str(err)))
+        first = self._opened[0][1] if self._opened else None
+        self.several = len(self._files) > 1
+        self.columns, self.unit = (first.columns, first.unit) if first else ([], "")
+        self.dialect = first.dialect if isinstance(first, CsvSource) else None
+        self.found = [{"file": file.label, **opened.found} for file, opened in self._opened]
+        self.read_as = files_in_words(self.found)
+
+    def refuse_faults(self) -> None:
+        """Refuse files that can't be read, the first of them by name."""
+        shown = [self._below(file, text) for file, text in self.faults[:SHOWN_FAULTS]]
+        if (more := len(self.faults) - len(shown)) > 0:
+            shown.append(f"{more} more files have faults.")
+        if shown:
             raise Refused(" ".join(shown))
-        return opened
 
     def _below(self, file: SourceFile, text: str) -> str:
-        return f"{file.label}: {text}" if len(self._files) > 1 else text
+        return f"{file.label}: {text}" if self.several else text
 
     def digest(self) -> str:
         """Return the sha256 of all bytes, see `digest_files`."""
@@ -66,19 +70,19 @@ class JoinedFiles:
         return [(state.st_size, state.st_mtime_ns) for state in states]
 
     def windows(self, size: int) -> Iterator[Window]:
-        """Yield each file's rows, `size` at a time; of several, windows name theirs.
+        """Yield each file's rows, `size` at a time.
 
         Raises:
             Failed: If a file breaks off.
         """
-        for file, source in zip(self._files, self._opened, strict=True):
+        for file, opened in self._opened:
             try:
-                for window in source.windows(size):
-                    yield replace(window, file=file.label if len(self._files) > 1 else "")
+                for window in opened.windows(size):
+                    yield replace(window, file=file.label, split=file.split, unit=opened.unit)
             except Failed as err:
                 raise Failed(self._below(file, str(err))) from err
 
 
-def _form(source: Source) -> tuple[object, ...]:
-    types = source.schema.types if isinstance(source, ArrowSource) else None
-    return source.unit, source.columns, types
+def _form(opened: Source) -> tuple[object, ...]:
+    types = opened.schema.types if isinstance(opened, ArrowSource) else None
+    return opened.unit, tuple(opened.columns), types and tuple(types)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,13 @@ from account_tax.confidential import public_source
 from account_tax.errors import Failed, Refused
 from account_tax.faults import tell
 from account_tax.model.classifier import as_text, join_texts
+from account_tax.storage.names import SPLITS
 
-from .formats import files_in_words, open_file
-from .packed import unpack
-from .sources import SourceFile, digest_files, find_files
+from .formats import files_in_words
+from .joined import JoinedFiles
+from .labels import DoubtfulLabels, find_doubtful, read_label_map, shorten
+from .sources import digest_files, find_files
+from .units import find_rare, seen_texts
 from .windows import Wanted, Window
 
 logger = logging.getLogger(__name__)
@@ -31,7 +34,7 @@ logger = logging.getLogger(__name__)
 WINDOW_ROWS = 8192
 HOPELESS = 100_000  # so many rejects beyond the share that may be, and the rest is not read
 # A column of more values, with fewer rows each, holds texts, which no message may show.
-FEW_LABELS, LEAST_ROWS = 20, 3
+FEW_LABELS, LEAST_ROWS = 5, 3
 SHOWN_REASONS, SHOWN_ROWS = 20, 3  # of rows that can't be read; all are counted
 
 
@@ -54,12 +57,15 @@ class Ledger:
     Attributes:
         frame: Columns text, label (both never empty) and row_id (0-based number of the row in its
             file, those that can't be read included); group, where a group column is set; split,
-            where the source is split already.
+            where the source is split already; seen, what `read_ledger` was given of a text.
         source_sha256: Digest of the source's bytes, see `source_digest`.
         rows_read: Rows in the source.
         dropped: Rows kept out, by reason; a row counts once, under the first reason that applies.
         found: What was found out about each file: its format, encoding and so on.
         rejects: Of the rows that can't be read, by reason: `rows`, and where the `first` stand.
+        doubtful: Labels that were merged, left out or kept as they are, see `data.labels`.
+        renamed: Rows that have another label by `data.label_map`.
+        rare: Labels with fewer texts (or groups) than `data.min_rows`, and with how many.
     """
 
     frame: pd.DataFrame
@@ -68,46 +74,69 @@ class Ledger:
     dropped: dict[str, int]
     found: list[dict[str, Any]]
     rejects: dict[str, dict[str, Any]]
+    doubtful: DoubtfulLabels
+    renamed: int
+    rare: dict[str, int]
 
     def facts(self) -> dict[str, str]:
         """Return what reading found, in a person's words, by name."""
-        counts = [f"{count:,} {reason}" for reason, count in self.dropped.items() if count]
-        left_out = ", ".join(counts).replace("_", " ") or "none"
         facts = {
             "ledger": files_in_words(self.found),
-            "rows read": f"{self.rows_read:,}, left out: {left_out}",
+            "rows read": f"{self.rows_read:,}, left out: {_left_out(self.dropped)}",
         }
-        return facts | ({"unreadable rows": _in_words(self.rejects)} if self.rejects else {})
+        more = {
+            "unreadable rows": _in_words(self.rejects),
+            "label map": f"{self.renamed:,} rows have a new account" * bool(self.renamed),
+            "doubtful accounts": self.doubtful.in_words(),
+            "rare accounts": rare_in_words(self.rare)
+            + (", left out" if self.dropped["rare_label"] else ", in train only") * bool(self.rare),
+        }
+        return facts | {name: words for name, words in more.items() if words}
 
 
-def read_ledger(data: dict[str, Any]) -> Ledger:
+def read_ledger(
+    data: dict[str, Any], see: Callable[[list[str]], np.ndarray] | None = None
+) -> Ledger:
     """Return the rows of the source that can be trained on.
 
     Args:
         data: The parameters of data.yml; used are source and how it is read, text_columns,
             label_column, group_column, separator and duplicates.
+        see: Gives a number, (N,), for what a model reads of each text: rows with one number are
+            repeats. Without it those with one text are.
 
     Raises:
         DataError: If the source is missing, unreadable or empty, lacks a column, or has one class.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        files = _files_of(data, Path(scratch), _column_setting_faults(data))
-        tables = _Tables(data, Path(scratch))
-        for file in files:
-            tables.read(file)
-        digest = digest_files(files)
-    if faults := _column_setting_faults(data) + tables.faults + tables.reject_faults():
+        faults = _column_setting_faults(data)
+        label_map = _label_map_of(data, faults)
+        files = _open_files(data, _set_by(data), Path(scratch), faults)
+        tables = _Tables(data, files)
+        frames = [_pick_rows(window, ids, data) for window, ids in tables.windows()]
+        digest = files.digest()
+    if faults := faults + tables.faults + tables.reject_faults():
         raise DataError(faults)
-    frame = pd.concat(tables.frames, ignore_index=True)
-    tables.frames.clear()  # else there are two of all of them from here on
-    kept, dropped = _keep_out(frame, data["duplicates"])
+    frame = pd.concat(frames, ignore_index=True)
+    frames.clear()  # else there are two of all of them from here on
+    renamed = _rename_labels(frame, label_map)
+    doubtful = _find_doubtful_labels(frame, data)
+    if data.get("labels") == "merge":
+        _rename_labels(frame, doubtful.first_spellings)
+    if see:
+        frame["seen"] = see(frame["text"].tolist())
+    kept, dropped = _keep_out(frame, data, doubtful)
+    kept, rare = _settle_rare(kept, data)
     dropped = {"unreadable": tables.rejected, **dropped}
+    dropped["rare_label"] = len(frame) - sum(dropped.values()) + tables.rejected - len(kept)
     rows_read = len(frame) + tables.rejected
-    if faults := _class_faults(kept, rows_read, data):
+    if faults := _class_faults(kept, rows_read, dropped, data):
         raise DataError(faults)
     name = public_source(data["source"])
+    logger.info("%s: read as %s", name, files.read_as)
     logger.info("%s: %d rows read, %d kept, dropped %s", name, rows_read, len(kept), dropped)
-    return Ledger(kept, digest, rows_read, dropped, tables.found, tables.most_rejects())
+    rejects = tables.most_rejects()
+    return Ledger(kept, digest, rows_read, dropped, files.found, rejects, doubtful, renamed, rare)
 
 
 def read_columns(data: dict[str, Any], columns: Sequence[str]) -> pd.DataFrame:
@@ -120,19 +149,18 @@ def read_columns(data: dict[str, Any], columns: Sequence[str]) -> pd.DataFrame:
         DataError: If the source can't be read or lacks a column; the message shows those found.
     """
 
-    def pick(window: Window, ids: np.ndarray, file: SourceFile) -> pd.DataFrame:
-        index = pd.MultiIndex.from_product([[file.split or ""], ids])
+    def pick(window: Window, ids: np.ndarray) -> pd.DataFrame:
+        index = pd.MultiIndex.from_product([[window.split or ""], ids])
         texts = {name: as_text(column) for name, column in window.rows.frame(columns).items()}
         return pd.DataFrame(texts).set_axis(index)
 
     with tempfile.TemporaryDirectory() as scratch:
         wanted = {**_set_by(data), **dict.fromkeys(columns, "")}  # those of data find the header
-        tables = _Tables(data, Path(scratch), wanted, pick)
-        for file in _files_of(data, Path(scratch)):
-            tables.read(file)
+        tables = _Tables(data, _open_files(data, wanted, Path(scratch)))
+        frames = [pick(window, ids) for window, ids in tables.windows()]
     if tables.faults:
         raise DataError(tables.faults)
-    return pd.concat(tables.frames)
+    return pd.concat(frames)
 
 
 def source_digest(data: dict[str, Any]) -> str:
@@ -142,82 +170,77 @@ def source_digest(data: dict[str, Any]) -> str:
     prints in it.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        return digest_files(_files_of(data, Path(scratch)))
+        try:
+            return digest_files(find_files(data["source"], Path(scratch)))
+        except Refused as err:
+            raise DataError([_source_fault(data, err)]) from None  # as find_files wants it
 
 
 # --- files --------------------------------------------------------------------------------------
 
 
-def _files_of(data: dict[str, Any], scratch: Path, faults: Sequence[str] = ()) -> list[SourceFile]:
+def _open_files(
+    data: dict[str, Any], columns: Mapping[str, str], scratch: Path, faults: Sequence[str] = ()
+) -> JoinedFiles:
+    # A version that was recorded before these could be set was read without them.
+    how = {key: data.get(key) for key in ("encoding", "header_row", "sheet")}
     try:
-        return find_files(data["source"], scratch)
+        return JoinedFiles(data["source"], Wanted(columns, **how), scratch)
     except Refused as err:
-        fault = f"data.source = {public_source(data['source'])}: {err}"
-        raise DataError([*faults, fault]) from None  # as find_files wants it
+        raise DataError([*faults, _source_fault(data, err)]) from None  # as find_files wants it
+
+
+def _source_fault(data: dict[str, Any], fault: object) -> str:
+    return f"data.source = {public_source(data['source'])}: {fault}"
+
+
+def _pick_rows(window: Window, ids: np.ndarray, data: dict[str, Any]) -> pd.DataFrame:
+    """Return the columns of `Ledger.frame`, every value a stripped string; "" is missing."""
+    table = window.rows.frame(list(_set_by(data)))
+    read = dict(table.items())
+    columns = {
+        "text": join_texts(table, data["text_columns"], data["separator"]),
+        "label": as_text(read[data["label_column"]]),
+        "row_id": ids,
+    }
+    if data["group_column"]:
+        columns["group"] = as_text(read[data["group_column"]])
+    frame = pd.DataFrame(columns)
+    return frame if window.split is None else frame.assign(split=window.split)
 
 
 class _Tables:
-    """What was read of the files of a source, and every fault of them."""
+    """The rows of a source's files, and every fault of them."""
 
-    def __init__(
-        self,
-        data: dict[str, Any],
-        scratch: Path,
-        columns: Mapping[str, str] | None = None,
-        pick: Callable[[Window, np.ndarray, SourceFile], pd.DataFrame] | None = None,
-    ):
-        self._data, self._scratch = data, scratch
-        # A version that was recorded before these could be set was read without them.
-        how = {key: data.get(key) for key in ("encoding", "header_row", "sheet")}
-        self._wanted = Wanted(columns or _set_by(data), **how)
-        self._pick = pick or self._pick_row
+    def __init__(self, data: dict[str, Any], files: JoinedFiles):
+        self._data, self._files = data, files
         self._read: Counter[str | None] = Counter()  # rows by split, those that can't be read too
-        self.frames: list[pd.DataFrame] = []
-        self.faults: list[str] = []
-        self.found: list[dict[str, Any]] = []
-        self.rejected = 0
         self._rejects: dict[str, dict[str, Any]] = {}
+        self.rejected = 0
+        self.faults = [f"data.source = {file.name}: {text}" for file, text in files.faults]
 
-    def read(self, file: SourceFile) -> None:
-        """Add a file's rows, or its fault."""
+    def windows(self) -> Iterator[tuple[Window, np.ndarray]]:
+        """Yield the rows, and the ids of those that can be read, (N,)."""
         try:
-            source = open_file(unpack(file.path, self._scratch), self._wanted)
-            self.found.append({"file": file.label, **source.found})
-            logger.info("%s: read as %s", file.name, source.found)
-            for window in source.windows(WINDOW_ROWS):
-                self._take(window, file, source.unit)
+            for window in self._files.windows(WINDOW_ROWS):
+                numbers = np.array(window.rows.numbers, dtype=np.int64)
+                aside = [reject.number for reject in window.rejects]
+                before = self._read[window.split] + np.searchsorted(aside, numbers)
+                yield window, before + np.arange(len(numbers))
+                self._count(window)
                 if self.rejected > HOPELESS and self.reject_faults():
                     break
-        except (Refused, Failed) as err:
-            self.faults.append(f"data.source = {file.name}: {err}")
+        except Failed as err:
+            self.faults.append(_source_fault(self._data, err))
 
-    def _take(self, window: Window, file: SourceFile, unit: str) -> None:
-        numbers = np.array(window.rows.numbers, dtype=np.int64)
-        aside = np.array([reject.number for reject in window.rejects], dtype=np.int64)
-        ids = self._read[file.split] + np.arange(len(numbers)) + np.searchsorted(aside, numbers)
-        self.frames.append(self._pick(window, ids, file))
-        self._read[file.split] += window.read
+    def _count(self, window: Window) -> None:
+        self._read[window.split] += window.read
         self.rejected += len(window.rejects)
         for reject in window.rejects:
             counted = self._rejects.setdefault(reject.reason, {"rows": 0, "first": []})
             counted["rows"] += 1
             if counted["rows"] <= SHOWN_ROWS:
-                counted["first"].append(f"{file.label} {unit} {reject.number}")
-
-    def _pick_row(self, window: Window, ids: np.ndarray, file: SourceFile) -> pd.DataFrame:
-        """Return the columns of `Ledger.frame`, every value a stripped string; "" is missing."""
-        data = self._data
-        table = window.rows.frame(list(_set_by(data)))
-        read = dict(table.items())
-        columns = {
-            "text": join_texts(table, data["text_columns"], data["separator"]),
-            "label": as_text(read[data["label_column"]]),
-            "row_id": ids,
-        }
-        if data["group_column"]:
-            columns["group"] = as_text(read[data["group_column"]])
-        frame = pd.DataFrame(columns)
-        return frame if file.split is None else frame.assign(split=file.split)
+                counted["first"].append(f"{window.file} {window.unit} {reject.number}")
 
     def most_rejects(self) -> dict[str, dict[str, Any]]:
         """Return `Ledger.rejects`, the most frequent reasons first."""
@@ -226,9 +249,9 @@ class _Tables:
 
     def reject_faults(self) -> list[str]:
         """Return why rows that can't be read are more than may be set aside."""
-        name, read = public_source(self._data["source"]), self._read.total()
+        read = self._read.total()
         if not read and not self.faults:
-            return [f"data.source = {name}: the file has no rows."]
+            return [_source_fault(self._data, "the file has no rows.")]
         most = 0 if self._data.get("on_error") == "fail" else self._data.get("max_rejected", 0)
         if self.rejected <= most * read:
             return []
@@ -239,7 +262,12 @@ class _Tables:
             else f"raise data.max_rejected = {most:g}"
         )
         listed = _in_words(self.most_rejects())
-        return [f"data.source = {name}: {rows}. {listed}. Mend them, or {how}."]
+        return [_source_fault(self._data, f"{rows}. {listed}. Mend them, or {how}.")]
+
+
+def _left_out(dropped: Mapping[str, int]) -> str:
+    counts = [f"{count:,} {reason}" for reason, count in dropped.items() if count]
+    return ", ".join(counts).replace("_", " ") or "none"
 
 
 def _in_words(rejects: Mapping[str, Mapping[str, Any]]) -> str:
@@ -263,17 +291,21 @@ def _set_by(data: dict[str, Any]) -> dict[str, str]:
 # --- rows ---------------------------------------------------------------------------------------
 
 
-def _keep_out(frame: pd.DataFrame, duplicates: str) -> tuple[pd.DataFrame, dict[str, int]]:
+def _keep_out(
+    frame: pd.DataFrame, data: dict[str, Any], doubtful: DoubtfulLabels
+) -> tuple[pd.DataFrame, dict[str, int]]:
     """Return the rows to train on and the number of the others by reason.
 
-    Of rows with one text the first stays, whatever the labels of the others. A text that is in two
-    files of a folder stays in test rather than validation, and in validation rather than train,
+    Of repeats the first stays, whatever the labels of the others. One that is in two files of a
+    folder stays in test rather than validation, and in validation rather than train,
     also where repeats are kept.
     """
-    repeats = duplicates == "drop"
+    repeats, merges = data["duplicates"] == "drop", data.get("labels") == "merge"
     rules: dict[str, Callable[[pd.DataFrame], Any]] = {
         "no_text": lambda rows: rows["text"] == "",
         "no_label": lambda rows: rows["label"] == "",
+        "null_label": lambda rows: rows["label"].isin(doubtful.nulls) & merges,
+        "total_label": lambda rows: rows["label"].isin(doubtful.totals) & merges,
         "in_test": lambda rows: _is_also_in("test", rows, ["train", "validation"]),
         "in_validation": lambda rows: _is_also_in("validation", rows, ["train"]),
         "duplicate_conflicting_label": lambda rows: _contradicts_first(rows) & repeats,
@@ -290,8 +322,8 @@ def _keep_out(frame: pd.DataFrame, duplicates: str) -> tuple[pd.DataFrame, dict[
 def _is_also_in(split: str, rows: pd.DataFrame, others: list[str]) -> Any:
     if "split" not in rows:
         return pd.Series(False, index=rows.index)
-    texts = rows.loc[rows["split"] == split, "text"]
-    return rows["split"].isin(others) & rows["text"].isin(texts)
+    seen = seen_texts(rows)
+    return rows["split"].isin(others) & seen.isin(seen[rows["split"] == split])
 
 
 def _contradicts_first(rows: pd.DataFrame) -> Any:
@@ -300,8 +332,8 @@ def _contradicts_first(rows: pd.DataFrame) -> Any:
 
 
 def _first_rows(rows: pd.DataFrame) -> np.ndarray:
-    """Return the position of the first row with each row's text, (N,)."""
-    texts = pd.factorize(rows["text"])[0]
+    """Return the position of the first row that each row repeats, its own if it is the first."""
+    texts = pd.factorize(seen_texts(rows))[0]
     return np.unique(texts, return_index=True)[1][texts]
 
 
@@ -314,17 +346,70 @@ def _column_setting_faults(data: dict[str, Any]) -> list[str]:
     ]
 
 
-def _class_faults(kept: pd.DataFrame, rows_read: int, data: dict[str, Any]) -> list[str]:
+def _label_map_of(data: dict[str, Any], faults: list[str]) -> dict[str, str]:
+    """Return the new label by the old one; add the fault of a file that can't be read."""
+    if not (path := data.get("label_map")):
+        return {}
+    try:
+        return read_label_map(Path(path))
+    except Refused as err:
+        faults.append(f"data.label_map = {path}: {err}")
+        return {}
+
+
+def _rename_labels(frame: pd.DataFrame, names: Mapping[str, str]) -> int:
+    """Give rows the new label by their old one; return how many have one."""
+    renamed = frame["label"].isin(names)
+    frame.loc[renamed, "label"] = frame.loc[renamed, "label"].map(names)
+    return int(np.count_nonzero(renamed))
+
+
+def _find_doubtful_labels(frame: pd.DataFrame, data: dict[str, Any]) -> DoubtfulLabels:
+    """Return the labels that a person ought to look at; with `data.labels` strict refuse them."""
+    labels = frame.loc[(frame["text"] != "") & (frame["label"] != ""), "label"]
+    rows = Counter(labels.tolist())
+    key = f"data.label_column = {data['label_column']}"
+    if len(rows) > FEW_LABELS and len(rows) * LEAST_ROWS > len(labels):
+        counts = f"{len(rows):,} different values in {len(labels):,} rows"
+        raise DataError([f"{key}: {counts}: is it the account?"])
+    doubtful = find_doubtful(rows)
+    if data.get("labels") == "strict" and (words := doubtful.in_words()):
+        raise DataError(
+            [
+                f"{key}: {words}. Set data.labels to merge, which joins the first and leaves out "
+                "the others, or to as_is, which keeps all; or write the right ones into a file, "
+                "data.label_map."
+            ]
+        )
+    return doubtful
+
+
+def _settle_rare(kept: pd.DataFrame, data: dict[str, Any]) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Return the rows that stay, and the rare labels with their number of texts or groups.
+
+    A folder's own splits stay as they are, and without strata a label may be in any split.
+    """
+    how = data.get("rare", "refuse")
+    if how != "drop" and ("split" in kept or not data["split"]["stratified"]):
+        return kept, {}
+    rare = find_rare(kept, data.get("min_rows", len(SPLITS)), tied=how == "train_only")
+    return (kept.loc[~kept["label"].isin(rare)] if how == "drop" else kept), rare
+
+
+def rare_in_words(rare: Mapping[str, int]) -> str:
+    """Return rare labels as a line, with how many texts or groups they have."""
+    return shorten([f"{label} ({count})" for label, count in rare.items()])
+
+
+def _class_faults(
+    kept: pd.DataFrame, rows_read: int, dropped: Mapping[str, int], data: dict[str, Any]
+) -> list[str]:
     name = public_source(data["source"])
     if kept.empty:
         return [f"data.source = {name}: none of the {rows_read} rows has both a text and a label."]
-    labels = kept["label"].unique().tolist()
-    if len(labels) > FEW_LABELS and len(labels) * LEAST_ROWS > len(kept):
-        counts = f"{len(labels):,} different values in {len(kept):,} rows"
-        return [f"data.label_column = {data['label_column']}: {counts}: is it the account?"]
-    if len(labels) > 1:
+    if len(set(kept["label"])) > 1:
         return []
     return [
-        f"data.label_column = {data['label_column']}: one class, {labels}, in all {len(kept)} rows "
-        f"of {name}. Expected at least two."
+        f"data.label_column = {data['label_column']}: one class in the {len(kept):,} rows that are "
+        f"left of {name}, of {rows_read:,}; left out: {_left_out(dropped)}. Expected at least two."
     ]

@@ -11,13 +11,16 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from .text import clean_name
+from account_tax.model.classifier import clean_text
+
+clean_name = lru_cache(4096)(clean_text)  # of a column
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ N rows, U units; a stratum is a label, or all rows together where `stratified` i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,11 +15,12 @@ import pandas as pd
 from account_tax.confidential import public_source
 from account_tax.storage.names import SPLITS
 
-from .reading import DataError, Ledger
+from .labels import shorten
+from .reading import DataError, Ledger, rare_in_words
+from .units import number_units
 
-if TYPE_CHECKING:
-    pass
-from collections.abc import Iterator
+ROW_COLUMNS = ["text", "label", "row_id", "group"]
+TRAIN, VALIDATION, TEST = range(len(SPLITS))
 
 
 def split_ledger(ledger: Ledger, data: dict[str, Any]) -> tuple[dict[str, pd.DataFrame], list[str]]:
@@ -30,18 +31,21 @@ def split_ledger(ledger: Ledger, data: dict[str, Any]) -> tuple[dict[str, pd.Dat
 
     Args:
         ledger: The rows.
-        data: The parameters of data.yml; used are source, split and group_column.
+        data: The parameters of data.yml; used are source, split, group_column and rare.
 
     Raises:
-        DataError: If a class is too small to split, a split stays empty, a group is in two files
-            of a folder, or train lacks a label that validation or test has.
+        DataError: If an account is rare and that is refused, a split stays empty, a group is in two
+            files of a folder, or train lacks a label that validation or test has.
     """
     frame = ledger.frame
     labels = sorted(frame["label"].unique())
+    if ledger.rare and data.get("rare", "refuse") == "refuse":
+        raise DataError([_rare_fault(ledger.rare, data)])
     if "split" not in frame:
-        frame = frame.assign(split=np.array(SPLITS)[draw_splits(frame, data["split"])])
+        drawn = draw_splits(frame, data["split"], ledger.rare)
+        frame = frame.assign(split=np.array(SPLITS)[drawn])
     splits = {
-        name: frame.loc[frame["split"] == name].drop(columns="split").reset_index(drop=True)
+        name: frame.loc[frame["split"] == name].filter(ROW_COLUMNS).reset_index(drop=True)
         for name in SPLITS
     }
     if faults := _split_faults(frame, splits, data):
@@ -61,7 +65,7 @@ def _split_faults(
         if unknown := sorted(set(splits[name]["label"]) - known):
             faults.append(
                 f"data.label_column = {data['label_column']}: {name} has labels that train has "
-                f"not: {unknown}. Add rows of them to train, or leave them out."
+                f"not: {shorten(unknown)}. Add rows of them to train, or leave them out."
             )
     if "group" in frame:
         pairs = frame.loc[frame["group"] != "", ["group", "split"]].drop_duplicates()
@@ -73,68 +77,45 @@ def _split_faults(
     return faults
 
 
-TRAIN, VALIDATION, TEST = range(len(SPLITS))
+def _rare_fault(rare: Mapping[str, int], data: dict[str, Any]) -> str:
+    of = "groups" if data["group_column"] else "different texts"
+    few = f"fewer than {data.get('min_rows', len(SPLITS))} {of}"
+    return (
+        f"data.rare = refuse: {few} of {rare_in_words(rare)}. Set data.rare to train_only, which "
+        "keeps such accounts out of validation and test, or to drop; or add rows, or join accounts "
+        "by data.label_map."
+    )
 
 
-def draw_splits(frame: pd.DataFrame, settings: dict[str, Any]) -> np.ndarray:
+def draw_splits(
+    frame: pd.DataFrame, settings: dict[str, Any], rare: Collection[str] = ()
+) -> np.ndarray:
     """Return the position in SPLITS of each row, (N,).
 
     Args:
         frame: Columns text and label; where there is a column group, no group is in two splits.
         settings: data.split: the fractions, seed and stratified.
+        rare: Labels whose rows go to train, with all that must stay with them.
 
     Raises:
-        DataError: If the fractions are not fractions, or a class is too small to be in each split.
+        DataError: If the fractions are not fractions.
     """
     fractions = np.array([settings[name] for name in SPLITS], dtype=np.float64)
     if fractions.min() <= 0 or abs(fractions.sum() - 1) > 1e-6:
         given = {name: settings[name] for name in SPLITS}
         raise DataError([f"data.split = {given}: expected fractions above 0 that sum to 1."])
-    units = _rows_that_stay_together(frame)
-    strata, names = pd.factorize(frame["label"], sort=True)
-    if not settings["stratified"]:
-        strata, names = np.zeros_like(strata), ["all rows"]
-    if fault := _small_class_fault(units, strata, list(names), grouped="group" in frame):
-        raise DataError([fault])
-    # RandomState, not Generator: its stream is frozen, so a seed draws the same with any numpy.
-    random = np.random.RandomState(settings["seed"])
-    draw = _draw_groups if "group" in frame else _draw_texts
-    return draw(units, strata, fractions, random)[units]
-
-
-def _rows_that_stay_together(frame: pd.DataFrame) -> np.ndarray:
-    """Return a unit number for each row, (N,): rows of one text or one group share it.
-
-    A row without a group is a group of its own, and its text's.
-    """
-    texts = pd.factorize(frame["text"])[0]
-    if "group" not in frame:
-        return texts
-    groups = pd.factorize(frame["group"])[0]
-    alone = (frame["group"] == "").to_numpy()
-    groups[alone] = groups.max() + 1 + np.arange(alone.sum())
-    # Repeats of a text may tie groups together: take the lowest number along both until it settles.
-    units = pd.Series(groups)
-    while True:
-        lowest = units.groupby(texts).transform("min").groupby(groups).transform("min")
-        if lowest.equals(units):
-            return pd.factorize(units)[0]
-        units = lowest
-
-
-def _small_class_fault(
-    units: np.ndarray, strata: np.ndarray, names: list[str], *, grouped: bool
-) -> str | None:
-    pairs = pd.DataFrame({"unit": units, "stratum": strata}).drop_duplicates()
-    sizes = np.bincount(pairs["stratum"], minlength=len(names))
-    small = [f"{names[i]} ({sizes[i]})" for i in np.flatnonzero(sizes < len(SPLITS))]
-    if not small:
-        return None
-    of = "groups" if grouped else "different texts"
-    return (
-        f"data.split: too small to split into {len(SPLITS)}: {', '.join(small)}. Expected at least "
-        f"{len(SPLITS)} {of} of each class. Add rows, merge such classes, or leave them out."
-    )
+    units = number_units(frame)
+    free = ~np.isin(units, units[frame["label"].isin(list(rare))])
+    drawn = np.full(len(frame), TRAIN)
+    if free.any():
+        units = pd.factorize(units[free])[0]
+        labels = frame["label"][free] if settings["stratified"] else np.zeros(free.sum())
+        strata = pd.factorize(labels, sort=True)[0]
+        # RandomState, not Generator: its stream is frozen, so a seed draws the same with any numpy.
+        random = np.random.RandomState(settings["seed"])
+        draw = _draw_groups if "group" in frame else _draw_texts
+        drawn[free] = draw(units, strata, fractions, random)[units]
+    return drawn
 
 
 def _draw_texts(

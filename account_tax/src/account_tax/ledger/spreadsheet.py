@@ -15,8 +15,7 @@ from typing import Any
 from account_tax.errors import Failed, Refused
 
 from .packed import refuse_bomb
-from .rows import CsvRows, Item
-from .text import clean_name
+from .rows import CsvRows, Item, clean_name
 from .windows import (
     HEADER_LINES,
     Header,

@@ -23,13 +23,43 @@ from datasets import (
 )
 from datasets.table import InMemoryTable
 
-from .reading import DataError
+from .reading import DataError, Ledger, read_ledger
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 from account_tax.storage.files import canonical_sha256
 
 TOKENIZE_ROWS = 10_000  # rows a tokenizer call; bounds the memory that Python's lists take
+
+
+def read_seen_ledger(data: dict[str, Any], model: dict[str, Any]) -> Ledger:
+    """Return the ledger with its repeats found among what the base reads of the texts.
+
+    Args:
+        data: The parameters of data.yml, see `read_ledger`.
+        model: train.model; used are name, revision, sha256 and prefix.
+
+    Raises:
+        DataError: As `read_ledger`.
+        BaseModelError: If the base can't be had.
+    """
+    return read_ledger(
+        data, lambda texts: hash_tokens(texts, _base_tokenizer(model), data["max_length"])
+    )
+
+
+def hash_tokens(
+    texts: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> np.ndarray:
+    """Return 64 bits for each text, (N,) int64, the same for those of the same token ids."""
+    places, different = pd.factorize(np.array(texts, dtype=object))
+    hashes = bytearray()
+    for start in range(0, len(different), TOKENIZE_ROWS):
+        batch = list(different[start : start + TOKENIZE_ROWS])
+        for ids in token_ids(batch, tokenizer, truncation=True, max_length=max_length):
+            raw = np.array(ids, dtype="<i4").tobytes()
+            hashes += hashlib.blake2b(raw, digest_size=8).digest()
+    return np.frombuffer(bytes(hashes), dtype="<i8")[places]
 
 
 def check_labels(num_labels: int | None, labels: list[str]) -> list[str]:
@@ -56,17 +86,21 @@ def load_base_tokenizer(
         DataError: If num_labels contradicts the data, or max_length is more than the model takes.
         BaseModelError: If the base can't be had.
     """
-    # Imported here: it brings torch, which planning does without.
-    from account_tax.model.classifier import load_tokenizer, resolve_base
-
     faults = check_labels(model["num_labels"], labels)
-    base = resolve_base(model["name"], model.get("revision"), model.get("sha256"))
-    tokenizer = load_tokenizer(base, model.get("prefix"))
+    tokenizer = _base_tokenizer(model)
     faults += check_length(max_length, tokenizer, model["name"])
     if faults:
         raise DataError(faults)
     tokenizer.model_max_length = max_length  # wherever it goes, it cuts where training did
     return tokenizer
+
+
+def _base_tokenizer(model: dict[str, Any]) -> PreTrainedTokenizerBase:
+    # Imported here: it brings torch, which planning does without.
+    from account_tax.model.classifier import load_tokenizer, resolve_base
+
+    base = resolve_base(model["name"], model.get("revision"), model.get("sha256"))
+    return load_tokenizer(base, model.get("prefix"))
 
 
 def check_length(max_length: int, tokenizer: PreTrainedTokenizerBase, name: str) -> list[str]:

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 
 from account_tax.errors import Refused
 
-from .rows import Item, Rows
-from .text import clean_name
+from .rows import Item, Rows, clean_name
 
 HEADER_LINES = 100  # the header is looked for among so many lines
 COLUMN_LIMIT = 16_384  # of a spreadsheet program's rows
@@ -50,7 +49,9 @@ class Window:
 
     rows: Rows
     rejects: list[Reject] = field(default_factory=list)
-    file: str = ""  # that they are in, where there are several
+    file: str = ""  # that they are in, the split of that file, and what its numbers count
+    split: str | None = None
+    unit: str = ""
 
     @property
     def read(self) -> int:

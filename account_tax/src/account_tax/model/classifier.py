@@ -14,6 +14,7 @@ import itertools
 import json
 import struct
 import tempfile
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -701,7 +702,7 @@ def check_manifest(folder: Path) -> None:
 
 
 def join_texts(frame: pd.DataFrame, columns: Sequence[str], separator: str) -> pd.Series:
-    """Return one text a row: the columns' stripped values joined, empty ones skipped.
+    """Return one text a row: the columns' values as text, joined, empty ones skipped.
 
     Training and prediction must read a line the same way, so both come here.
     """
@@ -720,8 +721,33 @@ def needs_review(scores: Any, threshold: float | None) -> np.ndarray:
 
 
 def as_text(column: pd.Series) -> pd.Series:
-    """Return a column's values as stripped strings; a missing one is ""."""
-    return column.astype("str").fillna("").str.strip()
+    """Return a column's values as `clean_text` gives them; a missing one is "".
+
+    Raises:
+        ValueError: If a value is a list or a mapping, with its row, from 0.
+    """
+    if column.dtype == object:
+        for row, value in enumerate(column):
+            if isinstance(value, (Mapping, Sequence, np.ndarray)) and not isinstance(value, str):
+                kind = type(value).__name__
+                raise ValueError(
+                    f"row {row}: a {kind} in {column.name}, which is not a single value."
+                )
+    texts = column.astype("str").fillna("")
+    return pd.Series(map(clean_text, texts), index=column.index, dtype="str", name=column.name)
+
+
+def clean_text(text: str) -> str:
+    """Return a text in the form in which it is compared and read.
+
+    Format characters (category Cf: a BOM, zero widths, marks of direction) are out, letters are
+    composed (NFC), and white space is one space, none at the ends.
+    """
+    if not text.isascii():
+        if not text.isprintable():  # as no text with a format character is
+            text = "".join(letter for letter in text if unicodedata.category(letter) != "Cf")
+        text = unicodedata.normalize("NFC", text)
+    return " ".join(text.split())
 
 
 class AccountClassifier(PythonModel):

@@ -147,10 +147,14 @@ class Data(TypedDict):
     max_rejected: UpToOne
     text_columns: Names
     label_column: Name
+    labels: Literal["strict", "merge", "as_is"]
+    label_map: Name | None
     group_column: Name | None
     separator: str
     max_length: Annotated[int, Field(ge=3), Words("a whole number of at least 3")]
     duplicates: Literal["drop", "keep"]
+    rare: Literal["train_only", "drop", "refuse"]
+    min_rows: Annotated[int, Field(ge=3), Words("a whole number of at least 3")]
 
 
 class Gates(TypedDict):

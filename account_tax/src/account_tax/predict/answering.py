@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ from account_tax.model.classifier import LoadedClassifier, join_texts, needs_rev
 from .parts import Journal
 from .sinks import SCORE_DIGITS, Sink
 
+# Before an account's name, in the journal's counts: its rows, and those a person looks at.
+LABEL, REVIEW = "label ", "review "
 # Rows the model computes at once, for a CPU and for a GPU.
 MICRO_BATCH = {"cpu": 64, "cuda": 256}
 
@@ -75,13 +78,19 @@ def file_ledger(
         if index < done:
             continue
         rows, answers, rejects = desk.file(window)
-        sink.write_part(journal.part(index), rows, answers)
+        part = journal.part(index)
+        part.touch(mode=0o600)  # it may stay, and hold ledger text
+        formulas = sink.write_part(part, rows, answers)
+        review = answers["label"][answers["needs_review"].to_numpy(dtype=bool)]
         counts = {
             "read": window.read,
             "written": len(answers),
-            "review": int(answers["needs_review"].to_numpy().sum()),
+            "review": len(review),
+            "formulas": formulas,
+            **{f"{LABEL}{label}": rows for label, rows in Counter(answers["label"]).items()},
+            **{f"{REVIEW}{label}": rows for label, rows in Counter(review).items()},
         }
-        journal.commit(window.file, rejects, counts)
+        journal.commit(window.file if source.several else "", rejects, counts)
         read += window.read
         tell(journal.total("read"), read / (time.perf_counter() - start))
     return read, time.perf_counter() - start

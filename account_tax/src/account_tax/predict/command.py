@@ -19,14 +19,20 @@ from account_tax.storage.files import sha256_of
 from account_tax.storage.names import TAG
 from account_tax.tracking.owned_run import OwnedRun
 
-from .answering import Desk, file_ledger
+from .answering import LABEL, REVIEW, Desk, file_ledger
 from .options import Options
 from .parts import Journal, open_journal
 from .plan import Plan, added_columns, make_plan
 from .sinks import make_sink
+from .streams import as_files
 
 REJECTS_STATUS = 3
 TELL_SECONDS = 30
+SHOWN_ACCOUNTS = 50
+FORMULAS = (
+    "have a cell that a spreadsheet runs: =, +, - or @ begins it. Cells are written as they were "
+    "read: import such a file as text"
+)
 
 
 def predict(options: Options, run: OwnedRun) -> None:
@@ -37,11 +43,14 @@ def predict(options: Options, run: OwnedRun) -> None:
         Failed: With status 3 where all rows are filed but those that can't be read.
     """
     mlflow.set_tracking_uri(run.tracking_uri)
-    with tempfile.TemporaryDirectory() as scratch:
-        plan = make_plan(MlflowClient(run.tracking_uri), options, Path(scratch))
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        as_files(options, Path(scratch)) as asked,
+    ):
+        plan = make_plan(MlflowClient(run.tracking_uri), asked, Path(scratch))
         metrics = _file(plan, run)
-    run.log_metrics(metrics)
-    run.set_tags({f"{TAG}output_sha256": sha256_of(plan.options.output)})
+        run.log_metrics(metrics)
+        run.set_tags({f"{TAG}output_sha256": sha256_of(plan.options.output)})
     _refuse_rejects(plan, int(metrics["predict/rows_rejected"]))
 
 
@@ -66,16 +75,18 @@ def _file(plan: Plan, run: OwnedRun) -> dict[str, float]:
             )
             if plan.source.state() != before:
                 raise Failed(f"{options.input.name} was changed while it was read. Run it again.")
-            rows = {name: journal.total(name) for name in ("read", "written", "review")}
+            rows = journal.totals()
             journal.publish(sink, options.output, options.rejects, plan.source.unit)
         except (Interrupted, OSError) as err:
-            _explain(err, journal, options.output)
+            _explain(err, journal, options)
             raise
     return _show(plan, rows, read, seconds)
 
 
-def _explain(err: BaseException, journal: Journal, output: Path) -> None:
-    kept = f"{journal.total('read'):,} rows are kept beside {output.name}: the same command goes on"
+def _explain(err: BaseException, journal: Journal, options: Options) -> None:
+    rows, name = journal.total("read"), options.output.name
+    kept = f"{rows:,} rows are kept beside {name}: the same command goes on"
+    kept = "nothing is kept of it" if options.streamed else kept
     if isinstance(err, OSError):  # a disk that is full, say
         raise Failed(f"predict failed: {err.strerror}. {kept}.") from err
     click.echo(f"predict: {kept}", err=True)
@@ -105,10 +116,13 @@ def _show(plan: Plan, rows: Mapping[str, int], read: int, seconds: float) -> dic
         "rows written": f"{rows['written']:,}",
         "rows rejected": f"{rejected:,}" + (f" ({plan.options.rejects.name})" * bool(rejected)),
         "needs review": f"{share:.2%} ({below})",
+        "formulas": f"{rows['formulas']:,} rows {FORMULAS}" * bool(rows["formulas"]),
         "seconds": f"{seconds:.1f}",
         "rows a second": f"{rate:,.0f}",
     }.items():
-        click.echo(f"{name:<24} {text}")
+        if text:
+            click.echo(f"{name:<24} {text}")
+    _show_accounts(rows)
     click.echo(f"{plan.options.output.name}: filed by {plan.model.title}")
     return {
         "predict/rows_read": rows["read"],
@@ -118,6 +132,19 @@ def _show(plan: Plan, rows: Mapping[str, int], read: int, seconds: float) -> dic
         "predict/seconds": seconds,
         "predict/rows_per_sec": rate,
     }
+
+
+def _show_accounts(rows: Mapping[str, int]) -> None:
+    """Print how many rows each account has, the most frequent first."""
+    names = sorted(
+        (name.removeprefix(LABEL) for name in rows if name.startswith(LABEL)),
+        key=lambda name: (-rows[f"{LABEL}{name}"], name),
+    )
+    for name in names[:SHOWN_ACCOUNTS]:
+        review = rows.get(f"{REVIEW}{name}", 0)
+        click.echo(f"{name:<24} {rows[f'{LABEL}{name}']:,} ({review:,} for review)")
+    if len(names) > SHOWN_ACCOUNTS:
+        click.echo(f"{len(names) - SHOWN_ACCOUNTS} more accounts")
 
 
 def _tags(plan: Plan) -> dict[str, str]:

@@ -15,21 +15,25 @@ class Options:
     """What is asked; `threshold` None takes the version's own."""
 
     model: Annotated[Name, Help("models:/NAME/VERSION or models:/NAME@ALIAS.")]
-    input: Annotated[File, Help("The ledger: a file, or part files as folder or glob.")]
-    output: Annotated[File, Help("The file to write: .csv, .parquet or .jsonl.")]
+    input: Annotated[File, Help("The ledger: a file, part files as folder or glob, or -.")]
+    output: Annotated[File, Help("The file to write: .csv, .parquet or .jsonl, or -.")]
     top_k: Annotated[Count, Help("Labels a row, likeliest first.")] = 1
     threshold: Annotated[UpToOne | None, Help("Another score below which a person looks.")] = None
     on_error: Annotated[
         Literal["fail", "skip"], Help("skip: rows that can't be read are no failure.")
     ] = "fail"
+    errors: Annotated[File | None, Help("Where those rows are listed; else beside the output.")] = (
+        None
+    )
     encoding: Annotated[Encoding | None, Help("Of a text file; else it is found.")] = None
     header_row: Annotated[Count | None, Help("The header's line; else it is found.")] = None
     sheet: Annotated[Name | None, Help("Of a workbook; else the one with the columns.")] = None
     # What is held in memory, and what a killed run loses.
     batch_rows: Annotated[Count, Help("Rows read, sorted, answered and stored at once.")] = 8192
     overwrite: Annotated[bool, Help("Replace an output that is there.")] = False
+    streamed: bool = False  # to standard output: nothing is kept that a run could go on from
 
     @property
     def rejects(self) -> Path:
         """Where the rows that can't be read are listed."""
-        return self.output.with_name(f"{self.output.name}.rejects.jsonl")
+        return self.errors or self.output.with_name(f"{self.output.name}.rejects.jsonl")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -69,6 +70,10 @@ class Journal:
         }
         write_whole(self._note(index), json.dumps(note))
         self.notes.append(note)
+
+    def totals(self) -> Counter[str]:
+        """Return the sum of each count over the parts that are done."""
+        return sum((Counter(note["counts"]) for note in self.notes), Counter())
 
     def total(self, count: str) -> int:
         """Return the sum of a count over the parts that are done."""

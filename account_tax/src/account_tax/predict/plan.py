@@ -161,11 +161,14 @@ def open_input(options: Options, text_columns: Sequence[str], scratch: Path) -> 
         raise Refused("neither file nor folder.")
     how = {"encoding": options.encoding, "header_row": options.header_row, "sheet": options.sheet}
     try:
-        return JoinedFiles(str(path), Wanted(dict.fromkeys(text_columns, ""), **how), scratch)
+        wanted = Wanted(dict.fromkeys(text_columns, ""), **how)
+        source = JoinedFiles(str(path), wanted, scratch, alike=True)
+        source.refuse_faults()
     except OSError as err:
         raise Refused(f"can't be read ({err.strerror}).") from err
     except Refused as err:  # the reader knows training's parameters
         raise Refused(str(err).replace("Set data.", "Set -P ")) from err
+    return source
 
 
 def check_output(options: Options) -> list[str]:
@@ -181,7 +184,12 @@ def check_output(options: Options) -> list[str]:
         faults.append("it lies in the folder that is read. Name a file elsewhere.")
     there = [] if faults or options.overwrite else [path, options.rejects]
     faults += output_faults(path.parent, there, "Give -P overwrite=true to replace it.")
-    return [f"output = {path} (-P output): {fault}" for fault in faults]
+    faults = [f"output = {path} (-P output): {fault}" for fault in faults]
+    if (errors := options.errors) is None:
+        return faults
+    return faults + [
+        f"errors = {errors} (-P errors): {fault}" for fault in output_faults(errors.parent, [], "")
+    ]
 
 
 def check_columns(model: Model, source: JoinedFiles, options: Options) -> list[str]:

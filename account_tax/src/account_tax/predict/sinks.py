@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +36,17 @@ class CsvSink:
         self._dialect = source.dialect or Dialect()
         self._header = self._dialect.record([*source.columns, *added])
 
-    def write_part(self, path: Path, rows: Rows, answers: pd.DataFrame) -> None:
-        """Write rows, and beside each its answers: label, score and so on, (N,)."""
+    def write_part(self, path: Path, rows: Rows, answers: pd.DataFrame) -> int:
+        """Write rows, and beside each its answers: label, score and so on, (N,).
+
+        Return how many have a cell that a spreadsheet runs; cells are never changed.
+        """
         mark, end = self._dialect.delimiter, self._dialect.line_end
         added = map(self._dialect.record, zip(*_as_texts(answers), strict=True))
         pairs = zip(rows.records(self._dialect), added, strict=True)
         lines = [f"{record}{mark}{answer}{end}" for record, answer in pairs]
         path.write_text("".join(lines), encoding="utf-8", newline="")
+        return sum(map(bool, map(_formula(mark).search, lines)))
 
     def join(self, parts: Sequence[Path], path: Path) -> None:
         """Write one file that holds the parts in their order, the header once."""
@@ -51,12 +57,13 @@ class CsvSink:
 class JsonSink:
     """JSON Lines; the input's own objects, where it is JSON Lines too."""
 
-    def write_part(self, path: Path, rows: Rows, answers: pd.DataFrame) -> None:
+    def write_part(self, path: Path, rows: Rows, answers: pd.DataFrame) -> int:
         """Write each row's object with its answers, (N,), at its end."""
         added = [json.dumps(row, ensure_ascii=False) for row in answers.to_dict("records")]
         pairs = zip(rows.objects(), added, strict=True)
         lines = [f"{item[:-1].rstrip()}, {answer[1:]}\n" for item, answer in pairs]
         path.write_text("".join(lines), encoding="utf-8", newline="")
+        return 0
 
     def join(self, parts: Sequence[Path], path: Path) -> None:
         """Write one file that holds the parts in their order."""
@@ -66,12 +73,13 @@ class JsonSink:
 class ParquetSink:
     """Parquet; the input's own types, where it is Parquet too, else text."""
 
-    def write_part(self, path: Path, rows: Rows, answers: pd.DataFrame) -> None:
+    def write_part(self, path: Path, rows: Rows, answers: pd.DataFrame) -> int:
         """Write the rows' columns, then those of their answers, (N,)."""
         table = rows.table()
         for name, column in answers.items():
             table = table.append_column(str(name), pa.array(column.tolist(), _arrow_type(column)))
         pq.write_table(table, path)
+        return 0
 
     def join(self, parts: Sequence[Path], path: Path) -> None:
         """Write one file that holds the parts in their order, each a row group."""
@@ -81,6 +89,13 @@ class ParquetSink:
 
 
 Sink = CsvSink | JsonSink | ParquetSink
+
+
+@cache
+def _formula(delimiter: str) -> re.Pattern[str]:
+    """Return what finds a cell that begins as a formula does, and is no number with a sign."""
+    mark = re.escape(delimiter)
+    return re.compile(rf'(^|{mark})"?([=@]|[+-](?![\d.,]*"?({mark}|$)))', re.ASCII)
 
 
 def _as_texts(answers: pd.DataFrame) -> list[list[str]]:

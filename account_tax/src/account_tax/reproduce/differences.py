@@ -13,7 +13,7 @@ from account_tax.registry.record import Difference
 CAUSES = ("files", "data", "base", "code", "configuration", "environment", "hardware")
 HARDWARE = ("cpu", "gpus", "driver")  # of environment.json; cores decide speed only
 SYSTEM = ("python", "libc", "torch_cuda")
-PLACES = ("data.source", "train.training.output_dir", "train.model.name")
+PLACES = ("data.source", "data.label_map", "train.training.output_dir", "train.model.name")
 
 
 def environment_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:

@@ -80,13 +80,15 @@ def localise(parameters: dict[str, Any], project: Path, source: str | None) -> d
         source: Where the data are now, if they have moved.
     """
     data, train = parameters["data"], parameters["train"]
-    place, base = source or data["source"], train["model"]["name"]
-    if place != SAMPLE and "://" not in place:
-        place = str((project / place).resolve())
+    data = data | ({"source": source} if source else {})
+    for key in ("source", "label_map"):
+        if (place := data.get(key)) and place != SAMPLE and "://" not in place:
+            data = data | {key: str((project / Path(place).expanduser()).resolve())}
+    base = train["model"]["name"]
     if (project / base).is_dir():
         base = str((project / base).resolve())
     model = train["model"] | {"name": base}
-    return parameters | {"data": data | {"source": place}, "train": train | {"model": model}}
+    return parameters | {"data": data, "train": train | {"model": model}}
 
 
 def _conclude(

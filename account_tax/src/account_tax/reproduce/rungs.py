@@ -16,9 +16,14 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from account_tax.errors import Refused, RegistrationError
-from account_tax.ledger.reading import DataError, Ledger, read_ledger
+from account_tax.ledger.reading import DataError, Ledger
 from account_tax.ledger.splitting import split_ledger
-from account_tax.ledger.tokens import load_base_tokenizer, split_digest, tokenize_splits
+from account_tax.ledger.tokens import (
+    load_base_tokenizer,
+    read_seen_ledger,
+    split_digest,
+    tokenize_splits,
+)
 from account_tax.model.classifier import BaseModelError, TamperedModelError
 from account_tax.model.evaluation import evaluate_test_split
 from account_tax.provenance.signing import KEY_TAG, verify_key
@@ -128,7 +133,7 @@ def check_metrics(version: ModelVersion, classifier: Path, record: Record) -> Ru
     data, train = (record.parameters[name] for name in ("data", "train"))
     expected = record.dataset["splits"]["test"]["sha256"]
     try:
-        ledger = read_ledger(data)
+        ledger = read_seen_ledger(data, train["model"])
         if found := source_difference(record, ledger.source_sha256):
             return Rung("R2", FAIL, found.text, (found,))
         test = _make_test_split(ledger, data, train["model"])

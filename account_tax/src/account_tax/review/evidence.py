@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from account_tax.confidential import public_source
 from account_tax.errors import Refused
 from account_tax.ledger.reading import DataError, read_columns, read_ledger
 from account_tax.ledger.splitting import split_ledger
-from account_tax.ledger.tokens import split_digest, tokenize_splits
+from account_tax.ledger.tokens import hash_tokens, split_digest, tokenize_splits
 from account_tax.model.calibration import compute_cross_entropy, softmax
 from account_tax.model.classifier import (
     MANIFEST_FILE,
@@ -232,7 +232,7 @@ def remake_test_split(challenger: Contender, source: str | None) -> SplitRows:
         )
     data = recorded | ({"source": source} if source else {})
     try:
-        ledger = read_ledger(data)
+        ledger = read_ledger(data, _seen_by(challenger))
         splits, labels = split_ledger(ledger, data)
     except DataError as err:
         raise Refused(f"{err}\n  {_what_to_give(challenger)}") from err
@@ -330,14 +330,22 @@ def count_leaked_rows(
     digest = champion.version.tags.get(SOURCE_TAG)
     if digest == challenger.version.tags.get(SOURCE_TAG):
         data = data | {"source": rows.data["source"]}
+    see = _seen_by(champion)
     try:
-        ledger = read_ledger(data)
+        ledger = read_ledger(data, see)
         if ledger.source_sha256 != digest:
             return None, "the ledger the champion was trained on has changed since"
         splits, _ = split_ledger(ledger, data)
     except DataError:
         return None, "the ledger the champion was trained on can't be read"
-    return int(pd.Series(texts).isin(set(splits["train"]["text"])).sum()), ""
+    return int(np.isin(see(list(texts)), see(splits["train"]["text"].tolist())).sum()), ""
+
+
+def _seen_by(contender: Contender) -> Callable[[list[str]], np.ndarray]:
+    """Return what a version reads of texts, as `read_ledger` wants it."""
+    classifier = contender.classifier
+    length = classifier.settings["max_length"]
+    return lambda texts: hash_tokens(texts, classifier.tokenizer, length)
 
 
 # --- the answers ----------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +18,17 @@ from account_tax.ledger.reading import DataError, Ledger, read_ledger
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 from account_tax.ledger.splitting import split_ledger
-from account_tax.ledger.tokens import check_labels, split_digest, token_ids, tokenizer_digest
+from account_tax.ledger.tokens import (
+    check_labels,
+    read_seen_ledger,
+    split_digest,
+    token_ids,
+    tokenizer_digest,
+)
 from account_tax.storage.files import canonical_sha256, sha256_of
 
 # Part of `inputs_sha256`: raise it when the same inputs give another dataset.
-PREPARE_VERSION = 2
+PREPARE_VERSION = 3
 
 
 # --- plan ---------------------------------------------------------------------------------------
@@ -30,7 +36,7 @@ PREPARE_VERSION = 2
 
 @dataclass(frozen=True)
 class DataPlan:
-    """What the data would give, found without tokenizing; with faults the rest may be empty."""
+    """What the data would give; with faults the rest may be empty."""
 
     faults: list[str]
     labels: list[str] = field(default_factory=list)
@@ -42,7 +48,7 @@ class DataPlan:
 def plan_data(data: dict[str, Any], model: dict[str, Any]) -> DataPlan:
     """Return what prepare would make of the parameters, or every fault it would stop at."""
     try:
-        ledger = read_ledger(data)
+        ledger = _read(data, model)
     except DataError as err:
         return DataPlan(err.faults)
     try:
@@ -57,6 +63,16 @@ def plan_data(data: dict[str, Any], model: dict[str, Any]) -> DataPlan:
         ledger.facts(),
         ledger.source_sha256,
     )
+
+
+def _read(data: dict[str, Any], model: dict[str, Any]) -> Ledger:
+    """Return the ledger, its repeats by its texts where there is no base to read them."""
+    try:
+        return read_seen_ledger(data, model)
+    except DataError:
+        raise
+    except Exception:  # the check of the base says what is wrong with it
+        return read_ledger(data)
 
 
 def inputs_sha256(data: dict[str, Any], model: dict[str, Any], source_sha256: str) -> str:
@@ -75,6 +91,7 @@ def inputs_sha256(data: dict[str, Any], model: dict[str, Any], source_sha256: st
             "data": {**data, "source": public_source(data["source"])},
             "model": {key: model.get(key) for key in ("name", "revision", "sha256", "prefix")},
             "tokenizer_files": _local_tokenizer_files(Path(model["name"])),
+            "label_map": _label_map_sha256(data),
         }
     )
 
@@ -83,6 +100,13 @@ def _local_tokenizer_files(folder: Path) -> dict[str, str]:
     """Return name and sha256 of a local base's small files; its name alone says little."""
     files = chain.from_iterable(folder.glob(kind) for kind in ("*.json", "*.txt", "*.model"))
     return {file.name: sha256_of(file) for file in sorted(files)}
+
+
+def _label_map_sha256(data: dict[str, Any]) -> str | None:
+    path = data.get("label_map")
+    return (
+        sha256_of(Path(path).expanduser()) if path and Path(path).expanduser().is_file() else None
+    )
 
 
 # --- describe -----------------------------------------------------------------------------------
@@ -109,7 +133,10 @@ def describe_dataset(
         "files": ledger.found,
         "rows": {"read": ledger.rows_read, "kept": len(ledger.frame), "dropped": ledger.dropped},
         "rejects": ledger.rejects,
-        "labels": tokenized["train"].features["labels"].names,
+        "doubtful_labels": asdict(ledger.doubtful),
+        "label_map_sha256": _label_map_sha256(data),
+        "renamed_rows": ledger.renamed,
+        "rare_accounts": ledger.rare,
         "splits": {name: _describe_split(dataset) for name, dataset in tokenized.items()},
         "token_length": _describe_lengths(splits, tokenized, tokenizer, data["max_length"]),
         "tokenizer_sha256": tokenizer_digest(tokenizer),

@@ -6,11 +6,12 @@ from typing import Any
 
 from kedro.pipeline import Pipeline, node
 
-from account_tax.ledger.reading import read_ledger
 from account_tax.ledger.splitting import split_ledger
-from account_tax.ledger.tokens import load_base_tokenizer, tokenize_splits
+from account_tax.ledger.tokens import load_base_tokenizer, read_seen_ledger, tokenize_splits
 
 from .nodes import describe_dataset
+
+DATA, MODEL = "params:data", "params:train.model"
 
 
 def create_pipeline(**kwargs: Any) -> Pipeline:
@@ -20,16 +21,16 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
     """
     return Pipeline(
         [
-            node(read_ledger, "params:data", "ledger", name="read_ledger_node"),
+            node(read_seen_ledger, [DATA, MODEL], "ledger", name="read_ledger_node"),
             node(
                 split_ledger,
-                ["ledger", "params:data"],
+                ["ledger", DATA],
                 ["ledger_splits", "label_names"],
                 name="split_ledger_node",
             ),
             node(
                 load_base_tokenizer,
-                ["params:train.model", "label_names", "params:data.max_length"],
+                [MODEL, "label_names", "params:data.max_length"],
                 "tokenizer",
                 name="load_tokenizer_node",
             ),
@@ -46,8 +47,8 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
                     "ledger_splits",
                     "tokenized_datasets",
                     "tokenizer",
-                    "params:data",
-                    "params:train.model",
+                    DATA,
+                    MODEL,
                 ],
                 "dataset_metadata",
                 name="describe_dataset_node",

@@ -98,9 +98,17 @@ def _data(dataset: Facts) -> str:
     return (
         f"## Data\n\nSource `{source_name(dataset['source'])}`: {rows['read']:,} rows "
         f"read, {rows['kept']:,} kept; left out: {dropped or 'none'}. "
-        f"Source sha256 `{dataset['source_sha256']}`.\n\n"
+        f"Source sha256 `{dataset['source_sha256']}`.\n\n{_rare(dataset)}"
         + markdown_table(["split", "rows", "sha256"], splits)
     )
+
+
+def _rare(dataset: Facts) -> str:
+    if not (rare := dataset.get("rare_accounts")):
+        return ""
+    listed = ", ".join(f"{label} ({count})" for label, count in rare.items())
+    where = "in train only" if dataset["rare"] == "train_only" else "left out"
+    return f"With fewer than {dataset['min_rows']} different texts, so {where}: {listed}.\n\n"
 
 
 def _base_and_parameters(facts: Facts) -> str:

@@ -41,7 +41,7 @@ from account_tax.storage.names import (
 
 # In the order in which the stages need them; the check is forked as soon as its own are there.
 MODULES = (
-    *("account_tax.pipelines.check", "kedro.framework.cli", "account_tax.cli"),
+    *("account_tax.pipelines.check", "kedro.framework.cli"),
     *("account_tax.pipelines.prepare.pipeline", "kedro_datasets.huggingface"),
     *("account_tax.pipelines.train.pipeline", "transformers.integrations.deepspeed"),
     *("deepspeed.launcher.launch", "kedro_mlflow", "account_tax.pipelines.register.pipeline"),

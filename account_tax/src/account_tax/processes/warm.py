@@ -11,10 +11,10 @@ Where there is a GPU nothing is forked: CUDA can't be used in a fork of a proces
 from __future__ import annotations
 
 import gc
-import importlib
 import io
 import json
 import os
+import pkgutil
 import runpy
 import selectors
 import signal
@@ -188,7 +188,8 @@ class _Child(BaseException):
             Path("/proc/self/comm").write_text(self.words[0].rpartition(".")[2], encoding="utf-8")
         sys.argv = self.words
         if self.words[0] == LAUNCH:
-            launch: Any = importlib.import_module(LAUNCH)
+            from deepspeed.launcher import launch
+
             launch.subprocess = SimpleNamespace(Popen=_Rank)
             launch.main()
         else:
@@ -211,7 +212,7 @@ def _serve() -> None:
         orders.setblocking(False)
         unread = b""
         for name in sys.argv[2:]:
-            importlib.import_module(name)
+            pkgutil.resolve_name(name)  # imports it; whose it is, is for who has named it
             unread = _answer(orders, unread)
         while True:
             with selectors.DefaultSelector() as selector:
@@ -301,8 +302,7 @@ def _forget_the_parent(env: Mapping[str, str]) -> None:
     # What libraries have read of the environment while they were imported.
     if (torch := sys.modules.get("torch")) and (threads := env.get("OMP_NUM_THREADS")):
         torch.set_num_threads(int(threads))
-    for name in [name for name in sys.modules if name.startswith("account_tax.settings")]:
-        del sys.modules[name]
+    sys.modules.pop(f"{str(__package__).partition('.')[0]}.settings", None)
 
 
 if __name__ == "__main__":

@@ -145,19 +145,6 @@ def _log_candidate(
 # --- their parts ----------------------------------------------------------------------------------
 
 
-def check_registrable(registry_params: dict[str, Any]) -> dict[str, Any]:
-    """Return the environment that a version is registered from.
-
-    Raises:
-        RegistrationError: If MLflow keeps the alias, or the environment is not the locked one.
-    """
-    check_alias(registry_params["alias"])
-    environment = describe_environment(Path.cwd())
-    if not (environment["locked"] or registry_params["allow_unlocked"]):
-        raise RegistrationError(unlocked_fault(environment))
-    return environment
-
-
 def complete_settings(
     folder: Path, dataset_metadata: dict[str, Any], calibration: dict[str, Any]
 ) -> None:

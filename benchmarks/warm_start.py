@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 import gc
 import importlib
-import io
 import os
 import runpy
 import signal
@@ -20,6 +19,8 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
+
+from account_tax.processes.warm import forget_the_parent
 
 MODULES = (
     *("torch", "transformers", "peft", "datasets", "mlflow", "deepspeed", "kedro_mlflow"),
@@ -112,24 +113,13 @@ def with_exit_functions(status: int) -> None:
 
 
 def _forget_the_parent(cwd: Any, env: Mapping[str, str] | None) -> None:
-    """Undo what a fork keeps and an exec would not."""
+    """Undo what a fork keeps and an exec would not, the benchmark's own handlers among it."""
     for signum in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         if signal.getsignal(signum) not in (None, signal.SIG_DFL):
             signal.signal(signum, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     atexit._clear()
     if cwd is not None:
         os.chdir(cwd)
-    if env is not None:
-        os.environ.clear()
-        os.environ.update({**env, **SETTINGS})
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        raw = io.FileIO(number, "w", closefd=False)
-        text = io.TextIOWrapper(raw, encoding="utf-8", errors="replace", write_through=True)
-        setattr(sys, name, text)
-        setattr(sys, f"__{name}__", text)
+    forget_the_parent({**(os.environ if env is None else {**env, **SETTINGS})})
     sys.stdin = open(os.devnull)  # noqa: SIM115
-    # Kedro's settings ask the environment when they are imported.
-    for name in [name for name in sys.modules if name.startswith("account_tax.settings")]:
-        del sys.modules[name]

@@ -183,7 +183,7 @@ class _Child(BaseException):
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))
         if self.cwd is not None:
             os.chdir(self.cwd)
-        _forget_the_parent(self.env)
+        forget_the_parent(self.env)
         with suppress(OSError):  # what `ps` and `top` show
             Path("/proc/self/comm").write_text(self.words[0].rpartition(".")[2], encoding="utf-8")
         sys.argv = self.words
@@ -285,7 +285,7 @@ def _fork(
     raise _Child([*words], dict(env), cwd)
 
 
-def _forget_the_parent(env: Mapping[str, str]) -> None:
+def forget_the_parent(env: Mapping[str, str]) -> None:
     """Undo what a fork keeps and an exec would not."""
     for signum in ENDING:
         signal.signal(signum, signal.SIG_DFL)

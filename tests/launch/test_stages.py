@@ -78,7 +78,7 @@ def test_prepare_saves_in_a_folder_of_the_runs_own(stages, tmp_path):
     stages.write_prepare_catalog(tmp_path / "scratch")
     catalog = yaml.safe_load((stages.root / "conf/prepare/catalog.yml").read_text())
     base = yaml.safe_load((REPOSITORY / "conf/base/catalog.yml").read_text())
-    assert set(catalog) == {"tokenized_datasets", "tokenizer", "dataset_metadata"}
+    assert set(catalog) == {"tokenized_datasets", "tokenizer", "ngrams", "dataset_metadata"}
     for name, entry in catalog.items():
         (key,) = {"path", "filepath"} & set(entry)
         place = Path(entry[key])

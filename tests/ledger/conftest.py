@@ -92,7 +92,7 @@ def prepared(parameters, ledger_csv, two_classes, tokenizer, model):
         ledger = read_ledger(data)
         splits, labels = split_ledger(ledger, data)
         tokenized = tokenize_splits(splits, labels, tokenizer, data["max_length"])
-        facts = describe_dataset(ledger, splits, tokenized, tokenizer, data, model)
+        facts = describe_dataset(ledger, splits, tokenized, tokenizer, {}, data, {"model": model})
         return data, splits, tokenized, facts
 
     return prepare

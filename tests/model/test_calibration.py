@@ -16,6 +16,7 @@ from account_tax.model.calibration import (
     compute_cross_entropy,
     coverage_curve,
     expected_calibration_error,
+    fit_fusion,
     fit_temperature,
     measure_calibration,
     reliability_bins,
@@ -188,3 +189,34 @@ def test_it_needs_no_torch():
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         check=True,
     )
+
+
+# --- two parts ------------------------------------------------------------------------------------
+
+
+def make_part(labels: np.ndarray, signal: float, seed: int) -> np.ndarray:
+    logits = np.random.RandomState(seed).randn(len(labels), 4).astype(np.float32)
+    logits[np.arange(len(labels)), labels] += signal
+    return logits
+
+
+def test_the_sum_of_two_parts_is_better_than_each():
+    labels = np.random.RandomState(0).randint(4, size=2000)
+    parts = make_part(labels, 2.0, 1), 5 * make_part(labels, 1.0, 2)  # the weaker one is the louder
+    fusion = fit_fusion(*parts, labels)
+    assert fusion["encoder"] == 1.0
+    assert fusion["ngrams"] == pytest.approx(0.1, abs=0.02)  # of logits as sure as they are right
+    fused = parts[0] + fusion["ngrams"] * parts[1]
+    right = [(logits.argmax(-1) == labels).mean() for logits in (fused, *parts)]
+    assert right[0] > max(right[1:]) + 0.02
+
+
+@pytest.mark.parametrize("signals", [(3.0, 0.0), (0.0, 3.0), (0.5, 0.5), (9.0, 9.0)])
+@pytest.mark.parametrize("rows", [3, 40])
+def test_the_sum_is_never_right_less_often_than_the_better_part(signals, rows):
+    labels = np.random.RandomState(rows).randint(4, size=rows)
+    parts = [make_part(labels, signal, seed) for seed, signal in enumerate(signals)]
+    weights = fit_fusion(*parts, labels).values()
+    fused = sum(weight * part for weight, part in zip(weights, parts, strict=True))
+    right = [(logits.argmax(-1) == labels).sum() for logits in (fused, *parts)]
+    assert right[0] >= max(right[1:])

@@ -15,7 +15,7 @@ from account_tax.pipelines.register.nodes import write_manifest
 def test_evaluation_equals_the_classifiers_own_logits(trained):
     test = trained.splits["test"]
     write_manifest(trained.folder)
-    evaluation = evaluate_test_split(test, trained.folder, "macro")
+    evaluation = evaluate_test_split(test, [], trained.folder, "macro")
     # one row at a time: no padding, no sorting
     logits = np.concatenate(
         [load_classifier(trained.folder).logits_of_ids([row]) for row in test["input_ids"]]
@@ -39,4 +39,4 @@ def test_data_with_other_labels_is_refused(trained):
     other = other.add_column("labels", [0] * 24).cast_column("labels", ClassLabel(names=["a"]))
     write_manifest(trained.folder)
     with pytest.raises(RegistrationError, match="Train on this data"):
-        evaluate_test_split(other, trained.folder, "macro")
+        evaluate_test_split(other, [], trained.folder, "macro")

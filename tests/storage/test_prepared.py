@@ -18,6 +18,9 @@ def write_version(prepared, tokenizer, tmp_path):
         folder = tmp_path / "features"
         tokenized.save_to_disk(folder / "tokenized_datasets" / version / "tokenized_datasets")
         tokenizer.save_pretrained(folder / "tokenizer" / version / "tokenizer")
+        ngrams = folder / "ngrams.safetensors" / version / "ngrams.safetensors"
+        ngrams.parent.mkdir(parents=True)
+        ngrams.write_bytes(b"")
         metadata = folder / "dataset_metadata.json" / version / "dataset_metadata.json"
         metadata.parent.mkdir(parents=True)
         metadata.write_text(json.dumps(facts))
@@ -40,6 +43,7 @@ def test_the_newest_whole_version_is_found(write_version, tmp_path):
     [
         "dataset_metadata.json/{}/dataset_metadata.json",
         "tokenizer/{}/tokenizer/tokenizer_config.json",
+        "ngrams.safetensors/{}/ngrams.safetensors",
         "tokenized_datasets/{}/tokenized_datasets/dataset_dict.json",
         "tokenized_datasets/{}/tokenized_datasets/test/state.json",
         "tokenized_datasets/{}/tokenized_datasets/train/data-00000-of-00001.arrow",

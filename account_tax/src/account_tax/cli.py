@@ -183,9 +183,9 @@ def _prepared_version(options: dict[str, Any]) -> str | None:
     created = {"env": options["env"], "conf_source": options["conf_source"]}
     with KedroSession.create(**created, runtime_params=options["params"]) as session:
         parameters = session.load_context().params  # type: ignore[attr-defined]
-    data, model = parameters["data"], parameters["train"]["model"]
+    data = parameters["data"]
     try:
-        key = inputs_sha256(data, model, source_digest(data))
+        key = inputs_sha256(data, parameters["train"], source_digest(data))
     except DataError:
         return None  # the pipeline says what is wrong with it
     return find_prepared(Path(PREPARED_FOLDER), key)

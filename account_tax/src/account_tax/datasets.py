@@ -1,14 +1,48 @@
-"""The Kedro dataset for a tokenizer."""
+"""The Kedro datasets for a tokenizer and for tensors."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from kedro.io.core import AbstractVersionedDataset, Version
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
+
+
+class TensorsDataset(AbstractVersionedDataset["dict[str, Tensor]", "dict[str, Tensor]"]):
+    """Tensors by name as one safetensors file."""
+
+    def __init__(
+        self,
+        *,
+        filepath: str,
+        version: Version | None = None,
+        metadata: dict[str, Any] | None = None,
+    ):
+        """Describe the file; see `TokenizerDataset`."""
+        super().__init__(PurePosixPath(filepath), version, exists_function=os.path.isfile)
+        self.metadata = metadata
+
+    def load(self) -> dict[str, Tensor]:
+        """Return the tensors, on the CPU."""
+        from safetensors.torch import load_file
+
+        return load_file(str(self._get_load_path()))
+
+    def save(self, data: dict[str, Tensor]) -> None:
+        """Write the tensors."""
+        from safetensors.torch import save_file
+
+        path = Path(self._get_save_path())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(data, path)
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._filepath), "version": self._version}
 
 
 class TokenizerDataset(

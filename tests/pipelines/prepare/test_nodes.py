@@ -2,12 +2,21 @@ from __future__ import annotations
 
 import json
 
-from account_tax.ledger.reading import read_ledger
+import pytest
+
+from account_tax.ledger.reading import DataError, read_ledger
 from account_tax.ledger.splitting import split_ledger
 from account_tax.ledger.tokens import (
     tokenize_splits,
 )
-from account_tax.pipelines.prepare.nodes import describe_dataset, inputs_sha256, plan_data
+from account_tax.pipelines.prepare.nodes import (
+    describe_dataset,
+    fit_split_ngrams,
+    inputs_sha256,
+    plan_data,
+)
+
+NGRAMS = {"enable": True, "word": [1, 2], "char": [2, 4], "min_rows": 2, "max_features": 500}
 
 # --- plan ---------------------------------------------------------------------------------------
 
@@ -31,6 +40,25 @@ def test_a_plan_gathers_the_faults_of_split_and_labels(parameters, ledger_csv, t
     ]
     (fault,) = plan_data(parameters("none.csv"), model).faults
     assert "no such file" in fault
+
+
+# --- n-grams --------------------------------------------------------------------------------------
+
+
+def test_ngrams_are_fitted_to_train_and_answer_the_other_splits(prepared):
+    _, splits, tokenized, _ = prepared()
+    found = fit_split_ngrams(splits, tokenized, NGRAMS)
+    for name in ("validation", "test"):
+        likely = found[name].argmax(-1).tolist()
+        assert [["rent", "travel"][index] for index in likely] == splits[name]["label"].tolist()
+    assert fit_split_ngrams(splits, tokenized, NGRAMS | {"enable": False}) == {}
+
+
+def test_a_ledger_without_common_ngrams_is_a_fault_of_its_data(prepared):
+    _, splits, tokenized, _ = prepared()
+    splits["train"] = splits["train"].assign(text="-")
+    with pytest.raises(DataError, match="none of the n-grams is in 1 of the 32 training rows"):
+        fit_split_ngrams(splits, tokenized, NGRAMS)
 
 
 # --- describe -----------------------------------------------------------------------------------
@@ -60,7 +88,7 @@ def test_token_lengths_are_those_before_truncation(parameters, ledger_csv, token
     ledger = read_ledger(data)
     splits, labels = split_ledger(ledger, data)
     tokenized = tokenize_splits(splits, labels, tokenizer, 7)
-    facts = describe_dataset(ledger, splits, tokenized, tokenizer, data, model)
+    facts = describe_dataset(ledger, splits, tokenized, tokenizer, {}, data, {"model": model})
     assert facts["token_length"] == {
         "p50": 52,
         "p90": 92,
@@ -85,31 +113,34 @@ def test_digests_follow_the_content(prepared):
 
 
 def test_the_key_covers_data_model_and_source(parameters, model):
-    data = parameters("x.csv")
-    key = inputs_sha256(data, model, "s")
-    assert key == inputs_sha256(dict(reversed(data.items())), model | {"num_labels": 9}, "s")
+    data, train = parameters("x.csv"), {"model": model, "ngrams": NGRAMS}
+    key = inputs_sha256(data, train, "s")
+    same = train | {"model": model | {"num_labels": 9}, "lora": {"r": 4}}
+    assert key == inputs_sha256(dict(reversed(data.items())), same, "s")
     others = [
-        inputs_sha256(data, model, "t"),
-        inputs_sha256(data | {"max_length": 33}, model, "s"),
-        inputs_sha256(parameters("x.csv", split={"seed": 1}), model, "s"),
-        inputs_sha256(data, model | {"revision": "abc"}, "s"),
-        inputs_sha256(data, model | {"name": "bert-base-uncased"}, "s"),
+        inputs_sha256(data, train, "t"),
+        inputs_sha256(data | {"max_length": 33}, train, "s"),
+        inputs_sha256(parameters("x.csv", split={"seed": 1}), train, "s"),
+        inputs_sha256(data, train | {"model": model | {"revision": "abc"}}, "s"),
+        inputs_sha256(data, train | {"model": model | {"name": "bert-base-uncased"}}, "s"),
+        inputs_sha256(data, train | {"ngrams": NGRAMS | {"min_rows": 3}}, "s"),
+        inputs_sha256(data, {"model": model}, "s"),
     ]
-    assert len({key, *others}) == 6
+    assert len({key, *others}) == 8
 
 
 def test_the_key_follows_the_label_map(parameters, model, tmp_path):
     data = parameters("x.csv", label_map=str(tmp_path / "map.csv"))
-    keys = {inputs_sha256(data, model, "s")}
+    keys = {inputs_sha256(data, {"model": model}, "s")}
     for text in ("old,new\na,b\n", "old,new\na,c\n"):
         (tmp_path / "map.csv").write_text(text)
-        keys.add(inputs_sha256(data, model, "s"))
+        keys.add(inputs_sha256(data, {"model": model}, "s"))
     assert len(keys) == 3
 
 
 def test_the_key_follows_the_tokenizer_of_a_local_base(parameters, model, tmp_path):
     (tmp_path / "vocab.txt").write_text("a\n")
     local = model | {"name": str(tmp_path)}
-    before = inputs_sha256(parameters("x.csv"), local, "s")
+    before = inputs_sha256(parameters("x.csv"), {"model": local}, "s")
     (tmp_path / "vocab.txt").write_text("a\nb\n")
-    assert inputs_sha256(parameters("x.csv"), local, "s") != before
+    assert inputs_sha256(parameters("x.csv"), {"model": local}, "s") != before

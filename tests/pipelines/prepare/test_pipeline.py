@@ -11,6 +11,7 @@ from account_tax.ledger.tokens import split_digest
 from account_tax.pipelines.prepare.pipeline import create_pipeline
 from account_tax.storage.prepared import find_prepared
 
+NGRAMS = {"enable": True, "word": [1, 2], "char": [2, 4], "min_rows": 2, "max_features": 500}
 VERSION = "2026-01-01T00.00.00.000Z"
 
 
@@ -25,6 +26,10 @@ def make_catalog(folder: Path, data: dict, model: dict) -> DataCatalog:
             "type": "account_tax.datasets.TokenizerDataset",
             "filepath": str(folder / "tokenizer"),
         },
+        "ngrams": {
+            "type": "account_tax.datasets.TensorsDataset",
+            "filepath": str(folder / "ngrams.safetensors"),
+        },
         "dataset_metadata": {
             "type": "json.JSONDataset",
             "filepath": str(folder / "dataset_metadata.json"),
@@ -34,7 +39,9 @@ def make_catalog(folder: Path, data: dict, model: dict) -> DataCatalog:
     catalog = DataCatalog.from_config(versioned, save_version=VERSION)
     catalog["params:data"] = data
     catalog["params:data.max_length"] = data["max_length"]
+    catalog["params:train"] = {"model": model, "ngrams": NGRAMS}
     catalog["params:train.model"] = model
+    catalog["params:train.ngrams"] = NGRAMS
     return catalog
 
 
@@ -49,6 +56,7 @@ def test_the_pipeline_writes_a_version_that_is_found_again(
     tokenized = catalog.load("tokenized_datasets")
     assert split_digest(tokenized["test"]) == facts["splits"]["test"]["sha256"]
     assert catalog.load("tokenizer").vocab_size > 30_000
+    assert len(catalog.load("ngrams")["hashes"]) == facts["ngrams"] > 50
 
 
 @pytest.mark.parametrize("fault", ["data", "model"])

@@ -26,7 +26,7 @@ def run(tmp_path, monkeypatch):
 
 def test_the_calibration_is_fitted_to_validation_rows_and_measured_on_test_rows(trained, run):
     evaluation = evaluate_model(
-        trained.splits, trained.metrics, trained.train, REGISTRY, str(trained.root)
+        trained.splits, {}, trained.metrics, trained.train, REGISTRY, str(trained.root)
     )
     classifier = read_classifier(trained.folder)
     split = trained.splits["validation"]
@@ -86,7 +86,9 @@ def test_a_flipped_byte_is_refused_at_load(trained, name):
 def test_without_a_run_it_says_which_variable_is_missing(trained, monkeypatch):
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     with pytest.raises(RegistrationError, match="MLFLOW_RUN_ID"):
-        evaluate_model(trained.splits, trained.metrics, trained.train, REGISTRY, str(trained.root))
+        evaluate_model(
+            trained.splits, {}, trained.metrics, trained.train, REGISTRY, str(trained.root)
+        )
 
 
 def flip_byte(path):

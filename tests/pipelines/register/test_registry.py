@@ -7,11 +7,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import mlflow
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from mlflow import MlflowClient
 
 from account_tax.errors import RegistrationError
+from account_tax.model.ngrams import fit_ngrams
 from account_tax.pipelines.register import registry
 from account_tax.pipelines.register.nodes import evaluate_model, register_model
 from account_tax.pipelines.register.registry import (
@@ -23,6 +26,8 @@ from account_tax.pipelines.register.registry import (
 from account_tax.provenance.environment import LOCKED
 from account_tax.registry.cold import absolute_store
 from tests.integration.servers import Server
+
+from .conftest import LABELS
 
 REGISTRY = {
     "name": "account-tax",
@@ -86,9 +91,9 @@ def registered(tmp_path_factory, train_into):
         )
 
 
-def register(trained, **registry):
+def register(trained, ngrams=None, **registry):
     evaluation = evaluate_model(
-        trained.splits, trained.metrics, trained.train, REGISTRY, str(trained.root)
+        trained.splits, ngrams or {}, trained.metrics, trained.train, REGISTRY, str(trained.root)
     )
     return register_model(
         evaluation,
@@ -302,3 +307,25 @@ def test_a_server_with_an_artifact_proxy_gets_the_same_version(trained, http_run
     assert mlflow.pyfunc.load_model("models:/account-tax/1").predict(
         pd.DataFrame({"text": ["coffee"]})
     ).shape == (1, 2)
+
+
+def test_a_version_with_ngrams_answers_with_both_parts(run, trained):
+    words = dict(zip(LABELS, ("coffee", "phone", "paper"), strict=True))
+    model = fit_ngrams(list(words.values()) * 9, np.arange(27) % 3, 3)
+    ngrams = dict(vars(model))
+    for split in ("validation", "test"):
+        ids = trained.splits[split]["labels"]
+        ngrams[split] = torch.from_numpy(model.logits([words[LABELS[index]] for index in ids]))
+    for _ in range(2):  # registered again, it is the same content
+        register(trained, ngrams)
+    (version,) = MlflowClient().search_model_versions("name = 'account-tax'")
+    assert float(version.tags["test/ngrams_accuracy"]) == 1.0
+    assert float(version.tags["test/encoder_accuracy"]) < 1.0
+    assert float(version.tags["test/accuracy"]) == 1.0
+    loaded = mlflow.pyfunc.load_model(f"models:/account-tax/{version.version}")
+    assert loaded.predict(pd.DataFrame({"text": words.values()}))["label"].tolist() == LABELS
+    assert (
+        "ngrams.safetensors" in json.loads((trained.folder / "manifest.json").read_text())["files"]
+    )
+    register(trained)  # without them they are gone
+    assert not (trained.folder / "ngrams.safetensors").exists()

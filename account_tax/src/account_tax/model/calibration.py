@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from scipy import special
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize, minimize_scalar
 
 TEMPERATURE_BOUNDS = (0.05, 20.0)  # where logits say nothing of the label, T would not end
 BINS = 15  # Guo et al. 2017, section 2
@@ -42,6 +42,31 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         options={"xatol": 1e-9},
     )
     return float(np.exp(found.x))
+
+
+def fit_fusion(encoder: np.ndarray, ngrams: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Return the weights of two parts' logits in their sum, `encoder` and `ngrams`.
+
+    They have the least negative log likelihood, up to their scale, which the temperature sets. A
+    part alone has weight 1 and the other 0, where the sum were right less often than it.
+
+    Args:
+        encoder: Logits of rows that neither part was trained on, (N, C).
+        ngrams: The other part's, (N, C).
+        labels: The rows' class ids, (N,).
+    """
+    found: Any = minimize(
+        lambda weights: compute_cross_entropy(weights[0] * encoder + weights[1] * ngrams, labels),
+        (1.0, 1.0),
+        bounds=[(0.0, TEMPERATURE_BOUNDS[1])] * 2,
+        method="L-BFGS-B",
+    )
+    scale = found.x[0] or found.x[1] or 1.0
+    together = tuple(float(f"{weight / scale:.{DIGITS}g}") for weight in found.x)
+    # The first of equals is taken.
+    choices = (together, (1.0, 0.0), (0.0, 1.0))
+    right = [((a * encoder + b * ngrams).argmax(-1) == labels).sum() for a, b in choices]
+    return dict(zip(("encoder", "ngrams"), choices[int(np.argmax(right))], strict=True))
 
 
 def compute_cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:

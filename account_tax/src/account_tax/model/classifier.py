@@ -12,9 +12,13 @@ import importlib.util
 import inspect
 import itertools
 import json
+import re
 import struct
 import tempfile
 import unicodedata
+import zlib
+from array import array
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,6 +61,7 @@ from transformers.utils import logging as hf_logging
 
 SETTINGS_FILE = "classifier.json"
 MANIFEST_FILE = "manifest.json"
+NGRAMS_FILE = "ngrams.safetensors"
 PACKAGE_SCHEME = "package://"
 # A base that its package carries in four bits, and the sha256 of that file: multilingual-e5-small.
 FOUR_BIT_BASES = {
@@ -64,7 +69,6 @@ FOUR_BIT_BASES = {
         "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f"
     )
 }
-POOLINGS = ("cls", "mean")
 
 # The head sees L2-normalised vectors; without the factor its logits stay too small to be confident.
 # Measured on banking77 (docs/results.md).
@@ -556,6 +560,85 @@ def _encoder_class(config: PretrainedConfig) -> tuple[Any, dict[str, bool]]:
     return encoder_class, {"add_pooling_layer": False} if has_pooler else {}
 
 
+# --- n-grams --------------------------------------------------------------------------------------
+
+WORD = re.compile(r"\w+")
+
+
+@dataclass(frozen=True)
+class Ngrams:
+    """A linear model on TF-IDF of n-grams of words and of characters: F n-grams, C classes.
+
+    It knows an n-gram by a hash alone, so that no word of a ledger lies in a registered version.
+    Its weight in a text is (1 + ln times it occurs) * idf, of length 1 over the whole text.
+
+    Attributes:
+        sizes: The shortest and the longest n-gram, of words and of characters, (2, 2) int64.
+        hashes: Of the n-grams, rising, (F,) int64; see `count_ngrams`.
+        idf: How telling each is, (F,) float32.
+        weights: (F, C) float16.
+        bias: (C,) float32.
+    """
+
+    sizes: Tensor
+    hashes: Tensor
+    idf: Tensor
+    weights: Tensor
+    bias: Tensor
+
+    def weigh(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return rows, columns and values of the texts' sparse matrix, (N, F), by rows."""
+        keys, counts, per_text = map(torch.from_numpy, count_ngrams(texts, self.sizes.tolist()))
+        rows = torch.repeat_interleave(torch.arange(len(texts)), per_text)
+        columns = torch.searchsorted(self.hashes, keys).clamp(max=len(self.hashes) - 1)
+        known = self.hashes[columns] == keys
+        rows, columns = rows[known], columns[known]
+        values = (1 + counts[known].log()) * self.idf[columns]
+        squares = torch.zeros(len(texts)).index_add_(0, rows, values * values)
+        return rows, columns, values / squares.sqrt()[rows]
+
+    def logits(self, texts: Sequence[str]) -> np.ndarray:
+        """Return the logits of the texts, (N, C), float32."""
+        rows, columns, values = self.weigh(texts)
+        starts = torch.searchsorted(rows, torch.arange(len(texts)))
+        summed = nn.functional.embedding_bag(
+            columns, self.weights.float(), starts, per_sample_weights=values, mode="sum"
+        )
+        return (summed + self.bias).numpy()
+
+
+def count_ngrams(
+    texts: Sequence[str], sizes: Sequence[Sequence[int]]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the n-grams of the texts as hashes, how often each occurs, and how many a text has.
+
+    A hash is the CRC-32 of the n-gram in UTF-8; those of characters have bit 32 set. They are taken
+    within words, a space before and after each. Letters are lower case.
+
+    Returns:
+        (M,) int64, (M,) float32 and (N,) int64.
+    """
+    keys, counts, per_text = array("q"), array("f"), array("q")
+    (least, most), (shortest, longest) = sizes
+    for text in texts:
+        words = WORD.findall(text.lower())
+        found = Counter(
+            zlib.crc32(" ".join(words[start : start + size]).encode())
+            for size in range(least, most + 1)
+            for start in range(len(words) - size + 1)
+        )
+        found.update(
+            zlib.crc32(f" {word} "[start : start + size].encode()) | 1 << 32
+            for word in words
+            for size in range(shortest, min(longest, len(word) + 2) + 1)
+            for start in range(len(word) + 3 - size)
+        )
+        keys.extend(found.keys())
+        counts.extend(found.values())
+        per_text.append(len(found))
+    return np.array(keys), np.array(counts), np.array(per_text)
+
+
 # --- a saved classifier -------------------------------------------------------------------------
 
 
@@ -566,6 +649,7 @@ class LoadedClassifier:
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
     settings: dict[str, Any]
+    ngrams: Ngrams | None = None
 
     @property
     def labels(self) -> list[str]:
@@ -573,9 +657,14 @@ class LoadedClassifier:
         return self.settings["labels"]
 
     @property
+    def calibration(self) -> dict[str, Any]:
+        """What was fitted when the version was registered; empty before."""
+        return self.settings.get("calibration") or {}
+
+    @property
     def threshold(self) -> float | None:
         """The score below which a person has to look; None: whatever the score."""
-        return (self.settings.get("calibration") or {}).get("threshold")
+        return self.calibration.get("threshold")
 
     def rank(self, logits: np.ndarray, top_k: int = 1) -> pd.DataFrame:
         """Return the likeliest labels of logits, (N, C), and their scores.
@@ -586,7 +675,7 @@ class LoadedClassifier:
         Returns:
             N rows with label and score; with `top_k` above 1 also label_2, score_2 and so on.
         """
-        temperature = (self.settings.get("calibration") or {}).get("temperature", 1.0)
+        temperature = self.calibration.get("temperature", 1.0)
         scores = torch.softmax(torch.from_numpy(logits).double() / temperature, dim=-1).numpy()
         order = np.argsort(-logits, axis=-1, kind="stable")
         names = np.array(self.labels, dtype=object)
@@ -604,11 +693,14 @@ class LoadedClassifier:
         encoded = self.tokenizer(
             list(texts), truncation=True, max_length=self.settings["max_length"]
         )
-        return self.logits_of_ids(encoded["input_ids"], batch_size)
+        logits = self.logits_of_ids(encoded["input_ids"], batch_size)
+        if self.ngrams:
+            logits = fuse(logits, self.ngrams.logits(texts), self.calibration["fusion"])
+        return logits
 
     @torch.inference_mode()
     def logits_of_ids(self, input_ids: Sequence[Sequence[int]], batch_size: int = 64) -> np.ndarray:
-        """Return the logits of token id lists, (N, C), float32, in the rows' order."""
+        """Return the encoder's logits of token id lists, (N, C), float32, in the rows' order."""
         device = next(self.model.parameters()).device
         order = np.argsort([-len(ids) for ids in input_ids], kind="stable")  # little padding
         logits = np.zeros((len(input_ids), len(self.labels)), dtype=np.float32)
@@ -623,6 +715,11 @@ class LoadedClassifier:
             )
             logits[rows] = output.logits.float().cpu().numpy()
         return logits
+
+
+def fuse(encoder: np.ndarray, ngrams: np.ndarray, fusion: Mapping[str, float]) -> np.ndarray:
+    """Return both parts' logits, (N, C), summed with their weights, float32."""
+    return np.float32(fusion["encoder"]) * encoder + np.float32(fusion["ngrams"]) * ngrams
 
 
 def load_classifier(folder: Path, device: str = "cpu") -> LoadedClassifier:
@@ -653,7 +750,10 @@ def read_classifier(folder: Path, device: str = "cpu") -> LoadedClassifier:
     else:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model = _load_full_model(folder, settings["pooling"])
-    return LoadedClassifier(model.float().to(device=device).eval(), tokenizer, settings)
+    ngrams = None
+    if "fusion" in (settings.get("calibration") or {}):
+        ngrams = Ngrams(**load_file(folder / NGRAMS_FILE))
+    return LoadedClassifier(model.float().to(device=device).eval(), tokenizer, settings, ngrams)
 
 
 def _load_full_model(folder: Path, pooling: str) -> PreTrainedModel:

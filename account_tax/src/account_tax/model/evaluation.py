@@ -1,5 +1,6 @@
 """A split's rows answered by a loaded classifier, and scored."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 from account_tax.errors import RegistrationError
 
 from .calibration import compute_cross_entropy
-from .classifier import LoadedClassifier, load_classifier
+from .classifier import LoadedClassifier, fuse, load_classifier
 from .metrics import (
     compute_classification_metrics,
     compute_confusion_matrix,
@@ -16,11 +17,14 @@ from .metrics import (
 )
 
 
-def evaluate_test_split(test: Any, folder: Path, average: str) -> dict[str, Any]:
+def evaluate_test_split(
+    test: Any, texts: Sequence[str], folder: Path, average: str
+) -> dict[str, Any]:
     """Return how the saved classifier does on a split, computed in float32 on the CPU.
 
     Args:
         test: A `datasets.Dataset` with input_ids and labels (a ClassLabel).
+        texts: What it was made of.
         folder: The saved classifier.
         average: Of F1, precision and recall: macro, micro or weighted.
 
@@ -28,11 +32,14 @@ def evaluate_test_split(test: Any, folder: Path, average: str) -> dict[str, Any]
         rows, labels, average, metrics (`test/…`), per_class and confusion_matrix.
     """
     classifier = load_classifier(folder)
-    return score_answers(classifier.labels, *answer_split(classifier, test), average)
+    logits, labels = answer_split(classifier, test)
+    if classifier.ngrams:
+        logits = fuse(logits, classifier.ngrams.logits(texts), classifier.calibration["fusion"])
+    return score_answers(classifier.labels, logits, labels, average)
 
 
 def answer_split(classifier: LoadedClassifier, split: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return a classifier's logits, (N, C), and the class ids, (N,), of a split.
+    """Return the encoder's logits, (N, C), and the class ids, (N,), of a split.
 
     Raises:
         RegistrationError: If its labels are not those of the data.

@@ -47,6 +47,12 @@ def _registered_name(value: str) -> str:
     return value
 
 
+def _sizes(value: list[int]) -> list[int]:
+    if len(value) != 2 or value[0] > value[1]:
+        raise ValueError("not a shortest and a longest size")
+    return value
+
+
 def _metric_name(value: str) -> str:
     if value.removeprefix("eval_") not in METRICS:
         raise ValueError("not a metric of the evaluation")
@@ -71,6 +77,11 @@ Steps = Annotated[
 Name = Annotated[str, Field(min_length=1), Words("a name")]
 File = Annotated[Path, Words("a path")]
 Names = Annotated[list[Name], Field(min_length=1), Words("a list of at least one name")]
+Sizes = Annotated[
+    list[Annotated[int, Field(ge=1, le=10)]],
+    AfterValidator(_sizes),
+    Words("the shortest and the longest size of an n-gram, from 1 to 10, such as [1, 2]"),
+]
 Alias = Annotated[
     str,
     AfterValidator(_alias),
@@ -262,6 +273,16 @@ class Lora(TypedDict):
     init_lora_weights: NotRequired[bool | Name]  # pissa_niter_16 and the like are open-ended
 
 
+class NgramModel(TypedDict):
+    """The linear model on n-grams beside the encoder."""
+
+    enable: bool
+    word: Sizes
+    char: Sizes
+    min_rows: Count
+    max_features: Count
+
+
 class Training(TypedDict):
     """Optimisation, beside the other fields of transformers.TrainingArguments."""
 
@@ -327,6 +348,7 @@ def parameters() -> Section:
         "model": section(Model),
         "deepspeed": section(DeepSpeed, {"zero_optimization": _zero()}),
         "lora": section(Lora, **class_fields("peft", "tuners/lora/config.py", "LoraConfig")),
+        "ngrams": section(NgramModel),
         "training": section(
             Training, **class_fields("transformers", "training_args.py", "TrainingArguments")
         ),

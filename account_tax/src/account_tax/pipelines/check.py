@@ -48,7 +48,7 @@ def check(values: dict[str, Any]) -> dict[str, Any]:
     if model.get("name"):
         report |= _check_model(train, data or {}, report)
     if data is not None and report["source_sha256"] and "base" in report:
-        pinned = {**model, **report["base"]}
+        pinned = {**train, "model": {**model, **report["base"]}}
         report["inputs_sha256"] = inputs_sha256(data, pinned, report["source_sha256"])
     report["faults"] += _training_faults(train) + _cache_faults(model, report)
     report["faults"] += _key_faults(values.get("registry", {}))

@@ -136,10 +136,10 @@ def check_metrics(version: ModelVersion, classifier: Path, record: Record) -> Ru
         ledger = read_seen_ledger(data, train["model"])
         if found := source_difference(record, ledger.source_sha256):
             return Rung("R2", FAIL, found.text, (found,))
-        test = _make_test_split(ledger, data, train["model"])
+        test, texts = _make_test_split(ledger, data, train["model"])
         if (digest := split_digest(test)) != expected:
             return _failed("R2", "code", f"test split: sha256 {digest} instead of {expected}")
-        evaluation = evaluate_test_split(test, classifier, train["metrics"]["average"])
+        evaluation = evaluate_test_split(test, texts, classifier, train["metrics"]["average"])
     except DataError as err:
         return _failed("R2", "data", "; ".join(err.faults))
     except BaseModelError as err:
@@ -157,11 +157,14 @@ def source_difference(record: Record, found: str) -> Difference | None:
     return Difference("data", f"sha256 {found} instead of {record.dataset['source_sha256']}")
 
 
-def _make_test_split(ledger: Ledger, data: dict[str, Any], model: dict[str, Any]) -> Any:
-    """Return the tokens of the test split, as prepare makes them."""
+def _make_test_split(
+    ledger: Ledger, data: dict[str, Any], model: dict[str, Any]
+) -> tuple[Any, list[str]]:
+    """Return the tokens of the test split, as prepare makes them, and its texts."""
     splits, labels = split_ledger(ledger, data)
     tokenizer = load_base_tokenizer(model, labels, data["max_length"])
-    return tokenize_splits({"test": splits["test"]}, labels, tokenizer, data["max_length"])["test"]
+    tokens = tokenize_splits({"test": splits["test"]}, labels, tokenizer, data["max_length"])
+    return tokens["test"], splits["test"]["text"].tolist()
 
 
 def _compare_metrics(version: ModelVersion, found: Mapping[str, float], rows: int) -> Rung:

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from account_tax.confidential import public_source
+from account_tax.model.ngrams import MOST_ROWS
 from account_tax.provenance.statement import NOT_RECORDED
 from account_tax.storage.names import CONTENT_TAG
 
-from .baselines import MAJORITY, MOST_TRAIN_ROWS, TFIDF, TITLES
+from .baselines import MAJORITY, TFIDF, TITLES
 from .differences import compare_records
 from .evidence import Contender, Evidence, Scored
 from .gates import GateResult, Measured, evaluate_gates
@@ -232,9 +233,9 @@ def _warnings(evidence: Evidence) -> list[str]:
             f"{evidence.unknown_rows:,} of the {rows:,} test rows belong to accounts that the "
             "champion does not know; it can only be wrong there."
         )
-    if evidence.train_rows > MOST_TRAIN_ROWS:
+    if evidence.train_rows > MOST_ROWS:
         warnings.append(
-            f"The baselines were trained on {MOST_TRAIN_ROWS:,} of the {evidence.train_rows:,} "
+            f"The baselines were trained on {MOST_ROWS:,} of the {evidence.train_rows:,} "
             "training rows."
         )
     return warnings

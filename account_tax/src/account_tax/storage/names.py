@@ -18,6 +18,7 @@ FAULT_FILE = "fault.json"  # why training stopped itself
 
 LOG_HISTORY_FILE = "log_history.json"  # Trainer's log, for the learning curve
 PROBE_FILE = "probe.json"  # below adapter: its answers to the made-up lines
+NGRAMS_FILE = "ngrams.safetensors"  # of prepared data
 PREPARED_FOLDER = "data/04_feature"  # below the project: what `prepare` saves, as in catalog.yml
 
 # Artifacts of the MLflow run.
@@ -28,7 +29,7 @@ PATCH_FILE = "code.patch"  # where the tree was dirty
 CARD_FILE = "model_card.md"
 
 # What `prepare` saves in one session, and so under one version.
-DATASETS = ("tokenized_datasets", "tokenizer", "dataset_metadata")
+DATASETS = ("tokenized_datasets", "tokenizer", "ngrams", "dataset_metadata")
 SPLITS = ("train", "validation", "test")
 
 # Environment variables.

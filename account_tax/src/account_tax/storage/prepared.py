@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 
 from .files import read_json
-from .names import DATASET_METADATA_FILE, SPLITS
+from .names import DATASET_METADATA_FILE, NGRAMS_FILE, SPLITS
 
 
 def find_prepared(folder: Path, key: str) -> str | None:
     """Return the newest whole version under data/04_feature made from these inputs, if any.
 
     Args:
-        folder: Holds tokenized_datasets, tokenizer and dataset_metadata.json, versioned by Kedro.
+        folder: Holds tokenized_datasets, tokenizer and so on, versioned by Kedro.
         key: See `inputs_sha256`.
     """
     for version in sorted((folder / DATASET_METADATA_FILE).glob("*"), reverse=True):
@@ -25,7 +25,7 @@ def find_prepared(folder: Path, key: str) -> str | None:
 
 def publish_prepared(scratch: Path, folder: Path, version: str) -> None:
     """Move a whole version from one folder to another of the same disk, its metadata last."""
-    for dataset in ("tokenized_datasets", "tokenizer", DATASET_METADATA_FILE):
+    for dataset in ("tokenized_datasets", "tokenizer", NGRAMS_FILE, DATASET_METADATA_FILE):
         (folder / dataset).mkdir(parents=True, exist_ok=True)
         (scratch / dataset / version).rename(folder / dataset / version)
 
@@ -33,7 +33,8 @@ def publish_prepared(scratch: Path, folder: Path, version: str) -> None:
 def _is_whole(folder: Path, version: str) -> bool:
     datasets = folder / "tokenized_datasets" / version / "tokenized_datasets"
     tokenizer = folder / "tokenizer" / version / "tokenizer"
-    needed = [tokenizer / "tokenizer_config.json", datasets / "dataset_dict.json"]
+    ngrams = folder / NGRAMS_FILE / version / NGRAMS_FILE
+    needed = [tokenizer / "tokenizer_config.json", datasets / "dataset_dict.json", ngrams]
     for split in SPLITS:
         state = datasets / split / "state.json"
         if not state.is_file():

@@ -16,6 +16,7 @@ from account_tax.confidential import public_source
 from account_tax.ledger.reading import DataError, Ledger, read_ledger
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 from account_tax.ledger.splitting import split_ledger
 from account_tax.ledger.tokens import (
@@ -28,7 +29,7 @@ from account_tax.ledger.tokens import (
 from account_tax.storage.files import canonical_sha256, sha256_of
 
 # Part of `inputs_sha256`: raise it when the same inputs give another dataset.
-PREPARE_VERSION = 3
+PREPARE_VERSION = 4
 
 
 # --- plan ---------------------------------------------------------------------------------------
@@ -75,15 +76,16 @@ def _read(data: dict[str, Any], model: dict[str, Any]) -> Ledger:
         return read_ledger(data)
 
 
-def inputs_sha256(data: dict[str, Any], model: dict[str, Any], source_sha256: str) -> str:
+def inputs_sha256(data: dict[str, Any], train: dict[str, Any], source_sha256: str) -> str:
     """Return the digest of everything that decides what prepare makes.
 
     Args:
         data: The parameters of data.yml.
-        model: name, revision, sha256 and prefix of the base, as in train.model. A hub model's
-            tokenizer is known by its commit: give the resolved revision where there is one.
+        train: Used are train.model's name, revision, sha256 and prefix, and train.ngrams. A hub
+            model's tokenizer is known by its commit: give the resolved revision where there is one.
         source_sha256: See `source_digest`.
     """
+    model, ngrams = train["model"], train.get("ngrams") or {}
     return canonical_sha256(
         {
             "prepare_version": PREPARE_VERSION,
@@ -92,6 +94,7 @@ def inputs_sha256(data: dict[str, Any], model: dict[str, Any], source_sha256: st
             "model": {key: model.get(key) for key in ("name", "revision", "sha256", "prefix")},
             "tokenizer_files": _local_tokenizer_files(Path(model["name"])),
             "label_map": _label_map_sha256(data),
+            "ngrams": ngrams if ngrams.get("enable") else None,
         }
     )
 
@@ -109,6 +112,44 @@ def _label_map_sha256(data: dict[str, Any]) -> str | None:
     )
 
 
+# --- n-grams --------------------------------------------------------------------------------------
+
+
+def fit_split_ngrams(
+    splits: Mapping[str, pd.DataFrame], tokenized: DatasetDict, ngrams: dict[str, Any]
+) -> dict[str, Tensor]:
+    """Return the model on n-grams of the train split, and its logits of the other two, (N, C).
+
+    It is fitted here, because the text is here: later stages have token ids alone.
+
+    Args:
+        splits: With the column text.
+        tokenized: The same rows with their labels' ids.
+        ngrams: train.ngrams.
+
+    Raises:
+        DataError: If there is nothing to fit.
+    """
+    if not ngrams["enable"]:
+        return {}
+    # Imported here: they bring torch and scikit-learn.
+    import torch
+
+    from account_tax.model.ngrams import NgramsError, fit_ngrams
+
+    train = tokenized["train"]
+    ids, classes = np.asarray(train["labels"]), train.features["labels"].num_classes
+    try:
+        model = fit_ngrams(splits["train"]["text"].tolist(), ids, classes, ngrams)
+    except NgramsError as err:
+        raise DataError([str(err)]) from err
+    answers = {
+        name: torch.from_numpy(model.logits(splits[name]["text"].tolist()))
+        for name in ("validation", "test")
+    }
+    return vars(model) | answers
+
+
 # --- describe -----------------------------------------------------------------------------------
 
 
@@ -117,15 +158,16 @@ def describe_dataset(
     splits: Mapping[str, pd.DataFrame],
     tokenized: DatasetDict,
     tokenizer: PreTrainedTokenizerBase,
+    ngrams: dict[str, Tensor],
     data: dict[str, Any],
-    model: dict[str, Any],
+    train: dict[str, Any],
 ) -> dict[str, Any]:
     """Return where the dataset came from and what is in it: counts, lengths and digests, no text.
 
     The same inputs give the same dict on any machine. Token lengths are those before truncation.
     """
     return {
-        "inputs_sha256": inputs_sha256(data, model, ledger.source_sha256),
+        "inputs_sha256": inputs_sha256(data, train, ledger.source_sha256),
         "prepare_version": PREPARE_VERSION,
         **data,
         "source": public_source(data["source"]),
@@ -140,6 +182,7 @@ def describe_dataset(
         "splits": {name: _describe_split(dataset) for name, dataset in tokenized.items()},
         "token_length": _describe_lengths(splits, tokenized, tokenizer, data["max_length"]),
         "tokenizer_sha256": tokenizer_digest(tokenizer),
+        "ngrams": len(ngrams["hashes"]) if ngrams else 0,
     }
 
 

@@ -9,9 +9,10 @@ from kedro.pipeline import Pipeline, node
 from account_tax.ledger.splitting import split_ledger
 from account_tax.ledger.tokens import load_base_tokenizer, read_seen_ledger, tokenize_splits
 
-from .nodes import describe_dataset
+from .nodes import describe_dataset, fit_split_ngrams
 
 DATA, MODEL = "params:data", "params:train.model"
+KEPT = (DATA, "params:train")
 
 
 def create_pipeline(**kwargs: Any) -> Pipeline:
@@ -41,15 +42,14 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
                 name="tokenize_splits_node",
             ),
             node(
+                fit_split_ngrams,
+                ["ledger_splits", "tokenized_datasets", "params:train.ngrams"],
+                "ngrams",
+                name="fit_ngrams_node",
+            ),
+            node(
                 describe_dataset,
-                [
-                    "ledger",
-                    "ledger_splits",
-                    "tokenized_datasets",
-                    "tokenizer",
-                    DATA,
-                    MODEL,
-                ],
+                ["ledger", "ledger_splits", "tokenized_datasets", "tokenizer", "ngrams", *KEPT],
                 "dataset_metadata",
                 name="describe_dataset_node",
             ),

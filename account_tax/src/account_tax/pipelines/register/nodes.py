@@ -7,14 +7,25 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import DatasetDict
 from mlflow import MlflowClient
 from mlflow.entities import Metric
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from account_tax.errors import RegistrationError
-from account_tax.model.calibration import calibrate, measure_calibration
-from account_tax.model.classifier import MANIFEST_FILE, SETTINGS_FILE, read_classifier
+from account_tax.model.calibration import calibrate, fit_fusion, measure_calibration
+from account_tax.model.classifier import (
+    MANIFEST_FILE,
+    NGRAMS_FILE,
+    SETTINGS_FILE,
+    Ngrams,
+    fuse,
+    read_classifier,
+)
 from account_tax.model.evaluation import answer_split, score_answers
+from account_tax.model.metrics import compute_classification_metrics
 from account_tax.processes.ranks import get_mlflow_env
 from account_tax.provenance.environment import (
     describe_environment,
@@ -28,6 +39,7 @@ from account_tax.storage.names import (
     CONFIG_VARIABLE,
     DATASET_METADATA_FILE,
     LOG_HISTORY_FILE,
+    PROBE_FILE,
     SOURCE_TAG,
     STATEMENT_TAG,
 )
@@ -40,12 +52,15 @@ from .registry import CODE_FILE, Candidate, check_alias, register_version
 
 log = logging.getLogger(__name__)
 
+Answers = tuple[np.ndarray, np.ndarray]  # logits (N, C) and class ids (N,) of a split
+
 
 # --- the nodes ------------------------------------------------------------------------------------
 
 
 def evaluate_model(
     tokenized_datasets: DatasetDict,
+    ngrams: dict[str, Tensor],
     training_metrics: dict[str, float],
     train_params: dict[str, Any],
     registry_params: dict[str, Any],
@@ -53,7 +68,8 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Return the evaluation of the test split, after logging it and its plots to the run.
 
-    `calibration` is among it, fitted to the validation split: what register_model keeps of it.
+    `calibration` is among it, fitted to the validation split: what register_model keeps of it. The
+    model on n-grams, where it has a part in the answers, is saved beside the adapter.
     """
     root = Path(artifacts_root)
     average = train_params.get("metrics", {}).get("average", "macro")
@@ -61,10 +77,17 @@ def evaluate_model(
     test, validation = (
         answer_split(classifier, tokenized_datasets[split]) for split in ("test", "validation")
     )
+    fusion = add_ngrams(root / ADAPTER_FOLDER, ngrams, validation)
+    alone = measure_parts(test, ngrams, average)
+    if fusion:
+        validation, test = (
+            (fuse(logits, ngrams[split].numpy(), fusion["fusion"]), labels)
+            for split, (logits, labels) in (("validation", validation), ("test", test))
+        )
     evaluation = score_answers(classifier.labels, *test, average)
     calibration = calibrate(*validation, registry_params["target_precision"])
-    measured = measure_calibration(*test, calibration)
-    evaluation["calibration"] = calibration
+    measured = measure_calibration(*test, calibration) | alone
+    evaluation["calibration"] = calibration | fusion
     evaluation["metrics"] |= {f"test/{name}": value for name, value in measured.items()}
     log_history = json.loads((root / LOG_HISTORY_FILE).read_text(encoding="utf-8"))
     plots = save_plots(root / "plots", evaluation, log_history)
@@ -150,13 +173,50 @@ def complete_settings(
 ) -> None:
     """Add to classifier.json how a ledger line becomes text, and what a score is worth.
 
-    Training knows tokens only; whoever loads the version brings a table.
+    Training knows tokens only; whoever loads the version brings a table. The trainer's answers are
+    its encoder's alone: the n-grams' part is added to them.
     """
     path = folder / SETTINGS_FILE
     settings = json.loads(path.read_text(encoding="utf-8"))
     settings |= {key: dataset_metadata[key] for key in ("text_columns", "separator", "max_length")}
     settings["calibration"] = calibration
     write_json(path, settings)
+    path = folder / PROBE_FILE
+    probe = json.loads(path.read_text(encoding="utf-8"))
+    probe["logits"] = probe.pop("encoder_logits", probe["logits"])
+    if "fusion" in calibration:
+        probe["encoder_logits"] = probe["logits"]
+        ngrams = Ngrams(**load_file(folder / NGRAMS_FILE)).logits(probe["texts"])
+        encoder = np.array(probe["logits"], dtype=np.float32)
+        probe["logits"] = fuse(encoder, ngrams, calibration["fusion"]).tolist()
+    write_json(path, probe)
+
+
+def add_ngrams(
+    folder: Path, ngrams: dict[str, Tensor], validation: Answers
+) -> dict[str, dict[str, float]]:
+    """Save the model on n-grams beside the encoder, if it has a weight; return `fusion`, if so."""
+    file = folder / NGRAMS_FILE
+    file.unlink(missing_ok=True)
+    if not ngrams:
+        return {}
+    logits, labels = validation
+    fusion = fit_fusion(logits, ngrams["validation"].numpy(), labels)
+    if not fusion["ngrams"]:
+        return {}
+    save_file({key: ngrams[key] for key in Ngrams.__annotations__}, file)
+    return {"fusion": fusion}
+
+
+def measure_parts(test: Answers, ngrams: dict[str, Tensor], average: str) -> dict[str, float]:
+    """Return what encoder and n-grams are worth alone; nothing where there is one part."""
+    logits, labels = test
+    parts = {"encoder": logits, "ngrams": ngrams["test"].numpy()} if ngrams else {}
+    scores = {
+        part: compute_classification_metrics(answers, labels, average)
+        for part, answers in parts.items()
+    }
+    return {f"{part}_{name}": scores[part][name] for part in parts for name in ("accuracy", "f1")}
 
 
 def write_manifest(folder: Path) -> dict[str, Any]:

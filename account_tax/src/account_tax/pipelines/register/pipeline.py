@@ -13,6 +13,7 @@ def create_pipeline(**_: object) -> Pipeline:
                 evaluate_model,
                 inputs=[
                     "tokenized_datasets",
+                    "ngrams",
                     "training_metrics",
                     "params:train",
                     "params:registry",

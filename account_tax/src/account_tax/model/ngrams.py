@@ -1,0 +1,107 @@
+"""Fitting the linear model on n-grams that stands beside the encoder, and alone as a baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse import csr_matrix
+from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
+
+from account_tax.errors import Refused
+
+from .classifier import Ngrams, count_ngrams
+
+DEFAULTS = {"word": [1, 2], "char": [2, 4], "min_rows": 2, "max_features": 50_000}
+FEW_ROWS = 500  # below, an n-gram that one row has may be all there is of an account
+MOST_ROWS = 200_000  # more take longer and add next to nothing; a sample with a fixed seed is taken
+MOST_WEIGHTS = 5_000_000  # F * C: 10 MB in float16; what the solver holds is 50 times that
+FEWEST_FEATURES = 100
+INVERSE_PENALTY = 5.0  # C of logistic regression, the same for every ledger (docs/results.md)
+COUNTED_ROWS = 10_000  # rows counted at once; bounds the memory
+SEED = 42
+
+
+class NgramsError(Refused):
+    """There is nothing to fit."""
+
+
+def fit_ngrams(
+    texts: list[str], ids: np.ndarray, classes: int, params: Mapping[str, Any] = DEFAULTS
+) -> Ngrams:
+    """Return the model fitted to texts; the same on any number of cores.
+
+    Args:
+        texts: Of the train split, N.
+        ids: Their class ids, (N,), 0 to C - 1.
+        classes: C.
+        params: word, char, min_rows and max_features, as in train.ngrams.
+
+    Raises:
+        NgramsError: If no n-gram is in enough rows, or there are too many classes.
+    """
+    room = min(params["max_features"], MOST_WEIGHTS // classes)
+    if room < min(FEWEST_FEATURES, params["max_features"]):
+        raise NgramsError(
+            f"train.ngrams: {classes:,} accounts leave room for {room} n-grams, of "
+            f"{MOST_WEIGHTS:,} weights. Set train.ngrams.enable to false."
+        )
+    if len(texts) > MOST_ROWS:
+        rows = np.sort(np.random.RandomState(SEED).permutation(len(texts))[:MOST_ROWS])
+        texts, ids = [texts[row] for row in rows], ids[rows]
+    sizes = torch.tensor([params["word"], params["char"]])
+    least = 1 if len(texts) < FEW_ROWS else params["min_rows"]
+    hashes, rows_with = _choose(texts, sizes, least, room)
+    if not len(hashes):
+        raise NgramsError(
+            f"train.ngrams: none of the n-grams is in {least} of the {len(texts):,} training rows. "
+            "Lower train.ngrams.min_rows, or set train.ngrams.enable to false."
+        )
+    idf = np.log((1 + len(texts)) / (1 + rows_with)) + 1
+    shape = (len(hashes), classes)
+    empty = Ngrams(
+        sizes, torch.from_numpy(hashes), torch.from_numpy(idf.astype(np.float32)),
+        torch.zeros(shape, dtype=torch.float16), torch.zeros(classes),
+    )  # fmt: skip
+    rows, columns, values = (part.numpy() for part in empty.weigh(texts))
+    matrix = csr_matrix((values, (rows, columns)), shape=(len(texts), len(hashes)))
+    empty.weights[:], empty.bias[:] = map(torch.from_numpy, _fit(matrix, ids, shape))
+    return empty
+
+
+def _choose(
+    texts: Sequence[str], sizes: torch.Tensor, least: int, most: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the hashes of the commonest n-grams, rising, and how many rows have each."""
+    hashes, rows_with = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    for start in range(0, len(texts), COUNTED_ROWS):
+        keys, *_ = count_ngrams(texts[start : start + COUNTED_ROWS], sizes.tolist())
+        hashes, places = np.unique(np.concatenate([hashes, keys]), return_inverse=True)
+        known = len(places) - len(keys)
+        added = np.bincount(places[known:], minlength=len(hashes))
+        added[places[:known]] += rows_with
+        rows_with = added
+    order = np.argsort(-rows_with, kind="stable")[:most]
+    kept = np.sort(order[rows_with[order] >= least])
+    return hashes[kept], rows_with[kept]
+
+
+def _fit(
+    matrix: csr_matrix, ids: np.ndarray, shape: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return weights, (F, C), and biases, (C,), of a logistic regression."""
+    with threadpool_limits(1):  # sums in one order, whatever cores there are
+        fitted = LogisticRegression(C=INVERSE_PENALTY, max_iter=500, tol=1e-3).fit(matrix, ids)
+    weights, bias = fitted.coef_.T, fitted.intercept_
+    if len(fitted.classes_) == 2:  # one column says it all there
+        weights, bias = np.hstack([-weights, weights]) / 2, np.concatenate([-bias, bias]) / 2
+    whole = np.zeros(shape, np.float32)
+    whole[:, fitted.classes_] = weights
+    biases = np.full(
+        shape[1], bias.min(), np.float32
+    )  # an account without a row is the unlikeliest
+    biases[fitted.classes_] = bias
+    return whole, biases

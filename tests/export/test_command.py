@@ -58,7 +58,7 @@ def test_the_readme_says_how_to_load_it_and_whose_licence_holds(pooling, load):
         "separator": " | ",
         "max_length": 64,
     }
-    loaded = SimpleNamespace(settings=settings, labels=["travel", "meals"])
+    loaded = SimpleNamespace(settings=settings, labels=["travel", "meals"], ngrams=None)
     version = SimpleNamespace(name="books", version="3", tags={"content_sha256": "a" * 64})
     text = write_readme(loaded, version)
     assert f"```python\n{load}```" in text

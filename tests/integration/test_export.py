@@ -14,15 +14,18 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from account_tax.errors import Failed
 from account_tax.export.command import USE, write_export
 from account_tax.model.classifier import (
+    NGRAMS_FILE,
     build_classifier,
     load_classifier,
     load_tokenizer,
     resolve_base,
 )
+from account_tax.model.ngrams import fit_ngrams
 from account_tax.pipelines.register.nodes import write_manifest
 from tests.bases import changes, make_base, train_in_process
 from tests.test_docs import blocks
@@ -38,7 +41,9 @@ MAX_LENGTH = 12  # less than the last text's tokens: the export has to cut it th
 VERSION = SimpleNamespace(name="account-tax", version="3", tags={"content_sha256": "a" * 64})
 
 
-def save_trained(folder: Path, base_name: str, pooling: str, lora: bool) -> Path:
+def save_trained(
+    folder: Path, base_name: str, pooling: str, lora: bool, ngrams: bool = False
+) -> Path:
     """Save a classifier as training leaves it, all weights random."""
     base = resolve_base(base_name)
     torch.manual_seed(7)
@@ -63,6 +68,11 @@ def save_trained(folder: Path, base_name: str, pooling: str, lora: bool) -> Path
         **{"base": base.to_dict(), "pooling": pooling, "precision": "fp32", "labels": LABELS},
         **{"max_length": MAX_LENGTH, "text_columns": ["text"], "separator": " | "},
     }
+    if ngrams:
+        fusion = {"encoder": 1.0, "ngrams": 0.25}
+        settings["calibration"] = {"temperature": 1.0, "threshold": None, "fusion": fusion}
+        model_on_them = fit_ngrams(TEXTS, np.arange(len(TEXTS)) % len(LABELS), len(LABELS))
+        save_file(vars(model_on_them), folder / NGRAMS_FILE)
     (folder / "classifier.json").write_text(json.dumps(settings))
     (folder / "probe.json").write_text(json.dumps({"texts": TEXTS, "precision": "fp32"}))
     write_manifest(folder)
@@ -100,10 +110,11 @@ def assert_same(answer: SimpleNamespace, classifier: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pooling", "lora"), [("cls", True), ("mean", True), ("cls", False), ("mean", False)]
+    ("pooling", "lora", "ngrams"),
+    [("cls", True, False), ("mean", True, True), ("cls", False, True), ("mean", False, False)],
 )
-def test_an_export_answers_as_its_readme_says(tmp_path, tiny_base, pooling, lora):
-    classifier = save_trained(tmp_path / "version", str(tiny_base), pooling, lora)
+def test_an_export_answers_as_its_readme_says(tmp_path, tiny_base, pooling, lora, ngrams):
+    classifier = save_trained(tmp_path / "version", str(tiny_base), pooling, lora, ngrams)
     output = tmp_path / "exported"
     assert write_export(classifier, output, VERSION) <= 1e-5
     answer = run_elsewhere(python_blocks(output / "README.md"), tmp_path)
@@ -112,6 +123,7 @@ def test_an_export_answers_as_its_readme_says(tmp_path, tiny_base, pooling, lora
     names = {file.name for file in output.iterdir()}
     assert names >= {"model.safetensors", "config.json", "README.md", "tokenizer_config.json"}
     assert ("modeling_account_tax.py" in names) == (pooling == "mean")
+    assert ({"ngrams.py", "ngrams.safetensors"} <= names) == ngrams
     assert not [name for name in names if "adapter" in name or name.endswith((".bin", ".pt"))]
     with safe_open(output / "model.safetensors", "pt") as weights:
         assert {weights.get_tensor(name).dtype for name in weights.keys()} == {torch.float32}  # noqa: SIM118

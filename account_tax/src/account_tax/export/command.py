@@ -2,7 +2,8 @@
 
 With `pooling: cls` the folder loads with AutoModelForSequenceClassification alone. With
 `pooling: mean`, which transformers does not know, the class stands in a file beside the weights
-that its user imports; no remote code is ever trusted.
+that its user imports; no remote code is ever trusted. The model on n-grams, where the version has
+one, is a second file of code with its weights.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import click
@@ -21,13 +23,19 @@ import numpy as np
 import torch
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from account_tax.errors import Failed
 from account_tax.model.classifier import (
     MEAN_POOLING_SCALE,
+    NGRAMS_FILE,
+    WORD,
     LoadedClassifier,
     MeanPoolingClassifier,
+    Ngrams,
+    count_ngrams,
+    fuse,
     load_classifier,
 )
 from account_tax.model.licence import base_licence
@@ -72,6 +80,18 @@ with torch.inference_mode():
     logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
 labels = [model.config.id2label[index] for index in logits.argmax(-1).tolist()]
 """
+USE_NGRAMS = """\
+import sys
+
+from safetensors.torch import load_file
+
+sys.path.insert(0, folder)
+from ngrams import Ngrams  # the other part of the classifier
+
+ngrams = Ngrams(**load_file(f"{folder}/ngrams.safetensors"))
+logits = ENCODER * logits + NGRAMS * torch.from_numpy(ngrams.logits(texts))
+labels = [model.config.id2label[index] for index in logits.argmax(-1).tolist()]
+"""
 
 
 def export(project: Path, request: Request, run: OwnedRun | None) -> None:
@@ -106,6 +126,9 @@ def write_export(classifier: Path, output: Path, version: ModelVersion) -> float
     scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     try:
         save_merged(loaded, scratch)
+        if loaded.ngrams:
+            shutil.copy(classifier / NGRAMS_FILE, scratch)
+            (scratch / "ngrams.py").write_text(standalone_ngrams(), encoding="utf-8")
         (scratch / "README.md").write_text(write_readme(loaded, version), encoding="utf-8")
         difference = compare_export(scratch, loaded, texts, logits)
         scratch.chmod(0o755)  # mkdtemp's is for one user only
@@ -164,6 +187,18 @@ def standalone_loader() -> str:
     return f"{head}{needs}{inspect.getsource(MeanPoolingClassifier)}{rest}"
 
 
+def standalone_ngrams() -> str:
+    """Return the model on n-grams as one file, which needs torch alone."""
+    return (
+        '"""The model on n-grams beside the encoder; its weights are in ngrams.safetensors."""\n\n'
+        "import re\nimport zlib\nfrom array import array\nfrom collections import Counter\n"
+        "from collections.abc import Sequence\nfrom dataclasses import dataclass\n\n"
+        "import numpy as np\nimport torch\nfrom torch import Tensor, nn\n\n"
+        f"WORD = re.compile({WORD.pattern!r})\n\n\n"
+        f"{inspect.getsource(Ngrams)}\n\n{inspect.getsource(count_ngrams)}"
+    )
+
+
 def compare_export(
     folder: Path, loaded: LoadedClassifier, texts: list[str], expected: np.ndarray
 ) -> float:
@@ -179,6 +214,9 @@ def compare_export(
     batch = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
     with torch.inference_mode():
         found = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits.numpy()
+    if loaded.ngrams:
+        ngrams = _import_file(folder / "ngrams.py").Ngrams(**load_file(folder / NGRAMS_FILE))
+        found = fuse(found, ngrams.logits(texts), loaded.calibration["fusion"])
     difference = float(np.abs(found - expected).max())
     labels = [model.config.id2label[index] for index in range(len(loaded.labels))]
     if not difference <= TOLERANCE or labels != loaded.labels:  # also true of NaN
@@ -190,12 +228,14 @@ def compare_export(
     return difference
 
 
-def _import_file(file: Path) -> None:
-    """Run a loader by its path, as its user's import does."""
+def _import_file(file: Path) -> ModuleType:
+    """Return a file of an export as a module, as its user's import does."""
     spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None
     assert spec.loader is not None
-    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def write_readme(loaded: LoadedClassifier, version: ModelVersion) -> str:
@@ -209,7 +249,7 @@ def write_readme(loaded: LoadedClassifier, version: ModelVersion) -> str:
         f"Files a ledger line under one of {len(loaded.labels)} accounts. Merged into its base, "
         "float32.\n\n"
         f"```python\n{load}```\n\n"
-        f"```python\n{USE}```\n\n"
+        f"```python\n{USE}```\n\n{_use_ngrams(loaded)}"
         f"A text is the columns {columns}, each in NFC, without format characters and with single "
         f"spaces, joined by `{separator}`, empty ones left out; {settings['max_length']} tokens of "
         "it are read.\n\n"
@@ -221,3 +261,14 @@ def write_readme(loaded: LoadedClassifier, version: ModelVersion) -> str:
         "goes with them; see to it before you pass them on. They were trained on a ledger: treat "
         "them as confidential as that.\n"
     )
+
+
+def _use_ngrams(loaded: LoadedClassifier) -> str:
+    """Return how the model on n-grams is added, where there is one."""
+    if not loaded.ngrams:
+        return ""
+    fusion = loaded.calibration["fusion"]
+    code = USE_NGRAMS.replace("ENCODER", f"{fusion['encoder']}")
+    code = code.replace("NGRAMS", f"{fusion['ngrams']}")
+    said = "That is the encoder. The version adds what n-grams of the text say:"
+    return f"{said}\n\n```python\n{code}```\n\n"

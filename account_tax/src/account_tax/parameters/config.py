@@ -371,12 +371,12 @@ def merge_trees(*trees: Tree) -> Tree:
 
 
 def _drop_pins(layer: Layer, below: Tree) -> Layer:
-    """Return the layer with the base's commit and sha256 cleared where it names another base."""
+    """Return the layer with what belongs to the base cleared where it names another one."""
     now, before = dict(_leaves(layer.tree)), dict(_leaves(below))
     name = now.get(BASE)
     if name is None or name == before.get(BASE):
         return layer
-    pins = ("train.model.revision", "train.model.sha256")
+    pins = tuple(f"train.model.{key}" for key in ("revision", "sha256", "prefix"))
     stale = [pin for pin in pins if pin not in now and before.get(pin) is not None]
     cleared: Tree = {"train": {"model": {pin.rpartition(".")[2]: None for pin in stale}}}
     sources = dict.fromkeys(stale, layer.sources[BASE])

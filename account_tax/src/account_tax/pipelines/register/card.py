@@ -68,7 +68,23 @@ def _summary(facts: Facts) -> str:
         f"F1, precision and recall are {evaluation['average']} averages; the test split has "
         f"{evaluation['rows']:,} rows, the loss is in nats.\n\n"
         + markdown_table(["split", *names], rows)
+        + _parts(evaluation)
     )
+
+
+def _parts(evaluation: Facts) -> str:
+    """Return what encoder and n-grams are worth alone, where there are both."""
+    metrics, names = evaluation["metrics"], ("accuracy", "f1")
+    if "test/ngrams_f1" not in metrics:
+        return ""
+    fusion = evaluation["calibration"].get("fusion", {"encoder": 1.0, "ngrams": 0.0})
+    alone = {"encoder": "the encoder alone", "ngrams": "n-grams alone"}
+    rows = [
+        [title, *(format_number(metrics[f"test/{part}_{name}"]) for name in names), fusion[part]]
+        for part, title in alone.items()
+    ]
+    table = markdown_table(["part, on test", *names, "weight"], rows)
+    return f"\n\nThe answer is the sum of two parts, weighted by the validation split.\n\n{table}"
 
 
 def _per_class(evaluation: Facts, most_classes: int | None) -> str:

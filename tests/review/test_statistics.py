@@ -214,8 +214,8 @@ def test_a_recorded_threshold_may_be_none():
 
 
 def test_without_a_record_the_rows_choose_and_it_says_so():
-    scores, correct = np.array([0.9, 0.8, 0.7, 0.6]), np.array([True, True, False, False])
-    found = measure_reliability(scores, correct, None, 0.95)
+    scores = np.repeat([0.9, 0.8, 0.7, 0.6], 100)
+    found = measure_reliability(scores, scores > 0.75, None, 0.95)
     assert (found["threshold"], found["coverage"], found["precision"]) == (0.8, 0.5, 1)
     assert (found["chosen_on"], found["target_precision"]) == ("test", 0.95)
 

@@ -10,7 +10,7 @@ from account_tax.model.classifier import TamperedModelError, load_classifier, re
 from account_tax.model.evaluation import answer_split
 from account_tax.pipelines.register.nodes import complete_settings, evaluate_model, write_manifest
 
-REGISTRY = {"target_precision": 0.4}
+REGISTRY = {"target_precision": 0.4, "guarantee": 0.95}
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_the_calibration_is_fitted_to_validation_rows_and_measured_on_test_rows(
     classifier = read_classifier(trained.folder)
     split = trained.splits["validation"]
     logits = classifier.logits_of_ids(split["input_ids"])
-    assert evaluation["calibration"] == calibrate(logits, np.asarray(split["labels"]), 0.4)
+    assert evaluation["calibration"] == calibrate(logits, np.asarray(split["labels"]), 0.4, 0.95)
     assert evaluation["calibration"]["rows"] == 12
     test = trained.splits["test"]
     expected = measure_calibration(
@@ -47,7 +47,7 @@ def test_the_same_classifier_has_the_same_content_after_a_second_calibration(tra
     digests = []
     for _ in range(2):
         answers = answer_split(read_classifier(trained.folder), trained.splits["validation"])
-        complete_settings(trained.folder, trained.metadata, calibrate(*answers, 0.4))
+        complete_settings(trained.folder, trained.metadata, calibrate(*answers, 0.4, 0.95))
         digests.append(write_manifest(trained.folder)["content_sha256"])
     assert digests[0] == digests[1]
     kept = load_classifier(trained.folder).settings["calibration"]

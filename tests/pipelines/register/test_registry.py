@@ -34,6 +34,7 @@ REGISTRY = {
     "alias": "challenger",
     "allow_unlocked": True,
     "target_precision": 0.1,  # its weights are random
+    "guarantee": 0.95,
 }
 
 

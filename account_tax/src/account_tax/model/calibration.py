@@ -5,6 +5,7 @@ NumPy and SciPy only, no torch. A *score* is the probability of the predicted la
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,10 @@ from scipy.optimize import minimize, minimize_scalar
 
 TEMPERATURE_BOUNDS = (0.05, 20.0)  # where logits say nothing of the label, T would not end
 BINS = 15  # Guo et al. 2017, section 2
+# Where the two sequences of thresholds begin, as a share of the rows, and their parts of the risk:
+# most versions reach the target for most lines; the second is for those that do for a few only.
+STARTS = ((0.8, 0.8), (0.3, 0.2))
+STEP = 0.025  # share of the rows
 # What is kept of fitted numbers: they are part of a version's content, whose digest must not hang
 # on the last bits of a logit.
 DIGITS = 4
@@ -146,23 +151,53 @@ def coverage_curve(scores: np.ndarray, correct: np.ndarray) -> list[dict[str, fl
 
 
 def choose_threshold(
-    scores: np.ndarray, correct: np.ndarray, target_precision: float
+    scores: np.ndarray, correct: np.ndarray, target_precision: float, guarantee: float
 ) -> dict[str, float | None]:
-    """Return the lowest threshold from which on predictions are as often right as wanted.
+    """Return a threshold from which on predictions are as often right as wanted, surely enough.
+
+    Over redraws of the rows the promise is broken with a probability of at most 1 - guarantee. From
+    a share of the rows that is set beforehand, thresholds are lowered step by step, as long as the
+    one-sided Clopper-Pearson bound of the precision reaches the target: fixed sequence testing,
+    which needs no correction for the thresholds tried. Two sequences share the risk.
 
     Args:
         scores: Probabilities of the predicted labels, (N,).
         correct: Whether each prediction is right, (N,) bool.
         target_precision: Share of the rows at or above the threshold that must be right, 0 to 1.
+        guarantee: Probability with which they are, 0 to 1.
 
     Returns:
-        threshold, coverage and precision there. Where no threshold reaches the target: threshold
-        None (every row needs a person), coverage 0 and precision None.
+        threshold, coverage and precision there. Where no threshold will do: threshold None (every
+        row needs a person), coverage 0 and precision None.
+
+    Source: Angelopoulos et al. 2021, Learn then Test, section 3.2 and appendix C; tests redraw.
     """
-    for point in reversed(coverage_curve(scores, correct)):
-        if point["precision"] >= target_precision:
-            return dict(point)
-    return {"threshold": None, "coverage": 0.0, "precision": None}
+    points = coverage_curve(scores, correct)
+    shares = np.array([point["coverage"] for point in points])
+    chosen = {"threshold": None, "coverage": 0.0, "precision": None}
+    for start, risk in STARTS:
+        first = max(start, least_rows(target_precision, guarantee) / max(1, len(scores)))
+        steps = [*np.arange(first, 1.0, STEP), 1.0] if first <= 1 else []
+        for place in np.searchsorted(shares, np.array(steps) - 1e-9):
+            point = points[place]
+            rows = round(point["coverage"] * len(scores))
+            right = round(point["precision"] * rows)
+            if _least_precision(right, rows, (1 - guarantee) * risk) < target_precision:
+                break
+            if point["coverage"] > chosen["coverage"]:
+                chosen = dict(point)
+    return chosen
+
+
+def least_rows(target_precision: float, guarantee: float) -> int:
+    """Return the rows, all of them right, with which a precision can be promised at all."""
+    risk = (1 - guarantee) * max(share for _, share in STARTS)
+    return math.ceil(math.log(risk) / math.log(target_precision))
+
+
+def _least_precision(right: int, rows: int, risk: float) -> float:
+    """Return the lower end of the precision's one-sided interval (Clopper and Pearson 1934)."""
+    return float(special.betaincinv(right, rows - right + 1, risk)) if right else 0.0
 
 
 def score_threshold(
@@ -180,28 +215,34 @@ def score_threshold(
 # --- of a version ---------------------------------------------------------------------------------
 
 
-def calibrate(logits: np.ndarray, labels: np.ndarray, target_precision: float) -> dict[str, Any]:
+def calibrate(
+    logits: np.ndarray, labels: np.ndarray, target_precision: float, guarantee: float
+) -> dict[str, Any]:
     """Return what a version keeps of its calibration, fitted to its validation split.
 
     Args:
         logits: Of rows that were not trained on, (N, C).
         labels: Their class ids, (N,).
         target_precision: See `choose_threshold`.
+        guarantee: Likewise.
 
     Returns:
-        temperature, target_precision, threshold (of the scaled score; None: no threshold reaches
-        the target), coverage (share of the rows at or above it), rows (N), and the expected
+        temperature, target_precision, guarantee, threshold (of the scaled score; None: no threshold
+        will do), coverage (share of the rows at or above it), rows (N), and the expected
         calibration error at temperature 1 (ece_before) and at the fitted one (ece_after).
     """
     temperature = float(f"{fit_temperature(logits, labels):.{DIGITS}g}")
     correct = logits.argmax(axis=-1) == labels
     scores = softmax(logits, temperature).max(axis=-1)
     steps = 10**DIGITS
-    chosen = choose_threshold(np.floor(scores * steps) / steps, correct, target_precision)
+    chosen = choose_threshold(
+        np.floor(scores * steps) / steps, correct, target_precision, guarantee
+    )
     before = expected_calibration_error(softmax(logits).max(axis=-1), correct)
     return {
         "temperature": temperature,
         "target_precision": target_precision,
+        "guarantee": guarantee,
         "threshold": chosen["threshold"],
         "coverage": round(float(chosen["coverage"] or 0), DIGITS),
         "rows": len(labels),

@@ -198,6 +198,7 @@ class Registry(TypedDict):
     name: RegisteredName
     alias: Alias
     target_precision: Part
+    guarantee: Part
     allow_unlocked: bool
     sign_key: Name | None
 

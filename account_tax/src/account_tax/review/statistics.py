@@ -30,6 +30,7 @@ CHUNK = 250  # resamples drawn at once; bounds the memory at CHUNK x cells
 SMALLEST_SLICE = 10  # rows; smaller ones are pooled
 DISAGREEMENTS = 20
 CURVE_POINTS = 200
+USUAL_GUARANTEE = 0.95  # of the threshold of a version that records none
 
 Interval = dict[str, float]  # value, low, high
 
@@ -266,7 +267,7 @@ def measure_reliability(
     curve = coverage_curve(scores, correct)
     step = max(1, len(curve) // CURVE_POINTS)
     if recorded is None:
-        at = choose_threshold(scores, correct, target_precision)
+        at = choose_threshold(scores, correct, target_precision, USUAL_GUARANTEE)
     else:
         target_precision = recorded["target_precision"]
         at = score_threshold(scores, correct, recorded["threshold"])

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+from account_tax.model.calibration import least_rows
 from account_tax.model.licence import base_licence
 from account_tax.provenance.environment import environment_tags
 from account_tax.reporting.description import compose
@@ -172,9 +173,13 @@ def _scores(calibration: Facts | None, metrics: Facts) -> str:
     if not calibration:
         return "## Scores\n\nNot calibrated: a score says no more than which label is likelier."
     target, threshold = calibration["target_precision"], calibration["threshold"]
-    reached = "none reaches it: a person looks at every row"
+    least = least_rows(target, calibration["guarantee"])
+    reached = (
+        "none can be promised: a person looks at every row; "
+        f"it takes at least {least:,} validation rows, all right"
+    )
     rows = {
-        "target precision": f"{target:.2%}",
+        "target precision": f"{target:.2%}, promised with {calibration['guarantee']:.2%}",
         "threshold": reached if threshold is None else format_number(threshold),
         "validation rows at or above it": f"{calibration['coverage']:.2%}",
         "test rows at or above it": format_number(metrics.get("test/coverage"), ".2%"),

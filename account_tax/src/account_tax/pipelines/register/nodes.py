@@ -85,7 +85,8 @@ def evaluate_model(
             for split, (logits, labels) in (("validation", validation), ("test", test))
         )
     evaluation = score_answers(classifier.labels, *test, average)
-    calibration = calibrate(*validation, registry_params["target_precision"])
+    promised = (registry_params[key] for key in ("target_precision", "guarantee"))
+    calibration = calibrate(*validation, *promised)
     measured = measure_calibration(*test, calibration) | alone
     evaluation["calibration"] = calibration | fusion
     evaluation["metrics"] |= {f"test/{name}": value for name, value in measured.items()}

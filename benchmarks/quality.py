@@ -219,7 +219,8 @@ def run_training(
     )
     if done.returncode:
         raise RuntimeError(f"kedro train ended with {done.returncode}:\n{done.stdout[-3000:]}")
-    (run,) = MlflowClient(store).search_runs(["0"])
+    client = MlflowClient(store)
+    (run,) = client.search_runs([each.experiment_id for each in client.search_experiments()])
     return run.data.metrics
 
 

@@ -179,7 +179,9 @@ def test_registered_files_are_the_manifests_and_no_base(main_job, registered, ti
     assert found[ADAPTER_FILE] == main_job.version().tags["adapter_model_sha256"]
     weights = {file.name: file for file in registered.rglob("*.safetensors")}
     assert weights.keys() == {ADAPTER_FILE, "ngrams.safetensors"}
-    assert weights[ADAPTER_FILE].stat().st_size < (tiny_base / "model.safetensors").stat().st_size / 4
+    assert (
+        weights[ADAPTER_FILE].stat().st_size < (tiny_base / "model.safetensors").stat().st_size / 4
+    )
     assert sum(file.stat().st_size for file in registered.rglob("*") if file.is_file()) < 5e6
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ from .reading import DataError, Ledger, read_ledger
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from account_tax.model.classifier import BaseReference
 from account_tax.storage.files import canonical_sha256
 
 TOKENIZE_ROWS = 10_000  # rows a tokenizer call; bounds the memory that Python's lists take
@@ -44,7 +47,7 @@ def read_seen_ledger(data: dict[str, Any], model: dict[str, Any]) -> Ledger:
         BaseModelError: If the base can't be had.
     """
     return read_ledger(
-        data, lambda texts: hash_tokens(texts, _base_tokenizer(model), data["max_length"])
+        data, lambda texts: hash_tokens(texts, load_base(model)[1], data["max_length"])
     )
 
 
@@ -87,7 +90,7 @@ def load_base_tokenizer(
         BaseModelError: If the base can't be had.
     """
     faults = check_labels(model["num_labels"], labels)
-    tokenizer = _base_tokenizer(model)
+    _, tokenizer = load_base(model)
     faults += check_length(max_length, tokenizer, model["name"])
     if faults:
         raise DataError(faults)
@@ -95,12 +98,30 @@ def load_base_tokenizer(
     return tokenizer
 
 
-def _base_tokenizer(model: dict[str, Any]) -> PreTrainedTokenizerBase:
+def load_base(model: Mapping[str, Any]) -> tuple[BaseReference, PreTrainedTokenizerBase]:
+    """Return the base of train.model, its weights checked, and its tokenizer as it came.
+
+    A stage that asks again gets the same ones: a vocabulary of many languages takes 2 s to load.
+
+    Raises:
+        BaseModelError: If the base can't be had.
+    """
+    keys = ("name", "revision", "sha256", "prefix")
+    base, tokenizer, limit = _load_base(*(model.get(key) for key in keys))
+    tokenizer.model_max_length = limit
+    return base, tokenizer
+
+
+@lru_cache(maxsize=1)
+def _load_base(
+    name: str, revision: str | None, sha256: str | None, prefix: str | None
+) -> tuple[BaseReference, PreTrainedTokenizerBase, int]:
     # Imported here: it brings torch, which planning does without.
     from account_tax.model.classifier import load_tokenizer, resolve_base
 
-    base = resolve_base(model["name"], model.get("revision"), model.get("sha256"))
-    return load_tokenizer(base, model.get("prefix"))
+    base = resolve_base(name, revision, sha256)
+    tokenizer = load_tokenizer(base, prefix)
+    return base, tokenizer, tokenizer.model_max_length
 
 
 def check_length(max_length: int, tokenizer: PreTrainedTokenizerBase, name: str) -> list[str]:

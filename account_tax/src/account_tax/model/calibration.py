@@ -52,8 +52,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 def fit_fusion(encoder: np.ndarray, ngrams: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Return the weights of two parts' logits in their sum, `encoder` and `ngrams`.
 
-    They have the least negative log likelihood, up to their scale, which the temperature sets. A
-    part alone has weight 1 and the other 0, where the sum were right less often than it.
+    They have the least negative log likelihood, up to their scale, which the temperature sets. As
+    long as the sum is right less often than the better part, the other part's weight is lowered.
 
     Args:
         encoder: Logits of rows that neither part was trained on, (N, C).
@@ -66,12 +66,19 @@ def fit_fusion(encoder: np.ndarray, ngrams: np.ndarray, labels: np.ndarray) -> d
         bounds=[(0.0, TEMPERATURE_BOUNDS[1])] * 2,
         method="L-BFGS-B",
     )
-    scale = found.x[0] or found.x[1] or 1.0
-    together = tuple(float(f"{weight / scale:.{DIGITS}g}") for weight in found.x)
-    # The first of equals is taken.
-    choices = (together, (1.0, 0.0), (0.0, 1.0))
-    right = [((a * encoder + b * ngrams).argmax(-1) == labels).sum() for a, b in choices]
-    return dict(zip(("encoder", "ngrams"), choices[int(np.argmax(right))], strict=True))
+
+    def right(weights: np.ndarray) -> int:
+        return int(((weights[0] * encoder + weights[1] * ngrams).argmax(-1) == labels).sum())
+
+    better = max(np.eye(2), key=right)
+    towards = (share * better * found.x + (1 - share) * found.x for share in (0, 0.25, 0.5, 0.75))
+    least = right(better)
+    weights = next((each for each in towards if each.any() and right(each) >= least), better)
+    weights = weights / (weights[0] or weights[1])
+    return {
+        part: float(f"{weight:.{DIGITS}g}")
+        for part, weight in zip(("encoder", "ngrams"), weights, strict=True)
+    }
 
 
 def compute_cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:

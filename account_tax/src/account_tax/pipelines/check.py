@@ -19,8 +19,8 @@ import torch
 import yaml
 from huggingface_hub.constants import HF_HUB_CACHE
 
-from account_tax.ledger.tokens import check_length
-from account_tax.model.classifier import PACKAGE_SCHEME, load_tokenizer, resolve_base
+from account_tax.ledger.tokens import check_length, load_base
+from account_tax.model.classifier import PACKAGE_SCHEME
 from account_tax.pipelines.prepare.nodes import inputs_sha256, plan_data
 from account_tax.pipelines.train.rehearsal import find_loading_faults, find_trainer_faults
 from account_tax.pipelines.train.training_core import apply_lora_adapters, instantiate_model
@@ -62,9 +62,8 @@ def _check_model(
     labels = report.get("labels") or ["one", "two"]  # any two do to look at the layers
     name, length = train["model"]["name"], data.get("max_length", 0)
     try:
-        base = resolve_base(name, *(train["model"].get(key) for key in ("revision", "sha256")))
+        base, tokenizer = load_base(train["model"])
         prefix = train["model"].get("prefix")
-        tokenizer = load_tokenizer(base, prefix)
         report["faults"] += check_length(length, tokenizer, name) if data else []
         model: Any = instantiate_model({**train["model"], "labels": labels}, tokenizer)
         if train.get("lora", {}).get("enable", True) and "lora" in train:

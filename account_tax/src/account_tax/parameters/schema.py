@@ -150,6 +150,9 @@ class Data(TypedDict):
     labels: Literal["strict", "merge", "as_is"]
     label_map: Name | None
     group_column: Name | None
+    time_column: Name | None
+    date_order: Literal["ymd", "dmy", "mdy"] | None
+    supplier_column: Name | None
     separator: str
     max_length: Annotated[int, Field(ge=3), Words("a whole number of at least 3")]
     duplicates: Literal["drop", "keep"]

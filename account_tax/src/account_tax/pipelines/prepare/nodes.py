@@ -17,7 +17,8 @@ from account_tax.ledger.reading import DataError, Ledger, read_ledger
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-from account_tax.ledger.splitting import split_ledger
+from account_tax.ledger.dates import describe_days
+from account_tax.ledger.splitting import split_ledger, splits_in_words
 from account_tax.ledger.tokens import (
     check_labels,
     read_seen_ledger,
@@ -60,7 +61,7 @@ def plan_data(data: dict[str, Any], model: dict[str, Any]) -> DataPlan:
         check_labels(model["num_labels"], labels),
         labels,
         {name: len(rows) for name, rows in splits.items()},
-        ledger.facts(),
+        ledger.facts() | {"rows": splits_in_words(splits)},
         ledger.source_sha256,
     )
 
@@ -137,6 +138,8 @@ def describe_dataset(
         "label_map_sha256": _label_map_sha256(data),
         "renamed_rows": ledger.renamed,
         "rare_accounts": ledger.rare,
+        "typed_columns": ledger.typed,
+        "days": describe_days(splits),
         "splits": {name: _describe_split(dataset) for name, dataset in tokenized.items()},
         "token_length": _describe_lengths(splits, tokenized, tokenizer, data["max_length"]),
         "tokenizer_sha256": tokenizer_digest(tokenizer),

@@ -5,8 +5,9 @@ import numpy as np
 
 from account_tax.registry.record import Record
 from account_tax.review.findings import find, gate_results
+from account_tax.review.report import render_html, render_markdown
 
-from .conftest import make_contender, make_record
+from .conftest import RUN, make_contender, make_record
 
 
 def test_the_champion_is_what_a_version_is_compared_with(findings):
@@ -55,6 +56,23 @@ def test_a_leak_that_can_not_be_looked_for_is_said(evidence, gates):
     note = "the ledger the champion was trained on has changed since"
     found = find(replace(evidence, leaked_rows=None, leak_note=note), gates, 0.95)
     assert [note in warning for warning in found["warnings"]] == [True]
+
+
+def test_rows_of_suppliers_new_to_train_are_scored_beside_the_others(evidence, gates):
+    unseen = np.arange(len(evidence.truth)) < 4  # so few are shown all the same
+    found = find(replace(evidence, unseen=unseen), gates, 0.95)
+    right = evidence.answers["challenger"].predicted == evidence.truth
+    new, others = found["slices"]["supplier in train"]
+    assert (new["value"], new["rows"]) == ("suppliers that train never saw", 4)
+    assert new["challenger"]["accuracy"] == right[:4].mean()
+    assert (others["value"], others["rows"]) == ("others", len(unseen) - 4)
+    for shown in (render_markdown(found | RUN), render_html(found | RUN)):
+        assert "suppliers that train never saw" in shown
+    assert "supplier in train" not in find(evidence, gates, 0.95)["slices"]
+    none = find(replace(evidence, unseen=unseen & False), gates, 0.95)["slices"][
+        "supplier in train"
+    ]
+    assert [each["value"] for each in none] == ["others"]
 
 
 def test_only_keys_that_differ_are_shown_with_both_values(findings):

@@ -145,7 +145,11 @@ def tokenize_splits(
             "labels": ClassLabel(names=labels),
             "row_id": Value("int64"),
             "length": Value("int32"),
-            **({"unseen": Value("bool")} if "unseen" in splits["train"] else {}),
+            **(
+                {"unseen": Value("bool")}
+                if any("unseen" in rows for rows in splits.values())
+                else {}
+            ),
         }
     )
     tokenized = {}

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from account_tax.confidential import public_source
 from account_tax.provenance.statement import NOT_RECORDED
@@ -54,12 +55,7 @@ def find(evidence: Evidence, gates: Mapping[str, Any], target_precision: float) 
         "confusion_cells": _changed_cells(evidence.names, *confusions),
         "names": evidence.names,
         "calibration": {role: _calibrate(evidence, role, target_precision) for role in answers},
-        "slices": {
-            column: score_slices(
-                values, evidence.truth, {"challenger": ours, "reference": theirs}, classes
-            )
-            for column, values in evidence.slices.items()
-        },
+        "slices": _slice(evidence, {"challenger": ours, "reference": theirs}),
         "disagreements": _disagree(evidence),
         "cost": _costs(evidence),
         "differences": compare_records(evidence.challenger.record, champion and champion.record),
@@ -182,6 +178,20 @@ def _disagree(evidence: Evidence) -> list[dict[str, Any]]:
         }
         for each in find_disagreements(evidence.row_ids, labels, scores)
     ]
+
+
+def _slice(evidence: Evidence, models: Mapping[str, np.ndarray]) -> Findings:
+    """Return accuracy by the columns that were named, and by whether train saw the supplier."""
+    classes = len(evidence.names)
+    found = {
+        column: score_slices(values, evidence.truth, models, classes)
+        for column, values in evidence.slices.items()
+    }
+    if evidence.unseen is None:
+        return found
+    words = np.where(evidence.unseen, "suppliers that train never saw", "others")
+    parts = score_slices(pd.Series(words), evidence.truth, models, classes, smallest=1)
+    return found | {"supplier in train": sorted(parts, key=lambda part: part["value"] == "others")}
 
 
 def _costs(evidence: Evidence) -> list[dict[str, str]]:

@@ -68,7 +68,19 @@ def _summary(facts: Facts) -> str:
         f"F1, precision and recall are {evaluation['average']} averages; the test split has "
         f"{evaluation['rows']:,} rows, the loss is in nats.\n\n"
         + markdown_table(["split", *names], rows)
+        + _suppliers(metrics)
     )
+
+
+def _suppliers(metrics: Facts) -> str:
+    if "test/unseen_suppliers_rows" not in metrics:
+        return ""
+    shown = []
+    for name in ("unseen", "other"):
+        rows, share = (metrics.get(f"test/{name}_suppliers_{key}") for key in ("rows", "accuracy"))
+        tail = " test rows right" * (not shown)
+        shown.append(f"{share:.1%} of {rows:,.0f}{tail}" if rows else "no test rows")
+    return f"\n\nSuppliers that train never saw: {shown[0]}; others: {shown[1]}."
 
 
 def _per_class(evaluation: Facts, most_classes: int | None) -> str:
@@ -108,7 +120,13 @@ def _rare(dataset: Facts) -> str:
         return ""
     listed = ", ".join(f"{label} ({count})" for label, count in rare.items())
     where = "in train only" if dataset["rare"] == "train_only" else "left out"
-    return f"With fewer than {dataset['min_rows']} different texts, so {where}: {listed}.\n\n"
+    few = f"fewer than {dataset['min_rows']} different texts"
+    if dataset.get("time_column"):
+        few, where = (
+            f"{few}, or none in train",
+            where.replace("in train only", "left out after train"),
+        )
+    return f"With {few}, so {where}: {listed}.\n\n"
 
 
 def _base_and_parameters(facts: Facts) -> str:

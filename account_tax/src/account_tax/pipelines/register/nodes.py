@@ -14,7 +14,7 @@ from mlflow.entities import Metric
 from account_tax.errors import RegistrationError
 from account_tax.model.calibration import calibrate, measure_calibration
 from account_tax.model.classifier import MANIFEST_FILE, SETTINGS_FILE, read_classifier
-from account_tax.model.evaluation import answer_split, score_answers
+from account_tax.model.evaluation import answer_split, score_answers, score_suppliers
 from account_tax.processes.ranks import get_mlflow_env
 from account_tax.provenance.environment import (
     describe_environment,
@@ -66,6 +66,7 @@ def evaluate_model(
     measured = measure_calibration(*test, calibration)
     evaluation["calibration"] = calibration
     evaluation["metrics"] |= {f"test/{name}": value for name, value in measured.items()}
+    evaluation["metrics"] |= score_suppliers(tokenized_datasets["test"], *test)
     log_history = json.loads((root / LOG_HISTORY_FILE).read_text(encoding="utf-8"))
     plots = save_plots(root / "plots", evaluation, log_history)
     client, run_id = mlflow_run()

@@ -7,7 +7,7 @@ from account_tax.registry.record import Record
 from account_tax.review.findings import find, gate_results
 from account_tax.review.report import render_html, render_markdown
 
-from .conftest import RUN, make_contender, make_record
+from .conftest import LABELS, RUN, make_contender, make_record
 
 
 def test_the_champion_is_what_a_version_is_compared_with(findings):
@@ -32,7 +32,7 @@ def test_a_champion_that_can_not_be_scored_is_no_comparison(evidence, gates):
     found = find(replace(evidence, answers=answers, champion_note=note), gates, 0.95)
     statuses = {gate["name"]: gate["status"] for gate in found["gates"]}
     assert statuses["f1_change_lower_bound"] == "not measured"
-    assert not found["gates_passed"]
+    assert found["outcome"] != "passed"
     assert any(note in warning for warning in found["warnings"])
 
 
@@ -43,6 +43,17 @@ def test_a_version_may_come_from_a_run_that_recorded_nothing(evidence, gates):
     assert {row["challenger"] for row in shown if row["what"] == "commit"} == {"not recorded"}
     statuses = {gate.name: gate.status for gate in gate_results(found)}
     assert statuses["clean_tree"] == statuses["locked_environment"] == "not measured"
+
+
+def test_rare_accounts_of_the_record_are_named_and_not_measured(evidence, gates):
+    dataset = {"rare": "train_only", "min_rows": 3, "rare_accounts": {LABELS[0]: 2}}
+    rare = make_contender(3, make_record(16, dataset=make_record(16).dataset | dataset))
+    truth = np.maximum(evidence.truth, 1)  # no test row of the first account
+    found = find(replace(evidence, challenger=rare, truth=truth), gates, 0.95)
+    assert found["rare"] == f"With fewer than 3 different texts, so in train only: {LABELS[0]} (2)."
+    (gate,) = [each for each in found["gates"] if each["name"] == "min_class_rows"]
+    assert gate["status"] == "passed"
+    assert find(evidence, gates, 0.95)["rare"] == ""
 
 
 def test_leaked_and_unknown_rows_are_counted_in_words(evidence, gates):

@@ -465,6 +465,18 @@ def rare_in_words(rare: Mapping[str, int]) -> str:
     return shorten([f"{label} ({count})" for label, count in rare.items()])
 
 
+def describe_rare(dataset: Mapping[str, Any]) -> str:
+    """Return the rare accounts of dataset_metadata as a sentence, "" for none."""
+    if not (rare := dataset.get("rare_accounts")):
+        return ""
+    listed = ", ".join(f"{label} ({count})" for label, count in rare.items())
+    few, where = f"fewer than {dataset['min_rows']} different texts", "in train only"
+    if dataset.get("time_column"):
+        few, where = f"{few}, or none in train", "left out after train"
+    where = where if dataset["rare"] == "train_only" else "left out"
+    return f"With {few}, so {where}: {listed}."
+
+
 def _class_faults(
     kept: pd.DataFrame, rows_read: int, dropped: Mapping[str, int], data: dict[str, Any]
 ) -> list[str]:

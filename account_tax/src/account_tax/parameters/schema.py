@@ -175,6 +175,7 @@ class Gates(TypedDict):
     min_class_recall: UpToOne | None
     min_class_f1: UpToOne | None
     class_floor_rows: Count
+    pool_small_accounts: bool
     min_class_rows: Count | None
     max_calibration_error: UpToOne | None
     min_coverage: UpToOne | None

@@ -10,13 +10,14 @@ import numpy as np
 import pandas as pd
 
 from account_tax.confidential import public_source
+from account_tax.ledger.reading import describe_rare
 from account_tax.provenance.statement import NOT_RECORDED
 from account_tax.storage.names import CONTENT_TAG
 
 from .baselines import MAJORITY, MOST_TRAIN_ROWS, TFIDF, TITLES
 from .differences import compare_records
 from .evidence import Contender, Evidence, Scored
-from .gates import GateResult, Measured, evaluate_gates
+from .gates import GateResult, Measured, evaluate_gates, judge
 from .statistics import (
     compare_by_mcnemar,
     confuse,
@@ -64,7 +65,7 @@ def find(evidence: Evidence, gates: Mapping[str, Any], target_precision: float) 
     outcomes = evaluate_gates(gates, _measured(evidence, findings))
     return findings | {
         "gates": [asdict(each) for each in outcomes],
-        "gates_passed": all(each.passed for each in outcomes),
+        "outcome": judge([asdict(each) for each in outcomes])[0],
     }
 
 
@@ -78,6 +79,7 @@ def _subject(evidence: Evidence, reference: str) -> Findings:
         "source": public_source(evidence.data["source"]),
         "rows": len(evidence.truth),
         "train_rows": evidence.train_rows,
+        "rare": describe_rare(evidence.challenger.record.dataset or {}),
     }
 
 
@@ -251,7 +253,11 @@ def _warnings(evidence: Evidence) -> list[str]:
 
 
 def _measured(evidence: Evidence, findings: Findings) -> Measured:
-    reference = findings["reference"]
+    reference, dataset = findings["reference"], evidence.challenger.record.dataset or {}
+    ours, size = evidence.answers["challenger"].predicted, len(evidence.names)
+    hits, claimed = (
+        np.bincount(ids, minlength=size) for ids in (ours[ours == evidence.truth], ours)
+    )
     missing = ""
     if evidence.champion and reference["key"] != "champion":
         missing = "the champion could not be scored on these rows"
@@ -275,11 +281,18 @@ def _measured(evidence: Evidence, findings: Findings) -> Measured:
                 "rows": each["rows"],
                 "recall": each["challenger"]["recall"]["value"],
                 "f1": each["challenger"]["f1"]["value"],
+                "hits": int(hits[index]),
+                "claimed": int(claimed[index]),
             }
-            for each in findings["classes"]
+            for index, each in enumerate(findings["classes"])
             if each["label"] in evidence.challenger.classifier.labels
         ],
         tags=evidence.challenger.version.tags,
         run_tags=evidence.challenger.record.tags,
         environment=evidence.challenger.record.environment,
+        rare=[
+            each["label"]
+            for each in findings["classes"]
+            if each["label"] in dataset.get("rare_accounts", {}) and not each["rows"]
+        ],
     )

@@ -44,6 +44,9 @@ class DataPlan:
     rows: dict[str, int] = field(default_factory=dict)  # by split
     facts: dict[str, str] = field(default_factory=dict)  # see `Ledger.facts`
     source_sha256: str | None = None
+    test_rows: dict[str, int] = field(
+        default_factory=dict
+    )  # by label, those in train only left out
 
 
 def plan_data(data: dict[str, Any], model: dict[str, Any]) -> DataPlan:
@@ -63,7 +66,13 @@ def plan_data(data: dict[str, Any], model: dict[str, Any]) -> DataPlan:
         {name: len(rows) for name, rows in splits.items()},
         ledger.facts() | {"rows": splits_in_words(splits)},
         ledger.source_sha256,
+        _test_rows(splits["test"], labels, ledger.rare),
     )
+
+
+def _test_rows(test: pd.DataFrame, labels: list[str], rare: Mapping[str, int]) -> dict[str, int]:
+    rows = test["label"].value_counts().to_dict()
+    return {label: rows.get(label, 0) for label in labels if label in rows or label not in rare}
 
 
 def _read(data: dict[str, Any], model: dict[str, Any]) -> Ledger:

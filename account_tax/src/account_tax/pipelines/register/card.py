@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+from account_tax.ledger.reading import describe_rare
 from account_tax.model.licence import base_licence
 from account_tax.provenance.environment import environment_tags
 from account_tax.reporting.description import compose
@@ -101,7 +102,7 @@ def _per_class(evaluation: Facts, most_classes: int | None) -> str:
 
 
 def _data(dataset: Facts) -> str:
-    rows = dataset["rows"]
+    rows, rare = dataset["rows"], describe_rare(dataset)
     dropped = ", ".join(f"{reason} {count:,}" for reason, count in rows["dropped"].items() if count)
     splits = [
         [name, f"{split['rows']:,}", f"`{split['sha256']}`"]
@@ -110,23 +111,10 @@ def _data(dataset: Facts) -> str:
     return (
         f"## Data\n\nSource `{source_name(dataset['source'])}`: {rows['read']:,} rows "
         f"read, {rows['kept']:,} kept; left out: {dropped or 'none'}. "
-        f"Source sha256 `{dataset['source_sha256']}`.\n\n{_rare(dataset)}"
+        f"Source sha256 `{dataset['source_sha256']}`.\n\n"
+        + f"{rare}\n\n" * bool(rare)
         + markdown_table(["split", "rows", "sha256"], splits)
     )
-
-
-def _rare(dataset: Facts) -> str:
-    if not (rare := dataset.get("rare_accounts")):
-        return ""
-    listed = ", ".join(f"{label} ({count})" for label, count in rare.items())
-    where = "in train only" if dataset["rare"] == "train_only" else "left out"
-    few = f"fewer than {dataset['min_rows']} different texts"
-    if dataset.get("time_column"):
-        few, where = (
-            f"{few}, or none in train",
-            where.replace("in train only", "left out after train"),
-        )
-    return f"With {few}, so {where}: {listed}.\n\n"
 
 
 def _base_and_parameters(facts: Facts) -> str:

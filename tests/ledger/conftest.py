@@ -50,6 +50,7 @@ def parameters() -> Callable[..., dict[str, Any]]:
             "time_column": None,
             "date_order": None,
             "supplier_column": None,
+            "amount_column": None,
             "separator": " | ",
             "max_length": 32,
             "duplicates": "drop",

@@ -210,7 +210,8 @@ def test_suppliers_are_told_apart_and_none_is_named(data, tokenizer):
     rows = remake_test_split(challenger, None)
     assert evidence.slices == {}
     assert evidence.unseen.tolist() == rows.test["unseen"].tolist()
-    assert gather(make_contender(data, tokenizer)).unseen is None
+    bare = gather(make_contender(data, tokenizer))
+    assert (bare.unseen, bare.amounts) == (None, None)
     with pytest.raises(Refused, match="memo: it holds suppliers, whom no report names"):
         read_slices(rows, ["memo"], ["text"])
 

@@ -2,6 +2,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from account_tax.registry.record import Record
 from account_tax.review.findings import find, gate_results
@@ -84,6 +85,26 @@ def test_rows_of_suppliers_new_to_train_are_scored_beside_the_others(evidence, g
         "supplier in train"
     ]
     assert [each["value"] for each in none] == ["others"]
+
+
+def test_the_share_of_the_amount_that_is_filed_right_stands_beside_that_of_the_rows(
+    evidence, gates
+):
+    amounts = np.where(np.arange(len(evidence.truth)) < 10, -1000.0, 1.0)
+    amounts[-1] = np.nan
+    found = find(replace(evidence, amounts=amounts), gates, 0.95)
+    right = evidence.answers["challenger"].predicted == evidence.truth
+    share = np.nansum(abs(amounts)[right]) / np.nansum(abs(amounts))
+    assert found["amounts"]["shares"]["challenger"] == pytest.approx(share)
+    assert set(found["amounts"]["shares"]) == set(found["models"])
+    assert (found["amounts"]["rows"], found["amounts"]["unread"]) == (119, 1)
+    for render in (render_html, render_markdown):
+        shown = render(found | RUN)
+        assert "of the amount" in shown
+        assert f"{share:.1%}" in shown
+        assert "of the amount" not in render(find(evidence, gates, 0.95) | RUN)
+    none = replace(evidence, amounts=amounts * 0)
+    assert find(none, gates, 0.95)["amounts"] is None
 
 
 def test_only_keys_that_differ_are_shown_with_both_values(findings):

@@ -22,6 +22,7 @@ from account_tax.faults import tell
 from account_tax.model.classifier import as_text, join_texts
 from account_tax.storage.names import SPLITS
 
+from .amounts import mind_texts, read_amounts
 from .dates import cut_by_days, read_days
 from .formats import files_in_words
 from .joined import JoinedFiles
@@ -36,7 +37,7 @@ WINDOW_ROWS = 8192
 HOPELESS = 100_000  # so many rejects beyond the share that may be, and the rest is not read
 # A column of more values, with fewer rows each, holds texts, which no message may show.
 FEW_LABELS, LEAST_ROWS = 5, 3
-OTHERS = ("group", "time", "supplier")  # columns that may be named beside text and label
+OTHERS = ("group", "time", "supplier", "amount")  # columns that may be named beside text and label
 SHOWN_REASONS, SHOWN_ROWS = 20, 3  # of rows that can't be read; all are counted
 
 
@@ -58,9 +59,9 @@ class Ledger:
 
     Attributes:
         frame: Columns text, label (both never empty) and row_id (0-based number of the row in its
-            file, those that can't be read included); group, supplier and day, where their columns
-            are set; split, where the source is split already or by time; seen, what `read_ledger`
-            was given of a text.
+            file, those that can't be read included); group, supplier, day and amount (NaN: none
+            that can be read), where their columns are set; split, where the source is split already
+            or by time; seen, what `read_ledger` was given of a text.
         source_sha256: Digest of the source's bytes, see `source_digest`.
         rows_read: Rows in the source.
         dropped: Rows kept out, by reason; a row counts once, under the first reason that applies.
@@ -127,7 +128,9 @@ def read_ledger(
         raise DataError(faults)
     frame = pd.concat(frames, ignore_index=True)
     frames.clear()  # else there are two of all of them from here on
-    typed: dict[str, str] = {}
+    typed = {"mind this": words} if (words := mind_texts(tables.first)) else {}
+    if data.get("amount_column"):
+        frame["amount"], typed["amounts"] = read_amounts(frame["amount"])
     if data.get("time_column"):
         frame, typed["dates"] = _read_dates(frame, data, tables)
     renamed = _rename_labels(frame, label_map)
@@ -231,6 +234,7 @@ class _Tables:
         self._read: Counter[str | None] = Counter()  # rows by split, those that can't be read too
         self._rejects: dict[str, dict[str, Any]] = {}
         self.rejected = 0
+        self.first = pd.DataFrame()  # the texts of the first rows
         self.faults = [f"data.source = {file.name}: {text}" for file, text in files.faults]
 
     def windows(self) -> Iterator[tuple[Window, np.ndarray]]:
@@ -240,6 +244,8 @@ class _Tables:
                 numbers = np.array(window.rows.numbers, dtype=np.int64)
                 aside = [reject.number for reject in window.rejects]
                 before = self._read[window.split] + np.searchsorted(aside, numbers)
+                if self.first.empty:
+                    self.first = window.rows.frame(self._data["text_columns"])
                 yield window, before + np.arange(len(numbers))
                 self._count(window)
                 if self.rejected > HOPELESS and self.reject_faults():

@@ -20,7 +20,7 @@ from .labels import shorten
 from .reading import DataError, Ledger, rare_in_words
 from .units import number_units
 
-ROW_COLUMNS = ["text", "label", "row_id", "group", "day", "unseen"]
+ROW_COLUMNS = ["text", "label", "row_id", "group", "day", "unseen", "amount"]
 TRAIN, VALIDATION, TEST = range(len(SPLITS))
 
 

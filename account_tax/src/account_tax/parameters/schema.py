@@ -153,6 +153,7 @@ class Data(TypedDict):
     time_column: Name | None
     date_order: Literal["ymd", "dmy", "mdy"] | None
     supplier_column: Name | None
+    amount_column: Name | None
     separator: str
     max_length: Annotated[int, Field(ge=3), Words("a whole number of at least 3")]
     duplicates: Literal["drop", "keep"]

@@ -116,6 +116,7 @@ class Evidence:
         train_rows: Rows of the train split.
         data: The parameters the test split was made with.
         unseen: Whether train never saw the supplier, (N,); None where suppliers are not known.
+        amounts: Of the rows, (N,), NaN where none can be read; None where they are not known.
     """
 
     names: list[str]
@@ -133,6 +134,7 @@ class Evidence:
     train_rows: int
     data: dict[str, Any]
     unseen: np.ndarray | None = None
+    amounts: np.ndarray | None = None
 
     def contender(self, role: str) -> Contender:
         """Return the version of a role that has answers."""
@@ -182,7 +184,7 @@ def gather_evidence(
         names, truth, rows.test["row_id"].to_numpy(), challenger, champion, champion_note, answers,
         {name: _ids(labels, names) for name, labels in baselines.items()},
         columns, unknown, leaked, leak_note, len(rows.train), rows.data,
-        _values(rows.test, "unseen"),
+        *(_values(rows.test, column) for column in ("unseen", "amount")),
     )  # fmt: skip
 
 

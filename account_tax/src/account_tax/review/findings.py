@@ -57,6 +57,7 @@ def find(evidence: Evidence, gates: Mapping[str, Any], target_precision: float) 
         "names": evidence.names,
         "calibration": {role: _calibrate(evidence, role, target_precision) for role in answers},
         "slices": _slice(evidence, {"challenger": ours, "reference": theirs}),
+        "amounts": _weigh(evidence, predictions),
         "disagreements": _disagree(evidence),
         "cost": _costs(evidence),
         "differences": compare_records(evidence.challenger.record, champion and champion.record),
@@ -196,6 +197,18 @@ def _slice(evidence: Evidence, models: Mapping[str, np.ndarray]) -> Findings:
     return found | {"supplier in train": sorted(parts, key=lambda part: part["value"] == "others")}
 
 
+def _weigh(evidence: Evidence, predictions: Mapping[str, np.ndarray]) -> Findings | None:
+    """Return the share of the absolute amount that each model files right, where there is any."""
+    if evidence.amounts is None or not (total := np.nansum(sizes := np.abs(evidence.amounts))):
+        return None
+    unread = int(np.isnan(sizes).sum())
+    shares = {
+        role: float(np.nansum(sizes[predicted == evidence.truth]) / total)
+        for role, predicted in predictions.items()
+    }
+    return {"rows": len(sizes) - unread, "unread": unread, "shares": shares}
+
+
 def _costs(evidence: Evidence) -> list[dict[str, str]]:
     columns = {
         role: _cost(contender, evidence.answers.get(role))
@@ -253,11 +266,9 @@ def _warnings(evidence: Evidence) -> list[str]:
 
 
 def _measured(evidence: Evidence, findings: Findings) -> Measured:
-    reference, dataset = findings["reference"], evidence.challenger.record.dataset or {}
-    ours, size = evidence.answers["challenger"].predicted, len(evidence.names)
-    hits, claimed = (
-        np.bincount(ids, minlength=size) for ids in (ours[ours == evidence.truth], ours)
-    )
+    reference = findings["reference"]
+    classes = _account_facts(evidence, findings["classes"])
+    rare = (evidence.challenger.record.dataset or {}).get("rare_accounts", {})
     missing = ""
     if evidence.champion and reference["key"] != "champion":
         missing = "the champion could not be scored on these rows"
@@ -275,24 +286,28 @@ def _measured(evidence: Evidence, findings: Findings) -> Measured:
         reference_title=reference["title"],
         missing=missing,
         difference=None if missing else findings["difference"],
-        classes=[
-            {
-                "label": each["label"],
-                "rows": each["rows"],
-                "recall": each["challenger"]["recall"]["value"],
-                "f1": each["challenger"]["f1"]["value"],
-                "hits": int(hits[index]),
-                "claimed": int(claimed[index]),
-            }
-            for index, each in enumerate(findings["classes"])
-            if each["label"] in evidence.challenger.classifier.labels
-        ],
+        classes=classes,
         tags=evidence.challenger.version.tags,
         run_tags=evidence.challenger.record.tags,
         environment=evidence.challenger.record.environment,
-        rare=[
-            each["label"]
-            for each in findings["classes"]
-            if each["label"] in dataset.get("rare_accounts", {}) and not each["rows"]
-        ],
+        rare=[each["label"] for each in classes if each["label"] in rare and not each["rows"]],
     )
+
+
+def _account_facts(evidence: Evidence, classes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what the gates look at of each account that the version knows."""
+    ours, size = evidence.answers["challenger"].predicted, len(evidence.names)
+    hits = np.bincount(ours[ours == evidence.truth], minlength=size)
+    claimed = np.bincount(ours, minlength=size)
+    return [
+        {
+            "label": each["label"],
+            "rows": each["rows"],
+            "recall": each["challenger"]["recall"]["value"],
+            "f1": each["challenger"]["f1"]["value"],
+            "hits": int(hits[index]),
+            "claimed": int(claimed[index]),
+        }
+        for index, each in enumerate(classes)
+        if each["label"] in evidence.challenger.classifier.labels
+    ]

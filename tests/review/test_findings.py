@@ -2,6 +2,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from account_tax.registry.record import Record
@@ -72,7 +73,7 @@ def test_a_leak_that_can_not_be_looked_for_is_said(evidence, gates):
 
 def test_rows_of_suppliers_new_to_train_are_scored_beside_the_others(evidence, gates):
     unseen = np.arange(len(evidence.truth)) < 4  # so few are shown all the same
-    found = find(replace(evidence, unseen=unseen), gates, 0.95)
+    found = find(replace(evidence, unseen=pd.Series(unseen)), gates, 0.95)
     right = evidence.answers["challenger"].predicted == evidence.truth
     new, others = found["slices"]["supplier in train"]
     assert (new["value"], new["rows"]) == ("suppliers that train never saw", 4)
@@ -81,7 +82,7 @@ def test_rows_of_suppliers_new_to_train_are_scored_beside_the_others(evidence, g
     for shown in (render_markdown(found | RUN), render_html(found | RUN)):
         assert "suppliers that train never saw" in shown
     assert "supplier in train" not in find(evidence, gates, 0.95)["slices"]
-    none = find(replace(evidence, unseen=unseen & False), gates, 0.95)["slices"][
+    none = find(replace(evidence, unseen=pd.Series(unseen & False)), gates, 0.95)["slices"][
         "supplier in train"
     ]
     assert [each["value"] for each in none] == ["others"]
@@ -92,7 +93,7 @@ def test_the_share_of_the_amount_that_is_filed_right_stands_beside_that_of_the_r
 ):
     amounts = np.where(np.arange(len(evidence.truth)) < 10, -1000.0, 1.0)
     amounts[-1] = np.nan
-    found = find(replace(evidence, amounts=amounts), gates, 0.95)
+    found = find(replace(evidence, amounts=pd.Series(amounts)), gates, 0.95)
     right = evidence.answers["challenger"].predicted == evidence.truth
     share = np.nansum(abs(amounts)[right]) / np.nansum(abs(amounts))
     assert found["amounts"]["shares"]["challenger"] == pytest.approx(share)
@@ -103,7 +104,7 @@ def test_the_share_of_the_amount_that_is_filed_right_stands_beside_that_of_the_r
         assert "of the amount" in shown
         assert f"{share:.1%}" in shown
         assert "of the amount" not in render(find(evidence, gates, 0.95) | RUN)
-    none = replace(evidence, amounts=amounts * 0)
+    none = replace(evidence, amounts=pd.Series(amounts * 0))
     assert find(none, gates, 0.95)["amounts"] is None
 
 

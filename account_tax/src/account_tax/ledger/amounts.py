@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -38,7 +39,7 @@ AMOUNTS = (
 )
 
 
-def read_amounts(texts: pd.Series) -> tuple[np.ndarray, str]:
+def read_amounts(texts: Any) -> tuple[np.ndarray, str]:
     """Return each amount, (N,), NaN where it is none, and in words what was read."""
     parsed = parse_amounts(texts)
     counts = count_amounts(parsed)
@@ -55,7 +56,7 @@ def mind_texts(table: pd.DataFrame) -> str:
     """Return what to do about columns of the text that hold dates or amounts, "" for none."""
     said = []
     for name, column in table.head(LOOKED_AT).items():
-        texts = pd.Series(column)[column != ""]
+        texts: Any = column[column != ""]
         if len(texts) < FEW:
             continue
         dated = texts.mask(texts.str.fullmatch(r"\d{5}(\.\d+)?"), "")  # as Excel's dates are, too
@@ -68,7 +69,7 @@ def mind_texts(table: pd.DataFrame) -> str:
     return "; ".join(said)
 
 
-def parse_amounts(texts: pd.Series) -> pd.DataFrame:
+def parse_amounts(texts: Any) -> Any:
     """Return each amount by how it can be read, NaN where it can't.
 
     One of one meaning is in the column sure. What 1,234 is depends on the others in the column, so
@@ -80,7 +81,7 @@ def parse_amounts(texts: pd.Series) -> pd.DataFrame:
     return frame.iloc[places].set_axis(texts.index)
 
 
-def count_amounts(parsed: pd.DataFrame) -> dict[str, int]:
+def count_amounts(parsed: Any) -> dict[str, int]:
     """Return how many amounts show each decimal mark."""
     return {f"only {mark}": int((parsed["only"] == mark).sum()) for mark in NUMBERS}
 
@@ -91,7 +92,7 @@ def choose_reading(counts: Mapping[str, float]) -> str:
     return "" if len(shown) > 1 else (*shown, "thousands")[0]
 
 
-def sum_amounts(texts: pd.Series, labels: pd.Series) -> dict[str, float]:
+def sum_amounts(texts: Any, labels: Any) -> dict[str, float]:
     """Return sums of a part of a column by reading and label, and counts; they add up."""
     parsed = parse_amounts(texts)
     either = parsed[["sure", "point"]].notna()

@@ -26,7 +26,7 @@ from .amounts import mind_texts, read_amounts
 from .dates import cut_by_days, read_days
 from .formats import files_in_words
 from .joined import JoinedFiles
-from .labels import DoubtfulLabels, find_doubtful, read_label_map, shorten
+from .labels import DoubtfulLabels, find_doubtful, read_label_map, shorten, with_rows
 from .sources import digest_files, find_files
 from .units import find_rare, seen_texts
 from .windows import Wanted, Window
@@ -97,7 +97,7 @@ class Ledger:
             "unreadable rows": _in_words(self.rejects),
             "label map": f"{self.renamed:,} rows have a new account" * bool(self.renamed),
             "doubtful accounts": self.doubtful.in_words(),
-            "rare accounts": f"{rare_in_words(self.rare)}, {where}" * bool(self.rare),
+            "rare accounts": f"{shorten(with_rows(self.rare))}, {where}" * bool(self.rare),
             **self.typed,
         }
         return facts | {name: words for name, words in more.items() if words}
@@ -466,16 +466,11 @@ def _settle_rare(kept: pd.DataFrame, data: dict[str, Any]) -> tuple[pd.DataFrame
     return kept.loc[~out], rare
 
 
-def rare_in_words(rare: Mapping[str, int]) -> str:
-    """Return rare labels as a line, with how many texts or groups they have."""
-    return shorten([f"{label} ({count})" for label, count in rare.items()])
-
-
 def describe_rare(dataset: Mapping[str, Any]) -> str:
     """Return the rare accounts of dataset_metadata as a sentence, "" for none."""
     if not (rare := dataset.get("rare_accounts")):
         return ""
-    listed = ", ".join(f"{label} ({count})" for label, count in rare.items())
+    listed = ", ".join(with_rows(rare))
     few, where = f"fewer than {dataset['min_rows']} different texts", "in train only"
     if dataset.get("time_column"):
         few, where = f"{few}, or none in train", "left out after train"

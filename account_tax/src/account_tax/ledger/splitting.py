@@ -16,8 +16,8 @@ from account_tax.confidential import public_source
 from account_tax.storage.names import SPLITS
 
 from .dates import describe_days
-from .labels import shorten
-from .reading import DataError, Ledger, rare_in_words
+from .labels import shorten, with_rows
+from .reading import DataError, Ledger
 from .units import number_units
 
 ROW_COLUMNS = ["text", "label", "row_id", "group", "day", "unseen", "amount"]
@@ -104,9 +104,9 @@ def _rare_fault(rare: Mapping[str, int], data: dict[str, Any]) -> str:
     few = f"fewer than {data.get('min_rows', len(SPLITS))} {of}"
     few += ", or none in train," * bool(data.get("time_column"))
     return (
-        f"data.rare = refuse: {few} of {rare_in_words(rare)}. Set data.rare to train_only, which "
-        "keeps such accounts out of validation and test, or to drop; or add rows, or join accounts "
-        "by data.label_map."
+        f"data.rare = refuse: {few} of {shorten(with_rows(rare))}. Set data.rare to train_only, "
+        "which keeps such accounts out of validation and test, or to drop; or add rows, or join "
+        "accounts by data.label_map."
     )
 
 

@@ -50,10 +50,7 @@ def answer_split(classifier: LoadedClassifier, split: Any) -> tuple[np.ndarray, 
 def score_suppliers(test: Any, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Return `test/…` rows and accuracy of suppliers that train never saw, and of the others.
 
-    Args:
-        test: A split; with unseen (bool), where the ledger's suppliers are known.
-        logits: Its answers, (N, C).
-        labels: Its class ids, (N,).
+    Of a split that says which, by its column unseen; logits, (N, C), and class ids, (N,), are its.
     """
     if "unseen" not in test.column_names:
         return {}

@@ -19,7 +19,7 @@ import torch
 import yaml
 from huggingface_hub.constants import HF_HUB_CACHE
 
-from account_tax.ledger.labels import shorten
+from account_tax.ledger.labels import shorten, with_rows
 from account_tax.ledger.tokens import check_length
 from account_tax.model.classifier import PACKAGE_SCHEME, load_tokenizer, resolve_base
 from account_tax.pipelines.prepare.nodes import inputs_sha256, plan_data
@@ -77,16 +77,16 @@ def floors_in_words(gates: Mapping[str, Any], test_rows: Mapping[str, int]) -> s
     floors = " and ".join(
         name for name in ("min_class_recall", "min_class_f1") if gates[name] is not None
     )
-    said = [f"{floors} will {words[outcome]}: {_with_rows(small)}{hint}"] * bool(floors and small)
+    said = [f"{floors} will {words[outcome]}: {shorten(with_rows(small))}{hint}"] * bool(
+        floors and small
+    )
     least = gates["min_class_rows"] or 0
     few = {label: rows for label, rows in test_rows.items() if rows < least}
     if few and not pooled:
-        said.append(f"min_class_rows will fail: fewer than {least} test rows of {_with_rows(few)}")
+        said.append(
+            f"min_class_rows will fail: fewer than {least} test rows of {shorten(with_rows(few))}"
+        )
     return "; ".join(said)
-
-
-def _with_rows(accounts: Mapping[str, int]) -> str:
-    return shorten([f"{label} ({rows:,})" for label, rows in accounts.items()])
 
 
 def _check_model(

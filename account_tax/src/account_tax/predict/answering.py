@@ -14,7 +14,7 @@ from account_tax.ledger.amounts import sum_amounts
 from account_tax.ledger.joined import JoinedFiles
 from account_tax.ledger.rows import Rows
 from account_tax.ledger.windows import Reject, Window
-from account_tax.model.classifier import LoadedClassifier, as_text, join_texts, needs_review
+from account_tax.model.classifier import LoadedClassifier, join_texts, needs_review
 
 from .parts import Journal
 from .sinks import SCORE_DIGITS, Sink
@@ -93,7 +93,7 @@ def file_ledger(
             **{f"{REVIEW}{label}": rows for label, rows in Counter(review).items()},
         }
         if column := desk.amount_column:
-            counts |= sum_amounts(as_text(rows.frame([column])[column]), answers["label"])
+            counts |= sum_amounts(join_texts(rows.frame([column]), [column], ""), answers["label"])
         journal.commit(window.file if source.several else "", rejects, counts)
         read += window.read
         tell(journal.total("read"), read / (time.perf_counter() - start))

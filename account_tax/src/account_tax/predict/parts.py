@@ -52,7 +52,7 @@ class Journal:
                 return note
         return None
 
-    def commit(self, file: str, rejects: Iterable[Reject], counts: Mapping[str, int]) -> None:
+    def commit(self, file: str, rejects: Iterable[Reject], counts: Mapping[str, float]) -> None:
         """Count the next part, whose rows were just written, as done.
 
         Args:

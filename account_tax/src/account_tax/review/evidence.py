@@ -133,8 +133,8 @@ class Evidence:
     leak_note: str
     train_rows: int
     data: dict[str, Any]
-    unseen: np.ndarray | None = None
-    amounts: np.ndarray | None = None
+    unseen: pd.Series | None = None
+    amounts: pd.Series | None = None
 
     def contender(self, role: str) -> Contender:
         """Return the version of a role that has answers."""
@@ -184,7 +184,7 @@ def gather_evidence(
         names, truth, rows.test["row_id"].to_numpy(), challenger, champion, champion_note, answers,
         {name: _ids(labels, names) for name, labels in baselines.items()},
         columns, unknown, leaked, leak_note, len(rows.train), rows.data,
-        *(_values(rows.test, column) for column in ("unseen", "amount")),
+        rows.test.get("unseen"), rows.test.get("amount"),
     )  # fmt: skip
 
 
@@ -272,10 +272,6 @@ def _split_faults(
     if found != recorded:
         faults.append(f"its test split has sha256 {found}, recorded is {recorded}.")
     return faults
-
-
-def _values(rows: pd.DataFrame, column: str) -> np.ndarray | None:
-    return rows[column].to_numpy() if column in rows else None
 
 
 def _read_as(champion: Contender, rows: SplitRows) -> tuple[list[str] | None, str]:

@@ -13,10 +13,10 @@ from mlflow.models.evaluation.validation import (
     validate_evaluation_results,
 )
 
+from account_tax.ledger.labels import shorten
 from account_tax.provenance.code import BEFORE
 from account_tax.storage.names import VERDICT_TAG, VERIFIED_TAG
 
-MOST_NAMED = 10  # accounts in one sentence
 Status = Literal["passed", "failed", "not measured"]
 
 
@@ -234,9 +234,9 @@ def _class_floor(metric: str, floor_rows: int) -> Callable[[str, Any, Measured],
         below = [each["label"] for each in counted if each[metric] < wanted]
         worst = min(counted, key=lambda each: each[metric])
         why = f"Of {len(counted)} accounts with at least {floor_rows} test rows, "
-        why += f"{len(below)} are below: {_named(below)}." if below else "none is below."
+        why += f"{len(below)} are below: {shorten(below)}." if below else "none is below."
         if left := [each["label"] for each in measured.classes if each["rows"] < floor_rows]:
-            why += f" Too few test rows, so not measured: {_named(left)}."
+            why += f" Too few test rows, so not measured: {shorten(left)}."
         return _result(name, not below, f"{worst[metric]:.4f} ({worst['label']})", asked, why)
 
     return measure
@@ -247,9 +247,9 @@ def _class_rows(name: str, wanted: int, measured: Measured) -> GateResult:
     small = [each["label"] for each in measured.classes if each["rows"] < wanted]
     why = "Every account has enough test rows."
     if small:
-        why = f"{len(small)} of {len(measured.classes)} accounts have fewer: {_named(small)}."
+        why = f"{len(small)} of {len(measured.classes)} accounts have fewer: {shorten(small)}."
     if measured.rare:
-        why += f" Rare, so not measured: {_named(list(measured.rare))}."
+        why += f" Rare, so not measured: {shorten(list(measured.rare))}."
     found = f"{fewest['rows']} ({fewest['label']})"
     return _result(name, not small, found, f"at least {wanted}", why)
 
@@ -317,12 +317,6 @@ def _missing_in_words(metric: str, value: float | None) -> str:
 
 def _in_words(metric: str) -> str:
     return "macro-F1" if metric == "f1" else metric.replace("_", " ")
-
-
-def _named(labels: Sequence[str]) -> str:
-    """Return labels in words; of many the first ones."""
-    more = len(labels) - MOST_NAMED
-    return ", ".join(labels[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _sentence(reason: str) -> str:

@@ -76,12 +76,12 @@ def _summary(facts: Facts) -> str:
 def _suppliers(metrics: Facts) -> str:
     if "test/unseen_suppliers_rows" not in metrics:
         return ""
-    shown = []
-    for name in ("unseen", "other"):
-        rows, share = (metrics.get(f"test/{name}_suppliers_{key}") for key in ("rows", "accuracy"))
-        tail = " test rows right" * (not shown)
-        shown.append(f"{share:.1%} of {rows:,.0f}{tail}" if rows else "no test rows")
-    return f"\n\nSuppliers that train never saw: {shown[0]}; others: {shown[1]}."
+    said = [
+        f"{format_number(metrics.get(f'test/{name}_suppliers_accuracy'), '.1%')} of "
+        f"{metrics[f'test/{name}_suppliers_rows']:,.0f}"
+        for name in ("unseen", "other")
+    ]
+    return f"\n\nSuppliers that train never saw: {said[0]} test rows right; others: {said[1]}."
 
 
 def _per_class(evaluation: Facts, most_classes: int | None) -> str:

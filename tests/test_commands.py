@@ -7,7 +7,7 @@ import pytest
 from mlflow import MlflowClient
 
 from account_tax import commands
-from account_tax.errors import Failed, Preempted, Refused
+from account_tax.errors import Failed, Preempted, Refused, Unmeasured
 from account_tax.processes.identity import identify
 from account_tax.tracking.ownership import OWNER_TAG, REASON_TAG, REFUSED_TAG
 from account_tax.tracking.store import TrackingAway
@@ -71,6 +71,7 @@ def refuse(run):
 def test_a_refused_command_leaves_no_run_that_it_made(client, tmp_path, capsys):
     assert run_in_mlflow(tmp_path, refuse) == 2
     assert capsys.readouterr().err == "no\n"
+    assert run_in_mlflow(tmp_path, fail(Unmeasured("not known"))) == 4
     assert client.search_runs([each.experiment_id for each in client.search_experiments()]) == []
 
 

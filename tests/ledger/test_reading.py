@@ -410,3 +410,34 @@ def test_the_log_has_counts_and_no_text(parameters, tmp_path, caplog):
         read_ledger(parameters(tmp_path / "x.jsonl"))
     assert "5 rows read, 4 kept" in caplog.text
     assert SECRET not in caplog.text
+
+
+# --- columns that are no text ---------------------------------------------------------------------
+
+
+def test_amounts_are_read_and_those_that_can_not_be_are_counted(parameters, ledger_csv):
+    rows = [(f"line {i}", "ab"[i % 2], f"{i},5") for i in range(18)]
+    path = ledger_csv(*rows, ("x", "a", SECRET), ("y", "b", ""), columns="text label sum")
+    ledger = read_ledger(parameters(path, amount_column="sum"))
+    assert ledger.frame["amount"].tolist()[:3] == [0.5, 1.5, 2.5]
+    assert ledger.frame["amount"].isna().sum() == 2
+    assert ledger.facts()["amounts"] == (
+        "18 read, 1 not readable, 1 missing; the decimal mark is a comma"
+    )
+    assert ledger.dropped["unreadable"] == 0
+
+
+def test_dates_and_amounts_in_the_text_are_warned_of(parameters, ledger_csv):
+    days = pd.date_range("2024-01-01", periods=40)
+    rows = [(f"line {i}", "ab"[i % 2], f"{day:%d.%m.%Y}", f"{i * 37:,}.00", f"{i % 5}")
+            for i, day in enumerate(days)]  # fmt: skip
+    path = ledger_csv(*rows, columns="text label day sum centre")
+    columns = ["text", "day", "sum", "centre"]
+    words = read_ledger(parameters(path, text_columns=columns)).facts()["mind this"]
+    assert words == (
+        "day holds dates, of which a model learns single days: take it out of data.text_columns, "
+        "and name it as data.time_column; sum holds numbers such as amounts, each of which is "
+        "another text: take it out, and name it as data.amount_column, or write a column of bands "
+        "(under 100, 100 to 1000)"
+    )
+    assert "mind this" not in read_ledger(parameters(path)).facts()

@@ -4,10 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from account_tax.ledger.dates import describe_days
 from account_tax.ledger.reading import DataError, read_ledger
 from account_tax.ledger.splitting import TEST, TRAIN, VALIDATION, draw_splits, split_ledger
 from account_tax.ledger.units import find_rare
 
+SECRET = "secret memo"
 SETTINGS = {"train": 0.8, "validation": 0.1, "test": 0.1, "seed": 42, "stratified": True}
 
 
@@ -284,3 +286,123 @@ def test_what_rare_accounts_take_with_them_makes_no_other_account_too_small():
     frame = pd.DataFrame(rows, columns=["text", "label", "group"])
     assert find_rare(frame, 3, tied=True) == {"other": 3, "rare": 2}
     assert find_rare(frame, 3, tied=False) == {"rare": 2}
+
+
+# --- by time --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dated(parameters, tmp_path):
+    """Return a function that writes rows of text, label and date, and gives their parameters."""
+
+    def write(rows, **changes):
+        columns = ["text", "label", "date"]
+        pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "dated.csv", index=False)
+        return parameters(tmp_path / "dated.csv", time_column="date", **changes)
+
+    return write
+
+
+@pytest.fixture
+def two_hundred() -> list[tuple[str, str, str]]:
+    """Return four rows of each of 50 days of a year, the last day first."""
+    days = pd.date_range("2024-01-01", periods=50)[::-1]
+    return [
+        (f"line {day:%j} {i}", "ab"[i % 2], f"{day:%d.%m.%Y}") for day in days for i in range(4)
+    ]
+
+
+def test_train_is_before_validation_and_that_before_test(dated, two_hundred):
+    data = dated(two_hundred)
+    splits, _ = split_ledger(read_ledger(data), data)
+    assert describe_days(splits) == {
+        "train": ["2024-01-01", "2024-02-09"],
+        "validation": ["2024-02-10", "2024-02-14"],
+        "test": ["2024-02-15", "2024-02-19"],
+    }
+    assert {name: len(rows) for name, rows in splits.items()} == {
+        "train": 160, "validation": 20, "test": 20
+    }  # fmt: skip
+    assert all(rows["row_id"].is_monotonic_increasing for rows in splits.values())
+
+
+def test_rows_without_a_date_are_set_aside_with_line_and_reason(dated, two_hundred):
+    rows = [*two_hundred, ("late", "a", ""), ("later", "b", SECRET), ("", "a", ""), ("x", "", "")]
+    ledger = read_ledger(dated(rows))
+    assert ledger.rejects == {
+        "no date in date": {"rows": 1, "first": ["dated.csv line 202"]},
+        "no readable date in date": {"rows": 1, "first": ["dated.csv line 203"]},
+    }
+    assert ledger.dropped["unreadable"] == 2
+    assert (ledger.dropped["no_text"], ledger.dropped["no_label"]) == (1, 1)
+    assert ledger.rows_read == len(ledger.frame) + sum(ledger.dropped.values()) == 204
+    with pytest.raises(DataError, match="2 of 204 rows can't be read") as caught:
+        read_ledger(dated(rows, on_error="fail"))
+    assert SECRET not in str(caught.value)
+
+
+def test_the_earliest_of_equal_texts_stays(dated, two_hundred):
+    ledger = read_ledger(
+        dated([("again", "a", "19.02.2024"), *two_hundred, ("again", "a", "01.01.2024")])
+    )
+    (again,) = ledger.frame.index[ledger.frame["text"] == "again"]
+    assert ledger.frame.loc[again, ["row_id", "split"]].tolist() == [201, "train"]
+    assert ledger.dropped["duplicate"] == 1
+
+
+def test_accounts_that_come_after_train_are_left_out_and_named(dated, two_hundred):
+    new = [(f"new {i}", "new", "19.02.2024") for i in range(5)]
+    rare = [("rare 1", "rare", "01.01.2024"), ("rare 2", "rare", "19.02.2024")]
+    data = dated([*two_hundred, *new, *rare])
+    ledger = read_ledger(data)
+    splits, labels = split_ledger(ledger, data)
+    assert labels == ["a", "b", "rare"]
+    assert set(splits["test"]["label"]) == {"a", "b"}
+    assert ledger.rare == {"new": 5, "rare": 2}
+    assert ledger.dropped["rare_label"] == 6
+    assert ledger.facts()["rare accounts"] == "new (5), rare (2), left out after train"
+    dropped = read_ledger(data | {"rare": "drop"})
+    assert sorted(set(dropped.frame["label"])) == ["a", "b"]
+    refused = data | {"rare": "refuse"}
+    with pytest.raises(
+        DataError, match=r"fewer than 3 different texts, or none in train, of new \(5\), rare \(2\)"
+    ):
+        split_ledger(read_ledger(refused), refused)
+
+
+def test_a_column_that_decides_nothing_is_refused_with_its_key(dated, two_hundred, parameters):
+    rows = [
+        (text, label, f"{i % 12 + 1}/{i % 11 + 1}/2024")
+        for i, (text, label, _) in enumerate(two_hundred)
+    ]
+    with pytest.raises(DataError, match=r"data\.time_column = date: .*Set data.date_order"):
+        read_ledger(dated(rows))
+    assert read_ledger(dated(rows, date_order="mdy")).facts()["dates"].endswith(", read as mdy")
+    with pytest.raises(DataError, match=r"data\.time_column = date: 2 different days"):
+        read_ledger(dated(two_hundred[:8]))
+
+
+def test_a_source_that_is_split_already_is_not_split_by_time(parameters, ledger_csv):
+    for name in ("train", "validation", "test"):
+        path = ledger_csv(
+            ("x", "a", "2024-01-01"), name=f"folder/{name}.csv", columns="text label date"
+        )
+    with pytest.raises(DataError, match=r"data\.time_column = date: the source is split already"):
+        read_ledger(parameters(path.parent, time_column="date"))
+
+
+# --- suppliers ------------------------------------------------------------------------------------
+
+
+def test_rows_of_suppliers_that_train_never_saw_are_marked(parameters, ledger_csv):
+    rows = [(f"line {i}", "ab"[i % 2], f"shop {i % 60}" * (i % 7 > 0)) for i in range(200)]
+    path = ledger_csv(*rows, columns="text label shop")
+    data = parameters(path, supplier_column="shop")
+    splits, _ = split_ledger(read_ledger(data), data)
+    names = [rows[number][2] for number in splits["train"]["row_id"]]
+    for part in splits.values():
+        expected = [bool(rows[i][2]) and rows[i][2] not in names for i in part["row_id"]]
+        assert part["unseen"].tolist() == expected
+        assert "supplier" not in part
+    assert splits["test"]["unseen"].any()
+    assert "unseen" not in split_ledger(read_ledger(parameters(path)), data)[0]["test"]

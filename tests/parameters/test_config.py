@@ -402,6 +402,8 @@ def test_a_field_settled_elsewhere_names_the_place(project, words, place):
     ("words", "key", "reason"),
     [
         (["data.split.train=0.5"], "data.split.train", "sum to 0.7"),
+        (["data.time_column=a", "data.group_column=b"], "data.group_column", "days of two splits"),
+        (["data.time_column=a", "data.duplicates=keep"], "data.duplicates", "days of two splits"),
         (["data.label_column=text"], "data.label_column", "would hold its label"),
         (["train.training.fp16=true"], "train.training.fp16", "can't both be true"),
         (["train.training.save_steps=750"], "train.training.save_steps", "multiple of eval_steps"),

@@ -10,7 +10,7 @@ import yaml
 
 from account_tax.model import classifier
 from account_tax.pipelines import check as checks
-from account_tax.pipelines.check import check
+from account_tax.pipelines.check import check, floors_in_words
 from account_tax.pipelines.train import training_core
 from account_tax.pipelines.train.rehearsal import find_loading_faults, find_trainer_faults
 from tests.bases import FAMILIES, make_base, make_tokenizer
@@ -19,10 +19,70 @@ from tests.conftest import train_params
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.fixture
+def two_accounts(tmp_path) -> dict:
+    """Return the parameters of a ledger of two accounts of 30 rows, and a rare one."""
+    rows = [f"line {i},{'ab'[i % 2]}" for i in range(60)]
+    (tmp_path / "x.csv").write_text("\n".join(["text,label", *rows, "once,rare"]))
+    data = yaml.safe_load((ROOT / "conf/base/parameters/data.yml").read_text())["data"]
+    return data | {"source": str(tmp_path / "x.csv")}
+
+
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bases")
     return {name: make_base(folder / name, name) for name in FAMILIES}
+
+
+FLOORS = {"min_class_recall": 0.4, "min_class_f1": None, "class_floor_rows": 20}
+FLOORS |= {"min_class_rows": 3, "pool_small_accounts": False}
+
+
+@pytest.mark.parametrize(
+    ("rows", "pooled", "said"),
+    [
+        ({"a": 20, "b": 40}, False, ""),
+        (
+            {"a": 20, "b": 4, "c": 5},
+            False,
+            "min_class_recall will leave out 2 of 3 accounts, of fewer than 20 test rows: b (4), "
+            "c (5) (registry.gates.pool_small_accounts=true measures them together)",
+        ),
+        (
+            {"a": 2, "b": 4},
+            False,
+            "min_class_recall will not be measurable: 2 of 2 accounts have fewer than 20 test "
+            "rows: a (2), b (4) (registry.gates.pool_small_accounts=true measures them together); "
+            "min_class_rows will fail: fewer than 3 test rows of a (2)",
+        ),
+        (
+            {"a": 12, "b": 14, "c": 30},
+            True,
+            "min_class_recall will measure 2 of 3 accounts together, by 26 test rows: a (12), "
+            "b (14)",
+        ),
+        (
+            {"a": 12, "b": 2},
+            True,
+            "min_class_recall will not be measurable: 2 of 2 accounts have fewer than 20 test "
+            "rows: a (12), b (2), together too",
+        ),
+    ],
+)
+def test_floors_that_a_review_can_not_measure_are_said_before_the_training(rows, pooled, said):
+    assert floors_in_words(FLOORS | {"pool_small_accounts": pooled}, rows) == said
+
+
+def test_no_floor_asked_for_is_no_word():
+    gates = FLOORS | {"min_class_recall": None, "min_class_rows": None}
+    assert floors_in_words(gates, {"a": 1}) == ""
+
+
+def test_the_dry_run_has_the_floors(two_accounts):
+    gates = FLOORS | {"min_class_f1": 0.4}
+    found = check({"data": two_accounts, "registry": {"gates": gates}})
+    assert found["ledger"]["gates"].startswith("min_class_recall and min_class_f1 will not be")
+    assert "rare" not in found["ledger"]["gates"]
 
 
 def faults(base, **changes) -> list[str]:

@@ -130,8 +130,8 @@ def test_every_fault_is_said_at_once_and_nothing_changes(client, model):
         f"7 problems with the approve of {model} 1",
         "reason (-P reason): blank",
         "reviewer = Lee (-P reviewer): also the author of the version",
-        "gate calibration_error: failed, found 0.09, wanted at most 0.05",
-        "gate reproduced: not measured",
+        "gate calibration_error: failed, found 0.09; wanted at most 0.05",
+        "gate reproduced: not measured, nobody tried; wanted within tolerance",
         "waive = acuracy (-P waive): no such gate. Did you mean accuracy?",
         "waive = accuracy (-P waive): this gate passed. Leave it out.",
         "expires = 2026-03-01 (-P expires): expected a day after today, 2026-03-01.",
@@ -139,6 +139,16 @@ def test_every_fault_is_said_at_once_and_nothing_changes(client, model):
     ):
         assert part in said
     assert picture(client, model) == before
+
+
+@pytest.mark.parametrize(
+    ("gates", "status"),
+    [([PASSED, NOT_MEASURED], 4), ([FAILED, NOT_MEASURED], 2), ([FAILED], 2)],
+)
+def test_a_gate_that_was_only_not_measured_ends_otherwise(client, model, gates, status):
+    with pytest.raises(Refused) as refusal:
+        take(client, model, "approve", 1, gates=gates)
+    assert refusal.value.status == status
 
 
 def test_gates_that_did_not_pass_can_be_waived_by_name(client, model):

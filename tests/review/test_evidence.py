@@ -204,6 +204,18 @@ def test_a_slice_that_is_no_column_names_those_there_are(challenger):
         read_slices(rows, ["city"], ["text"])
 
 
+def test_suppliers_are_told_apart_and_none_is_named(data, tokenizer):
+    challenger = make_contender(data | {"supplier_column": "memo"}, tokenizer)
+    evidence = gather(challenger)
+    rows = remake_test_split(challenger, None)
+    assert evidence.slices == {}
+    assert evidence.unseen.tolist() == rows.test["unseen"].tolist()
+    bare = gather(make_contender(data, tokenizer))
+    assert (bare.unseen, bare.amounts) == (None, None)
+    with pytest.raises(Refused, match="memo: it holds suppliers, whom no report names"):
+        read_slices(rows, ["memo"], ["text"])
+
+
 # --- the answers ----------------------------------------------------------------------------------
 
 

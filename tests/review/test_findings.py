@@ -2,11 +2,14 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
+import pytest
 
 from account_tax.registry.record import Record
 from account_tax.review.findings import find, gate_results
+from account_tax.review.report import render_html, render_markdown
 
-from .conftest import make_contender, make_record
+from .conftest import LABELS, RUN, make_contender, make_record
 
 
 def test_the_champion_is_what_a_version_is_compared_with(findings):
@@ -31,7 +34,7 @@ def test_a_champion_that_can_not_be_scored_is_no_comparison(evidence, gates):
     found = find(replace(evidence, answers=answers, champion_note=note), gates, 0.95)
     statuses = {gate["name"]: gate["status"] for gate in found["gates"]}
     assert statuses["f1_change_lower_bound"] == "not measured"
-    assert not found["gates_passed"]
+    assert found["outcome"] != "passed"
     assert any(note in warning for warning in found["warnings"])
 
 
@@ -42,6 +45,17 @@ def test_a_version_may_come_from_a_run_that_recorded_nothing(evidence, gates):
     assert {row["challenger"] for row in shown if row["what"] == "commit"} == {"not recorded"}
     statuses = {gate.name: gate.status for gate in gate_results(found)}
     assert statuses["clean_tree"] == statuses["locked_environment"] == "not measured"
+
+
+def test_rare_accounts_of_the_record_are_named_and_not_measured(evidence, gates):
+    dataset = {"rare": "train_only", "min_rows": 3, "rare_accounts": {LABELS[0]: 2}}
+    rare = make_contender(3, make_record(16, dataset=make_record(16).dataset | dataset))
+    truth = np.maximum(evidence.truth, 1)  # no test row of the first account
+    found = find(replace(evidence, challenger=rare, truth=truth), gates, 0.95)
+    assert found["rare"] == f"With fewer than 3 different texts, so in train only: {LABELS[0]} (2)."
+    (gate,) = [each for each in found["gates"] if each["name"] == "min_class_rows"]
+    assert gate["status"] == "passed"
+    assert find(evidence, gates, 0.95)["rare"] == ""
 
 
 def test_leaked_and_unknown_rows_are_counted_in_words(evidence, gates):
@@ -55,6 +69,43 @@ def test_a_leak_that_can_not_be_looked_for_is_said(evidence, gates):
     note = "the ledger the champion was trained on has changed since"
     found = find(replace(evidence, leaked_rows=None, leak_note=note), gates, 0.95)
     assert [note in warning for warning in found["warnings"]] == [True]
+
+
+def test_rows_of_suppliers_new_to_train_are_scored_beside_the_others(evidence, gates):
+    unseen = np.arange(len(evidence.truth)) < 4  # so few are shown all the same
+    found = find(replace(evidence, unseen=pd.Series(unseen)), gates, 0.95)
+    right = evidence.answers["challenger"].predicted == evidence.truth
+    new, others = found["slices"]["supplier in train"]
+    assert (new["value"], new["rows"]) == ("suppliers that train never saw", 4)
+    assert new["challenger"]["accuracy"] == right[:4].mean()
+    assert (others["value"], others["rows"]) == ("others", len(unseen) - 4)
+    for shown in (render_markdown(found | RUN), render_html(found | RUN)):
+        assert "suppliers that train never saw" in shown
+    assert "supplier in train" not in find(evidence, gates, 0.95)["slices"]
+    none = find(replace(evidence, unseen=pd.Series(unseen & False)), gates, 0.95)["slices"][
+        "supplier in train"
+    ]
+    assert [each["value"] for each in none] == ["others"]
+
+
+def test_the_share_of_the_amount_that_is_filed_right_stands_beside_that_of_the_rows(
+    evidence, gates
+):
+    amounts = np.where(np.arange(len(evidence.truth)) < 10, -1000.0, 1.0)
+    amounts[-1] = np.nan
+    found = find(replace(evidence, amounts=pd.Series(amounts)), gates, 0.95)
+    right = evidence.answers["challenger"].predicted == evidence.truth
+    share = np.nansum(abs(amounts)[right]) / np.nansum(abs(amounts))
+    assert found["amounts"]["shares"]["challenger"] == pytest.approx(share)
+    assert set(found["amounts"]["shares"]) == set(found["models"])
+    assert (found["amounts"]["rows"], found["amounts"]["unread"]) == (119, 1)
+    for render in (render_html, render_markdown):
+        shown = render(found | RUN)
+        assert "of the amount" in shown
+        assert f"{share:.1%}" in shown
+        assert "of the amount" not in render(find(evidence, gates, 0.95) | RUN)
+    none = replace(evidence, amounts=pd.Series(amounts * 0))
+    assert find(none, gates, 0.95)["amounts"] is None
 
 
 def test_only_keys_that_differ_are_shown_with_both_values(findings):

@@ -10,7 +10,7 @@ from mlflow.models import MetricThreshold
 
 from account_tax.parameters.config import ConfigError, resolve
 from account_tax.parameters.schema import Gates
-from account_tax.review.gates import Measured, evaluate_gates, gate_names, meets
+from account_tax.review.gates import Measured, evaluate_gates, gate_names, judge, meets
 
 REPOSITORY = Path(__file__).parents[2]
 NOTHING = dict.fromkeys(get_type_hints(Gates)) | {"class_floor_rows": 20}
@@ -30,9 +30,9 @@ GOOD = Measured(
         "f1": {"value": 0.0, "low": -0.02, "high": 0.02},
     },
     classes=[
-        {"label": "접대비", "rows": 40, "recall": 0.9, "f1": 0.85},
-        {"label": "통신비", "rows": 25, "recall": 0.5, "f1": 0.6},
-        {"label": "소모품비", "rows": 4, "recall": 0.0, "f1": 0.0},
+        {"label": "접대비", "rows": 40, "recall": 0.9, "f1": 0.85, "hits": 36, "claimed": 45},
+        {"label": "통신비", "rows": 25, "recall": 0.5, "f1": 0.6, "hits": 12, "claimed": 15},
+        {"label": "소모품비", "rows": 4, "recall": 0.0, "f1": 0.0, "hits": 0, "claimed": 5},
     ],
     tags={"verified": "true", "reproduced": "within tolerance"},
     run_tags={"dirty": "false"},
@@ -125,6 +125,80 @@ def test_a_class_floor_counts_accounts_with_enough_rows():
     assert run("min_class_recall", 0.5, class_floor_rows=50).status == "not measured"
 
 
+def small(*rows: tuple[int, int, int]) -> Measured:
+    """Return accounts of so many test rows, hits and rows filed under them."""
+    classes = [
+        {"label": f"s{i}", "rows": n, "hits": hits, "claimed": claimed, "recall": 0.0, "f1": 0.0}
+        for i, (n, hits, claimed) in enumerate(rows)
+    ]
+    return replace(GOOD, classes=classes)
+
+
+TWELVE = small(*[(2, 1, 2)] * 12)  # 24 test rows, 12 of them found
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted", "status", "found"),
+    [
+        ("min_class_recall", 0.5, "passed", "0.5000 (12 small accounts together)"),
+        ("min_class_recall", 0.6, "failed", "0.5000 (12 small accounts together)"),
+        (
+            "min_class_f1",
+            0.5,
+            "passed",
+            "0.5000 (12 small accounts together)",
+        ),
+        ("min_class_rows", 24, "passed", "24 (12 small accounts together)"),
+        ("min_class_rows", 25, "failed", "24 (12 small accounts together)"),
+    ],
+)
+def test_small_accounts_have_one_floor_together(name, wanted, status, found):
+    result = run(name, wanted, TWELVE, pool_small_accounts=True)
+    assert (result.status, result.found) == (status, found)
+    assert run("min_class_recall", 0.5, TWELVE).status == "not measured"
+
+
+def test_small_accounts_stand_beside_the_large_ones_where_they_have_the_rows():
+    alone = run("min_class_recall", 0.5, pool_small_accounts=True)  # 4 rows together are too few
+    assert (alone.status, alone.found) == ("passed", "0.5000 (통신비)")
+    assert "Too few test rows, so not measured: 1 small account together." in alone.why
+    beside = replace(GOOD, classes=[*GOOD.classes[:2], *TWELVE.classes])
+    assert "3 accounts" in run("min_class_recall", 0.5, beside, pool_small_accounts=True).why
+    none = run("min_class_recall", 0.5, small((4, 4, 4)), pool_small_accounts=True)
+    assert none.status == "not measured"
+
+
+def test_what_has_too_few_rows_to_be_measured_says_how_it_can_be():
+    result = run("min_class_recall", 0.5, TWELVE)
+    assert "At most 2 test rows (s0), fewer than class_floor_rows = 20" in result.why
+    assert "pool_small_accounts" in result.why
+
+
+def test_rare_accounts_are_not_asked_for_test_rows():
+    rare = replace(GOOD, classes=[*GOOD.classes, *small((0, 0, 1)).classes], rare=["s0"])
+    result = run("min_class_rows", 4, rare)
+    assert (result.status, result.found) == ("passed", "4 (소모품비)")
+    assert "Rare, so not measured: s0." in result.why
+    assert run("min_class_rows", 4, replace(rare, rare=[])).status == "failed"
+
+
+@pytest.mark.parametrize(
+    ("statuses", "outcome", "sentence"),
+    [
+        ("pp", "passed", "All 2 gates passed."),
+        ("pfn", "failed", "1 of 3 gates failed: b. 1 was not measured: c."),
+        ("pff", "failed", "2 of 3 gates failed: b, c."),
+        ("pnn", "not measured", "None of 3 gates failed, and 2 were not measured: b, c."),
+    ],
+)
+def test_failed_and_not_measured_are_two_things(statuses, outcome, sentence):
+    words = {"p": "passed", "f": "failed", "n": "not measured"}
+    gates = [
+        {"name": name, "status": words[each]} for name, each in zip("abc", statuses, strict=False)
+    ]
+    assert judge(gates) == (outcome, sentence)
+
+
 @pytest.mark.parametrize(
     ("name", "measured"),
     [
@@ -144,7 +218,8 @@ def test_only_what_is_asked_for_is_a_gate():
 
 
 def test_every_key_of_the_section_is_a_gate_or_a_setting():
-    assert set(gate_names()) == set(get_type_hints(Gates)) - {"class_floor_rows"}
+    settings = {"class_floor_rows", "pool_small_accounts"}
+    assert set(gate_names()) == set(get_type_hints(Gates)) - settings
 
 
 @pytest.mark.parametrize(

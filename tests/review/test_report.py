@@ -3,6 +3,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from account_tax.review.gates import judge
 from account_tax.review.report import describe_review, percent, render_html, render_markdown
 
 from .conftest import LABELS
@@ -121,11 +122,34 @@ def test_colours_follow_the_readers_theme(findings):
     assert "#30343a" not in figures
 
 
+@pytest.mark.parametrize(
+    ("statuses", "title", "colour"),
+    [
+        (["passed", "passed"], "gates passed", "good"),
+        (["passed", "failed", "not measured"], "gates failed", "bad"),
+        (["passed", "not measured"], "gates not measured", "unknown"),
+    ],
+)
+def test_what_was_not_measured_has_words_and_a_colour_of_its_own(findings, statuses, title, colour):
+    gates = [
+        gate | {"status": status} for gate, status in zip(findings["gates"], statuses, strict=False)
+    ]
+    shown = findings | {"gates": gates, "outcome": judge(gates)[0]}
+    assert f'class="summary" style="--verdict: var(--{colour})"' in render_html(shown)
+    assert describe_review(shown, "0").startswith(f"# Review: {title}\n")
+
+
+def test_rare_accounts_are_named(findings):
+    words = "With fewer than 3 different texts, so in train only: rent (1)."
+    for render in (render_html, render_markdown):
+        assert words in render(findings | {"rare": words})
+
+
 def test_what_did_not_pass_comes_first(findings):
     page = Page(render_html(findings)).text
     failed = [gate["name"] for gate in findings["gates"] if gate["status"] != "passed"]
     if failed:
-        assert f"{len(failed)} of {len(findings['gates'])} gates not passed" in page[:600]
+        assert f"{len(failed)} of {len(findings['gates'])} gates failed" in page[:600]
     else:
         assert f"All {len(findings['gates'])} gates passed" in page[:600]
 

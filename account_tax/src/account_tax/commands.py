@@ -15,13 +15,12 @@ import click
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from account_tax.errors import Failed, Preempted, Refused
+from account_tax.errors import Failed, Preempted, Refused, Unmeasured
 from account_tax.processes.groups import Interrupted, raise_on_signals
 from account_tax.tracking.owned_run import OwnedRun
 from account_tax.tracking.ownership import close_dead_runs
 from account_tax.tracking.store import TrackingAway, patience_seconds, short_waits
 
-REFUSED_STATUS = 2
 Asked = TypeVar("Asked")
 
 
@@ -33,9 +32,10 @@ def run_in_mlflow(
 ) -> int:
     """Read a command's words, do its work in its MLflow run and return the exit status.
 
-    0: done. 1: failed. 2: refused. 75: goes on later. 128 + n: ended by signal n. The run is
-    FINISHED, FAILED, SCHEDULED or KILLED, with the reason as its tag. A command that is refused
-    before it has done anything leaves no run but the one that MLFLOW_RUN_ID names.
+    0: done. 1: failed. 2: refused. 4: refused, as something was not measured. 75: goes on later.
+    128 + n: ended by signal n. The run is FINISHED, FAILED, SCHEDULED or KILLED, with the reason as
+    its tag. A command that is refused before it has done anything leaves no run but the one that
+    MLFLOW_RUN_ID names.
 
     Args:
         project: The project's root.
@@ -96,7 +96,7 @@ class End:
     @property
     def refused(self) -> bool:
         """Whether the command was told that it can't be done."""
-        return self.status == REFUSED_STATUS
+        return self.status in (Refused.status, Unmeasured.status)
 
 
 def end_of(err: Exception) -> End:
@@ -105,7 +105,7 @@ def end_of(err: Exception) -> End:
         case TrackingAway():
             return End(err.status, "FAILED", str(err), insist=False)  # it was waited for
         case Refused():
-            return End(REFUSED_STATUS, "FAILED", str(err))
+            return End(err.status, "FAILED", str(err))
         case Failed():
             return End(err.status, "FAILED", str(err))
         case Preempted():

@@ -6,6 +6,14 @@ TO_BE_CONTINUED = 75  # exit status, EX_TEMPFAIL of sysexits.h: the same command
 class Refused(ValueError):
     """The command can't do what it was asked; nothing was changed. Exit status 2."""
 
+    status = 2
+
+
+class Unmeasured(Refused):
+    """It can't, only because something was not measured. Exit status 4."""
+
+    status = 4
+
 
 class Failed(RuntimeError):
     """The work was begun and did not succeed. Exit status 1, or the one given."""

@@ -28,6 +28,9 @@ def test_a_plan_counts_without_tokenizing(parameters, ledger_csv, two_classes, m
     assert plan.labels == ["rent", "travel"]
     assert plan.rows == {"train": 32, "validation": 4, "test": 4}
     assert plan.facts["rows read"] == "41, left out: 1 duplicate"
+    assert plan.facts["rows"] == (
+        "train 32 (2 accounts), validation 4 (2 accounts), test 4 (2 accounts)"
+    )
     assert plan.source_sha256 == read_ledger(data).source_sha256
 
 
@@ -73,6 +76,26 @@ def test_the_description_counts_what_is_there(prepared):
     assert facts["labels"] == data["labels"] == "strict"
     assert facts["split"] == data["split"]
     assert json.loads(json.dumps(facts)) == facts
+
+
+def test_a_split_by_time_is_planned_and_described_by_its_days(
+    parameters, ledger_csv, tokenizer, model
+):
+    rows = [(f"line {i}", "ab"[i % 2], f"2024-01-{i // 2 + 1:02}", f"shop {i}") for i in range(40)]
+    path = ledger_csv(*rows, columns="text label date shop")
+    data = parameters(path, time_column="date", supplier_column="shop")
+    assert plan_data(data, model).facts["rows"] == (
+        "train 32 (2 accounts, 2024-01-01 to 2024-01-16), "
+        "validation 4 (2 accounts, 2024-01-17 to 2024-01-18, 4 rows of suppliers new to train), "
+        "test 4 (2 accounts, 2024-01-19 to 2024-01-20, 4 rows of suppliers new to train)"
+    )
+    ledger = read_ledger(data)
+    splits, labels = split_ledger(ledger, data)
+    tokenized = tokenize_splits(splits, labels, tokenizer, data["max_length"])
+    facts = describe_dataset(ledger, splits, tokenized, tokenizer, {}, data, {"model": model})
+    assert facts["days"]["validation"] == ["2024-01-17", "2024-01-18"]
+    assert tokenized["test"]["unseen"] == [True] * 4
+    assert facts["typed_columns"] == {"dates": "2024-01-01 to 2024-01-20"}
 
 
 def test_the_description_holds_no_text(prepared):

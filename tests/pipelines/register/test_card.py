@@ -80,7 +80,25 @@ def test_an_environment_off_the_lock_is_marked(facts):
     assert "| environment | as locked |" in card
 
 
+def test_suppliers_that_train_never_saw_stand_beside_the_others(facts):
+    assert "suppliers" not in write_card(facts)
+    for name, rows, share in (("unseen", 12, 0.75), ("other", 88, 0.9)):
+        facts["metrics"] |= {f"test/{name}_suppliers_rows": float(rows)}
+        facts["metrics"] |= {f"test/{name}_suppliers_accuracy": share}
+    card = write_card(facts)
+    assert (
+        "Suppliers that train never saw: 75.0% of 12 test rows right; others: 90.0% of 88." in card
+    )
+    del facts["metrics"]["test/unseen_suppliers_accuracy"]
+    facts["metrics"]["test/unseen_suppliers_rows"] = 0.0
+    assert "Suppliers that train never saw: n/a of 0 test rows right; others: 90.0%" in write_card(
+        facts
+    )
+
+
 def test_rare_accounts_are_named(facts):
     assert "in train only" not in write_card(facts)
     facts["dataset"] |= {"rare": "train_only", "min_rows": 3, "rare_accounts": {"rent": 1}}
     assert "fewer than 3 different texts, so in train only: rent (1)." in write_card(facts)
+    facts["dataset"]["time_column"] = "date"
+    assert "texts, or none in train, so left out after train: rent (1)." in write_card(facts)

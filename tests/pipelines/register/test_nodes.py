@@ -43,6 +43,25 @@ def test_the_calibration_is_fitted_to_validation_rows_and_measured_on_test_rows(
     assert {f"test/{name}": value for name, value in expected.items()}.items() <= found.items()
 
 
+def test_accuracy_is_told_apart_for_suppliers_that_train_never_saw(trained, run):
+    unseen = np.arange(24) < 5
+    splits = trained.splits | {"test": trained.splits["test"].add_column("unseen", unseen)}
+    evaluation = evaluate_model(
+        splits, {}, trained.metrics, trained.train, REGISTRY, str(trained.root)
+    )
+    logits, labels = answer_split(read_classifier(trained.folder), trained.splits["test"])
+    right = logits.argmax(-1) == labels
+    expected = {
+        "test/unseen_suppliers_rows": 5,
+        "test/unseen_suppliers_accuracy": right[:5].mean(),
+        "test/other_suppliers_rows": 19,
+        "test/other_suppliers_accuracy": right[5:].mean(),
+    }
+    found = MlflowClient().get_run(run.info.run_id).data.metrics
+    assert {key: found[key] for key in expected} == pytest.approx(expected)
+    assert expected.items() <= evaluation["metrics"].items()
+
+
 def test_the_same_classifier_has_the_same_content_after_a_second_calibration(trained):
     digests = []
     for _ in range(2):

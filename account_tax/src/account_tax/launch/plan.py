@@ -66,14 +66,13 @@ class Plan:
 
     def facts(self) -> dict[str, Any]:
         """Return what a person wants to know before the start, by name."""
-        rows, report = self.report["rows"], self.report
+        report = self.report
         trainable, everything = report["trainable_parameters"], report["parameters"]
         share = trainable / everything
         return {
             "recipe": self.resolved.launch.recipe,
             "configuration sha256": self.resolved.sha256,
             **report["ledger"],
-            "rows": ", ".join(f"{name} {count:,}" for name, count in rows.items()),
             "classes": len(report["labels"]),
             "world size": f"{self.world_size} ({self.device})",
             "global batch": self.schedule.global_batch_size,

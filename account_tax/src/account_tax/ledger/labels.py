@@ -76,10 +76,10 @@ class DoubtfulLabels:
         """Return what was found as a line, "" for nothing."""
         found = {
             f"look like one account ({', '.join(self.kinds)})": [
-                " = ".join(_with_rows(rows)) for rows in self.alike.values()
+                " = ".join(with_rows(rows)) for rows in self.alike.values()
             ],
-            "a word for nothing": _with_rows(self.nulls),
-            "a total": _with_rows(self.totals),
+            "a word for nothing": with_rows(self.nulls),
+            "a total": with_rows(self.totals),
         }
         return "; ".join(f"{kind}: {shorten(labels)}" for kind, labels in found.items() if labels)
 
@@ -134,7 +134,8 @@ def shorten(items: Sequence[str]) -> str:
     return ", ".join([*items[:SHOWN_LABELS], *[f"{more} more"] * (more > 0)])
 
 
-def _with_rows(rows: Mapping[str, int]) -> list[str]:
+def with_rows(rows: Mapping[str, int]) -> list[str]:
+    """Return labels, each with its number of rows."""
     return [f"{label} ({count:,})" for label, count in rows.items()]
 
 

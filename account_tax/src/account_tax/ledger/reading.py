@@ -9,7 +9,7 @@ import logging
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,11 @@ from account_tax.faults import tell
 from account_tax.model.classifier import as_text, join_texts
 from account_tax.storage.names import SPLITS
 
+from .amounts import mind_texts, read_amounts
+from .dates import cut_by_days, read_days
 from .formats import files_in_words
 from .joined import JoinedFiles
-from .labels import DoubtfulLabels, find_doubtful, read_label_map, shorten
+from .labels import DoubtfulLabels, find_doubtful, read_label_map, shorten, with_rows
 from .sources import digest_files, find_files
 from .units import find_rare, seen_texts
 from .windows import Wanted, Window
@@ -35,6 +37,7 @@ WINDOW_ROWS = 8192
 HOPELESS = 100_000  # so many rejects beyond the share that may be, and the rest is not read
 # A column of more values, with fewer rows each, holds texts, which no message may show.
 FEW_LABELS, LEAST_ROWS = 5, 3
+OTHERS = ("group", "time", "supplier", "amount")  # columns that may be named beside text and label
 SHOWN_REASONS, SHOWN_ROWS = 20, 3  # of rows that can't be read; all are counted
 
 
@@ -56,8 +59,9 @@ class Ledger:
 
     Attributes:
         frame: Columns text, label (both never empty) and row_id (0-based number of the row in its
-            file, those that can't be read included); group, where a group column is set; split,
-            where the source is split already; seen, what `read_ledger` was given of a text.
+            file, those that can't be read included); group, supplier, day and amount (NaN: none
+            that can be read), where their columns are set; split, where the source is split already
+            or by time; seen, what `read_ledger` was given of a text.
         source_sha256: Digest of the source's bytes, see `source_digest`.
         rows_read: Rows in the source.
         dropped: Rows kept out, by reason; a row counts once, under the first reason that applies.
@@ -65,7 +69,9 @@ class Ledger:
         rejects: Of the rows that can't be read, by reason: `rows`, and where the `first` stand.
         doubtful: Labels that were merged, left out or kept as they are, see `data.labels`.
         renamed: Rows that have another label by `data.label_map`.
-        rare: Labels with fewer texts (or groups) than `data.min_rows`, and with how many.
+        rare: Labels with fewer texts (or groups) than `data.min_rows`, or, where splits follow each
+            other in time, with none in train; and how many texts.
+        typed: What was found of columns that are no text, in words by name.
     """
 
     frame: pd.DataFrame
@@ -77,6 +83,7 @@ class Ledger:
     doubtful: DoubtfulLabels
     renamed: int
     rare: dict[str, int]
+    typed: dict[str, str] = field(default_factory=dict)
 
     def facts(self) -> dict[str, str]:
         """Return what reading found, in a person's words, by name."""
@@ -84,12 +91,14 @@ class Ledger:
             "ledger": files_in_words(self.found),
             "rows read": f"{self.rows_read:,}, left out: {_left_out(self.dropped)}",
         }
+        where = "left out after train" if "day" in self.frame else "in train only"
+        where = "left out" if not set(self.rare) & set(self.frame["label"]) else where
         more = {
             "unreadable rows": _in_words(self.rejects),
             "label map": f"{self.renamed:,} rows have a new account" * bool(self.renamed),
             "doubtful accounts": self.doubtful.in_words(),
-            "rare accounts": rare_in_words(self.rare)
-            + (", left out" if self.dropped["rare_label"] else ", in train only") * bool(self.rare),
+            "rare accounts": f"{shorten(with_rows(self.rare))}, {where}" * bool(self.rare),
+            **self.typed,
         }
         return facts | {name: words for name, words in more.items() if words}
 
@@ -101,7 +110,7 @@ def read_ledger(
 
     Args:
         data: The parameters of data.yml; used are source and how it is read, text_columns,
-            label_column, group_column, separator and duplicates.
+            label_column, the columns that are no text, separator, duplicates and split.
         see: Gives a number, (N,), for what a model reads of each text: rows with one number are
             repeats. Without it those with one text are.
 
@@ -119,6 +128,11 @@ def read_ledger(
         raise DataError(faults)
     frame = pd.concat(frames, ignore_index=True)
     frames.clear()  # else there are two of all of them from here on
+    typed = {"mind this": words} if (words := mind_texts(tables.first)) else {}
+    if data.get("amount_column"):
+        frame["amount"], typed["amounts"] = read_amounts(frame["amount"])
+    if data.get("time_column"):
+        frame, typed["dates"] = _read_dates(frame, data, tables)
     renamed = _rename_labels(frame, label_map)
     doubtful = _find_doubtful_labels(frame, data)
     if data.get("labels") == "merge":
@@ -126,6 +140,8 @@ def read_ledger(
     if see:
         frame["seen"] = see(frame["text"].tolist())
     kept, dropped = _keep_out(frame, data, doubtful)
+    if "day" in kept:
+        kept = _split_by_time(kept, data)
     kept, rare = _settle_rare(kept, data)
     dropped = {"unreadable": tables.rejected, **dropped}
     dropped["rare_label"] = len(frame) - sum(dropped.values()) + tables.rejected - len(kept)
@@ -135,8 +151,8 @@ def read_ledger(
     name = public_source(data["source"])
     logger.info("%s: read as %s", name, files.read_as)
     logger.info("%s: %d rows read, %d kept, dropped %s", name, rows_read, len(kept), dropped)
-    rejects = tables.most_rejects()
-    return Ledger(kept, digest, rows_read, dropped, files.found, rejects, doubtful, renamed, rare)
+    rejects, found = tables.most_rejects(), files.found
+    return Ledger(kept, digest, rows_read, dropped, found, rejects, doubtful, renamed, rare, typed)
 
 
 def read_columns(data: dict[str, Any], columns: Sequence[str]) -> pd.DataFrame:
@@ -203,8 +219,9 @@ def _pick_rows(window: Window, ids: np.ndarray, data: dict[str, Any]) -> pd.Data
         "label": as_text(read[data["label_column"]]),
         "row_id": ids,
     }
-    if data["group_column"]:
-        columns["group"] = as_text(read[data["group_column"]])
+    columns |= {kind: as_text(read[name]) for kind, name in _other_columns(data).items()}
+    if "time" in columns:
+        columns |= {"line": window.rows.numbers, "place": f"{window.file} {window.unit}"}
     frame = pd.DataFrame(columns)
     return frame if window.split is None else frame.assign(split=window.split)
 
@@ -217,6 +234,7 @@ class _Tables:
         self._read: Counter[str | None] = Counter()  # rows by split, those that can't be read too
         self._rejects: dict[str, dict[str, Any]] = {}
         self.rejected = 0
+        self.first = pd.DataFrame()  # the texts of the first rows
         self.faults = [f"data.source = {file.name}: {text}" for file, text in files.faults]
 
     def windows(self) -> Iterator[tuple[Window, np.ndarray]]:
@@ -226,6 +244,8 @@ class _Tables:
                 numbers = np.array(window.rows.numbers, dtype=np.int64)
                 aside = [reject.number for reject in window.rejects]
                 before = self._read[window.split] + np.searchsorted(aside, numbers)
+                if self.first.empty:
+                    self.first = window.rows.frame(self._data["text_columns"])
                 yield window, before + np.arange(len(numbers))
                 self._count(window)
                 if self.rejected > HOPELESS and self.reject_faults():
@@ -235,12 +255,16 @@ class _Tables:
 
     def _count(self, window: Window) -> None:
         self._read[window.split] += window.read
-        self.rejected += len(window.rejects)
         for reject in window.rejects:
-            counted = self._rejects.setdefault(reject.reason, {"rows": 0, "first": []})
-            counted["rows"] += 1
-            if counted["rows"] <= SHOWN_ROWS:
-                counted["first"].append(f"{window.file} {window.unit} {reject.number}")
+            self.set_aside(reject.reason, f"{window.file} {window.unit} {reject.number}")
+
+    def set_aside(self, reason: str, place: str) -> None:
+        """Count a row that can't be used for what it holds."""
+        self.rejected += 1
+        counted = self._rejects.setdefault(reason, {"rows": 0, "first": []})
+        counted["rows"] += 1
+        if counted["rows"] <= SHOWN_ROWS:
+            counted["first"].append(place)
 
     def most_rejects(self) -> dict[str, dict[str, Any]]:
         """Return `Ledger.rejects`, the most frequent reasons first."""
@@ -283,9 +307,13 @@ def _set_by(data: dict[str, Any]) -> dict[str, str]:
     """Return the columns that are read, and the parameter that names each."""
     columns = dict.fromkeys(data["text_columns"], "data.text_columns")
     columns[data["label_column"]] = "data.label_column"
-    if data["group_column"]:
-        columns[data["group_column"]] = "data.group_column"
-    return columns
+    return columns | {name: f"data.{kind}_column" for kind, name in _other_columns(data).items()}
+
+
+def _other_columns(data: dict[str, Any]) -> dict[str, str]:
+    """Return the columns that are neither text nor label, by what they hold."""
+    # A version that was recorded before one of them could be set was made without it.
+    return {kind: name for kind in OTHERS if (name := data.get(f"{kind}_column"))}
 
 
 # --- rows ---------------------------------------------------------------------------------------
@@ -384,21 +412,70 @@ def _find_doubtful_labels(frame: pd.DataFrame, data: dict[str, Any]) -> Doubtful
     return doubtful
 
 
+def _read_dates(
+    frame: pd.DataFrame, data: dict[str, Any], tables: _Tables
+) -> tuple[pd.DataFrame, str]:
+    """Return the rows by day, those without one set aside, and the dates in words.
+
+    Rows that lack a text or label are left out for that, whatever their date.
+    """
+    column = data["time_column"]
+    key = f"data.time_column = {column}"
+    if "split" in frame:
+        raise DataError([f"{key}: the source is split already. Set it to null."])
+    try:
+        frame["day"], order = read_days(pd.Series(frame["time"]), data["date_order"])
+    except Refused as err:
+        raise DataError([f"{key}: {err}"]) from None
+    undated = frame["day"].isna()
+    out = undated & (frame["text"] != "") & (frame["label"] != "")
+    for text, place, line in frame.loc[out, ["time", "place", "line"]].itertuples(index=False):
+        tables.set_aside(f"no {'readable ' * bool(text)}date in {column}", f"{place} {line}")
+    if faults := tables.reject_faults():
+        raise DataError(faults)
+    span = " to ".join(f"{day:%Y-%m-%d}" for day in (frame["day"].min(), frame["day"].max()))
+    rows = frame.loc[~out].drop(columns=["time", "place", "line"])
+    return rows.sort_values("day", kind="stable"), span + (f", read as {order}" if order else "")
+
+
+def _split_by_time(kept: pd.DataFrame, data: dict[str, Any]) -> pd.DataFrame:
+    """Return the rows in the source's order, with the split of each."""
+    try:
+        drawn = cut_by_days(kept["day"].to_numpy(), data["split"])
+    except Refused as err:
+        raise DataError([f"data.time_column = {data['time_column']}: {err}"]) from None
+    return kept.assign(split=np.array(SPLITS)[drawn]).sort_values("row_id", ignore_index=True)
+
+
 def _settle_rare(kept: pd.DataFrame, data: dict[str, Any]) -> tuple[pd.DataFrame, dict[str, int]]:
     """Return the rows that stay, and the rare labels with their number of texts or groups.
 
-    A folder's own splits stay as they are, and without strata a label may be in any split.
+    A folder's own splits stay as they are, and without strata a label may be in any split. By time,
+    what comes after train can't go there: rows of rare labels and of new ones are left out.
     """
-    how = data.get("rare", "refuse")
-    if how != "drop" and ("split" in kept or not data["split"]["stratified"]):
+    how, by_time = data.get("rare", "refuse"), "day" in kept
+    if how != "drop" and not by_time and ("split" in kept or not data["split"]["stratified"]):
         return kept, {}
     rare = find_rare(kept, data.get("min_rows", len(SPLITS)), tied=how == "train_only")
-    return (kept.loc[~kept["label"].isin(rare)] if how == "drop" else kept), rare
+    in_train = (kept["split"] == "train").to_numpy() if by_time else np.full(len(kept), True)
+    new = kept.loc[~kept["label"].isin(kept.loc[in_train, "label"]), "label"]
+    rare = dict(sorted({**new.value_counts().to_dict(), **rare}.items()))
+    if how == "refuse":
+        return kept, rare
+    out = kept["label"].isin(rare).to_numpy() & (~in_train | (how == "drop"))
+    return kept.loc[~out], rare
 
 
-def rare_in_words(rare: Mapping[str, int]) -> str:
-    """Return rare labels as a line, with how many texts or groups they have."""
-    return shorten([f"{label} ({count})" for label, count in rare.items()])
+def describe_rare(dataset: Mapping[str, Any]) -> str:
+    """Return the rare accounts of dataset_metadata as a sentence, "" for none."""
+    if not (rare := dataset.get("rare_accounts")):
+        return ""
+    listed = ", ".join(with_rows(rare))
+    few, where = f"fewer than {dataset['min_rows']} different texts", "in train only"
+    if dataset.get("time_column"):
+        few, where = f"{few}, or none in train", "left out after train"
+    where = where if dataset["rare"] == "train_only" else "left out"
+    return f"With {few}, so {where}: {listed}."
 
 
 def _class_faults(

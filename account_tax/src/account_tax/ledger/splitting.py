@@ -15,11 +15,12 @@ import pandas as pd
 from account_tax.confidential import public_source
 from account_tax.storage.names import SPLITS
 
-from .labels import shorten
-from .reading import DataError, Ledger, rare_in_words
+from .dates import describe_days
+from .labels import shorten, with_rows
+from .reading import DataError, Ledger
 from .units import number_units
 
-ROW_COLUMNS = ["text", "label", "row_id", "group"]
+ROW_COLUMNS = ["text", "label", "row_id", "group", "day", "unseen", "amount"]
 TRAIN, VALIDATION, TEST = range(len(SPLITS))
 
 
@@ -30,7 +31,7 @@ def split_ledger(ledger: Ledger, data: dict[str, Any]) -> tuple[dict[str, pd.Dat
     are drawn by `data.split`, which decides them for good: the same rows and seed, the same splits.
 
     Args:
-        ledger: The rows.
+        ledger: The rows; with a supplier, rows get the column unseen.
         data: The parameters of data.yml; used are source, split, group_column and rare.
 
     Raises:
@@ -44,6 +45,8 @@ def split_ledger(ledger: Ledger, data: dict[str, Any]) -> tuple[dict[str, pd.Dat
     if "split" not in frame:
         drawn = draw_splits(frame, data["split"], ledger.rare)
         frame = frame.assign(split=np.array(SPLITS)[drawn])
+    if "supplier" in frame:
+        frame = frame.assign(unseen=_is_unseen(frame))
     splits = {
         name: frame.loc[frame["split"] == name].filter(ROW_COLUMNS).reset_index(drop=True)
         for name in SPLITS
@@ -51,6 +54,25 @@ def split_ledger(ledger: Ledger, data: dict[str, Any]) -> tuple[dict[str, pd.Dat
     if faults := _split_faults(frame, splits, data):
         raise DataError(faults)
     return splits, labels
+
+
+def splits_in_words(splits: Mapping[str, pd.DataFrame]) -> str:
+    """Return each split's rows, accounts, days and rows of new suppliers, as a line."""
+    days = describe_days(splits)
+    listed = []
+    for name, rows in splits.items():
+        facts = [f"{rows['label'].nunique()} accounts"]
+        facts += [" to ".join(days[name])] if days else []
+        if "unseen" in rows and name != "train":
+            facts.append(f"{rows['unseen'].sum():,} rows of suppliers new to train")
+        listed.append(f"{name} {len(rows):,} ({', '.join(facts)})")
+    return ", ".join(listed)
+
+
+def _is_unseen(frame: pd.DataFrame) -> Any:
+    """Return whether a row has a supplier of whom train has no row, (N,)."""
+    known = frame.loc[frame["split"] == "train", "supplier"]
+    return (frame["supplier"] != "") & ~frame["supplier"].isin(known)
 
 
 def _split_faults(
@@ -80,10 +102,11 @@ def _split_faults(
 def _rare_fault(rare: Mapping[str, int], data: dict[str, Any]) -> str:
     of = "groups" if data["group_column"] else "different texts"
     few = f"fewer than {data.get('min_rows', len(SPLITS))} {of}"
+    few += ", or none in train," * bool(data.get("time_column"))
     return (
-        f"data.rare = refuse: {few} of {rare_in_words(rare)}. Set data.rare to train_only, which "
-        "keeps such accounts out of validation and test, or to drop; or add rows, or join accounts "
-        "by data.label_map."
+        f"data.rare = refuse: {few} of {shorten(with_rows(rare))}. Set data.rare to train_only, "
+        "which keeps such accounts out of validation and test, or to drop; or add rows, or join "
+        "accounts by data.label_map."
     )
 
 

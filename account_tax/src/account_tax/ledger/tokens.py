@@ -156,7 +156,8 @@ def tokenize_splits(
 
     Returns:
         Of each split input_ids (list of int32), attention_mask (list of int8, all 1), labels
-        (ClassLabel), row_id (int64) and length (int32, the tokens of the row).
+        (ClassLabel), row_id (int64) and length (int32, the tokens of the row); unseen (bool) as
+        `split_ledger` gives it.
     """
     features = Features(
         {
@@ -165,6 +166,11 @@ def tokenize_splits(
             "labels": ClassLabel(names=labels),
             "row_id": Value("int64"),
             "length": Value("int32"),
+            **(
+                {"unseen": Value("bool")}
+                if any("unseen" in rows for rows in splits.values())
+                else {}
+            ),
         }
     )
     tokenized = {}
@@ -195,6 +201,7 @@ def _tokenize_rows(
             "labels": pd.Categorical(rows["label"], categories=labels).codes.astype(np.int64),
             "row_id": rows["row_id"].to_numpy(),
             "length": lengths,
+            **{name: rows[name].to_numpy() for name in rows.columns.intersection(["unseen"])},
         }
     )
 

@@ -54,6 +54,22 @@ def answer_split(classifier: LoadedClassifier, split: Any) -> tuple[np.ndarray, 
     return logits, np.asarray(split["labels"], dtype=np.int64)
 
 
+def score_suppliers(test: Any, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Return `test/…` rows and accuracy of suppliers that train never saw, and of the others.
+
+    Of a split that says which, by its column unseen; logits, (N, C), and class ids, (N,), are its.
+    """
+    if "unseen" not in test.column_names:
+        return {}
+    right, unseen = logits.argmax(-1) == labels, np.asarray(test["unseen"])
+    found = {}
+    for name, rows in (("unseen", unseen), ("other", ~unseen)):
+        found[f"test/{name}_suppliers_rows"] = float(rows.sum())
+        if rows.any():
+            found[f"test/{name}_suppliers_accuracy"] = float(right[rows].mean())
+    return found
+
+
 def score_answers(
     names: list[str], logits: np.ndarray, labels: np.ndarray, average: str
 ) -> dict[str, Any]:

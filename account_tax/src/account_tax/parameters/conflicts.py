@@ -23,6 +23,13 @@ def _data_conflicts(get: Get) -> Iterator[Conflict]:
         yield "data.split.train", f"train, validation and test have to sum to 1, and sum to {total}"
     if get("data.label_column") in (get("data.text_columns") or []):
         yield "data.label_column", "is one of data.text_columns too: the text would hold its label"
+    if get("data.time_column") and get("data.group_column"):
+        yield (
+            "data.group_column",
+            "a group has days of two splits: with data.time_column set null",
+        )
+    if get("data.time_column") and get("data.duplicates") == "keep":
+        yield "data.duplicates", "repeats have days of two splits: with data.time_column set drop"
 
 
 def _precision_conflicts(get: Get) -> Iterator[Conflict]:

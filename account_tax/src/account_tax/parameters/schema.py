@@ -161,6 +161,10 @@ class Data(TypedDict):
     labels: Literal["strict", "merge", "as_is"]
     label_map: Name | None
     group_column: Name | None
+    time_column: Name | None
+    date_order: Literal["ymd", "dmy", "mdy"] | None
+    supplier_column: Name | None
+    amount_column: Name | None
     separator: str
     max_length: Annotated[int, Field(ge=3), Words("a whole number of at least 3")]
     duplicates: Literal["drop", "keep"]
@@ -183,6 +187,7 @@ class Gates(TypedDict):
     min_class_recall: UpToOne | None
     min_class_f1: UpToOne | None
     class_floor_rows: Count
+    pool_small_accounts: bool
     min_class_rows: Count | None
     max_calibration_error: UpToOne | None
     min_coverage: UpToOne | None

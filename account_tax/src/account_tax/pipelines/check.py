@@ -19,6 +19,7 @@ import torch
 import yaml
 from huggingface_hub.constants import HF_HUB_CACHE
 
+from account_tax.ledger.labels import shorten, with_rows
 from account_tax.ledger.tokens import check_length, load_base
 from account_tax.model.classifier import PACKAGE_SCHEME
 from account_tax.pipelines.prepare.nodes import inputs_sha256, plan_data
@@ -27,6 +28,8 @@ from account_tax.pipelines.train.training_core import apply_lora_adapters, insta
 from account_tax.processes.guard import guard_stage
 from account_tax.processes.ranks import keep_operators_apart
 from account_tax.provenance.signing import SignatureError, load_private_key
+
+POOL_HINT = " (registry.gates.pool_small_accounts=true measures them together)"
 
 
 def check(values: dict[str, Any]) -> dict[str, Any]:
@@ -43,6 +46,9 @@ def check(values: dict[str, Any]) -> dict[str, Any]:
     if data is not None:
         plan = plan_data(data, {"num_labels": None, **model})
         report["faults"] += plan.faults
+        gates = values.get("registry", {}).get("gates")
+        if words := floors_in_words(gates, plan.test_rows) if gates else "":
+            plan.facts["gates"] = words
         report |= {"labels": plan.labels, "rows": plan.rows, "ledger": plan.facts}
         report["source_sha256"] = plan.source_sha256
     if model.get("name"):
@@ -53,6 +59,34 @@ def check(values: dict[str, Any]) -> dict[str, Any]:
     report["faults"] += _training_faults(train) + _cache_faults(model, report)
     report["faults"] += _key_faults(values.get("registry", {}))
     return report
+
+
+def floors_in_words(gates: Mapping[str, Any], test_rows: Mapping[str, int]) -> str:
+    """Return what a review won't be able to measure of accounts with so many test rows, or ""."""
+    floor, pooled = gates["class_floor_rows"], gates["pool_small_accounts"]
+    small = {label: rows for label, rows in test_rows.items() if rows < floor}
+    together, count = sum(small.values()), f"{len(small)} of {len(test_rows)} accounts"
+    words = {
+        "leave": f"leave out {count}, of fewer than {floor} test rows",
+        "pool": f"measure {count} together, by {together} test rows",
+        "none": f"not be measurable: {count} have fewer than {floor} test rows",
+    }
+    outcome = "none" if len(small) == len(test_rows) else "leave"
+    outcome = "pool" if pooled and together >= floor else outcome
+    hint = ", together too" * (outcome != "pool") if pooled else POOL_HINT
+    floors = " and ".join(
+        name for name in ("min_class_recall", "min_class_f1") if gates[name] is not None
+    )
+    said = [f"{floors} will {words[outcome]}: {shorten(with_rows(small))}{hint}"] * bool(
+        floors and small
+    )
+    least = gates["min_class_rows"] or 0
+    few = {label: rows for label, rows in test_rows.items() if rows < least}
+    if few and not pooled:
+        said.append(
+            f"min_class_rows will fail: fewer than {least} test rows of {shorten(with_rows(few))}"
+        )
+    return "; ".join(said)
 
 
 def _check_model(

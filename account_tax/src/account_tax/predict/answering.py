@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from account_tax.ledger.amounts import sum_amounts
 from account_tax.ledger.joined import JoinedFiles
 from account_tax.ledger.rows import Rows
 from account_tax.ledger.windows import Reject, Window
@@ -32,6 +33,7 @@ class Desk:
     device: str
     top_k: int
     threshold: float | None
+    amount_column: str | None = None
 
     def file(self, window: Window) -> tuple[Rows, pd.DataFrame, list[Reject]]:
         """Return a window's readable rows, their answers, and all rows that can't be filed."""
@@ -90,6 +92,8 @@ def file_ledger(
             **{f"{LABEL}{label}": rows for label, rows in Counter(answers["label"]).items()},
             **{f"{REVIEW}{label}": rows for label, rows in Counter(review).items()},
         }
+        if column := desk.amount_column:
+            counts |= sum_amounts(join_texts(rows.frame([column]), [column], ""), answers["label"])
         journal.commit(window.file if source.several else "", rejects, counts)
         read += window.read
         tell(journal.total("read"), read / (time.perf_counter() - start))

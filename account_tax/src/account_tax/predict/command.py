@@ -13,6 +13,7 @@ import torch
 from mlflow import MlflowClient
 
 from account_tax.errors import Failed
+from account_tax.ledger.amounts import settle_sums
 from account_tax.model.classifier import load_classifier
 from account_tax.processes.groups import Interrupted
 from account_tax.storage.files import sha256_of
@@ -66,7 +67,7 @@ def _file(plan: Plan, run: OwnedRun) -> dict[str, float]:
         click.echo(f"predict: reads {plan.source.read_as}")
         click.echo(f"predict: {plan.model.title} on {device}{begun}")
         classifier = load_classifier(plan.model.folder, device)
-        desk = Desk(classifier, device, options.top_k, plan.threshold)
+        desk = Desk(classifier, device, options.top_k, plan.threshold, options.amount_column)
         sink = make_sink(options.output, plan.source, added_columns(options.top_k))
         before = plan.source.state()
         try:
@@ -122,7 +123,7 @@ def _show(plan: Plan, rows: Mapping[str, int], read: int, seconds: float) -> dic
     }.items():
         if text:
             click.echo(f"{name:<24} {text}")
-    _show_accounts(rows)
+    _show_accounts(rows, summed=plan.options.amount_column is not None)
     click.echo(f"{plan.options.output.name}: filed by {plan.model.title}")
     return {
         "predict/rows_read": rows["read"],
@@ -134,17 +135,21 @@ def _show(plan: Plan, rows: Mapping[str, int], read: int, seconds: float) -> dic
     }
 
 
-def _show_accounts(rows: Mapping[str, int]) -> None:
-    """Print how many rows each account has, the most frequent first."""
+def _show_accounts(rows: Mapping[str, int], *, summed: bool) -> None:
+    """Print how many rows each account has, and their amount, the most frequent first."""
     names = sorted(
         (name.removeprefix(LABEL) for name in rows if name.startswith(LABEL)),
         key=lambda name: (-rows[f"{LABEL}{name}"], name),
     )
+    sums, unread = settle_sums(rows, names)
     for name in names[:SHOWN_ACCOUNTS]:
         review = rows.get(f"{REVIEW}{name}", 0)
-        click.echo(f"{name:<24} {rows[f'{LABEL}{name}']:,} ({review:,} for review)")
+        amount = f", amount {sums[name]:,.2f}" * summed
+        click.echo(f"{name:<24} {rows[f'{LABEL}{name}']:,} ({review:,} for review){amount}")
     if len(names) > SHOWN_ACCOUNTS:
         click.echo(f"{len(names) - SHOWN_ACCOUNTS} more accounts")
+    if unread:
+        click.echo(f"{'amounts':<24} {unread:,} rows have none that can be read")
 
 
 def _tags(plan: Plan) -> dict[str, str]:

@@ -28,6 +28,7 @@ class Options:
     encoding: Annotated[Encoding | None, Help("Of a text file; else it is found.")] = None
     header_row: Annotated[Count | None, Help("The header's line; else it is found.")] = None
     sheet: Annotated[Name | None, Help("Of a workbook; else the one with the columns.")] = None
+    amount_column: Annotated[Name | None, Help("Summed by account at the end.")] = None
     # What is held in memory, and what a killed run loses.
     batch_rows: Annotated[Count, Help("Rows read, sorted, answered and stored at once.")] = 8192
     overwrite: Annotated[bool, Help("Replace an output that is there.")] = False

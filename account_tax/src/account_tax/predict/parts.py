@@ -52,7 +52,7 @@ class Journal:
                 return note
         return None
 
-    def commit(self, file: str, rejects: Iterable[Reject], counts: Mapping[str, int]) -> None:
+    def commit(self, file: str, rejects: Iterable[Reject], counts: Mapping[str, float]) -> None:
         """Count the next part, whose rows were just written, as done.
 
         Args:
@@ -73,7 +73,10 @@ class Journal:
 
     def totals(self) -> Counter[str]:
         """Return the sum of each count over the parts that are done."""
-        return sum((Counter(note["counts"]) for note in self.notes), Counter())
+        counted = Counter[str]()
+        for note in self.notes:
+            counted.update(note["counts"])  # not +, which takes no sum below 0
+        return counted
 
     def total(self, count: str) -> int:
         """Return the sum of a count over the parts that are done."""

@@ -73,7 +73,7 @@ class Plan:
             "input": self.input_sha256,
             "model": self.model.content_sha256,
             "options": [options.top_k, self.threshold, options.batch_rows],
-            "read": [options.encoding, options.header_row, options.sheet],
+            "read": [options.encoding, options.header_row, options.sheet, options.amount_column],
             "formats": [options.input.suffix.lower(), options.output.suffix.lower()],
             "device": device,
         }
@@ -161,7 +161,8 @@ def open_input(options: Options, text_columns: Sequence[str], scratch: Path) -> 
         raise Refused("neither file nor folder.")
     how = {"encoding": options.encoding, "header_row": options.header_row, "sheet": options.sheet}
     try:
-        wanted = Wanted(dict.fromkeys(text_columns, ""), **how)
+        columns = [*text_columns, *filter(None, [options.amount_column])]
+        wanted = Wanted(dict.fromkeys(columns, ""), **how)
         source = JoinedFiles(str(path), wanted, scratch, alike=True)
         source.refuse_faults()
     except OSError as err:

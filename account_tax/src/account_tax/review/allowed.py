@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from account_tax.errors import Refused
+from account_tax.errors import Refused, Unmeasured
 from account_tax.faults import hint, tell
 from account_tax.storage.names import CONTENT_TAG
 
@@ -83,16 +83,22 @@ def check_proposal(
 ) -> None:
     """Raise Refused with everything that speaks against the decision."""
     faults = [*proposal.faults(), *_faults_of_move(registry, subject, proposal)]
+    hinder = list[GateResult]()
     if proposal.decision == "approve":
         faults += _faults_of_reviewer(author, proposal)
-        faults += _faults_of_gates(proposal.gates, proposal.waive)
-    if faults:
-        raise _refusal(faults, f"{proposal.decision} of {registry.model.name} {subject.version}")
+        faults += _faults_of_waivers(proposal.gates, proposal.waive)
+        hinder += [each for each in proposal.gates if not each.passed]
+        hinder = [each for each in hinder if each.name not in proposal.waive]
+    if faults or hinder:
+        failed = faults or any(each.status == "failed" for each in hinder)
+        faults += [_hindrance(each) for each in hinder]
+        what = f"{proposal.decision} of {registry.model.name} {subject.version}"
+        raise _refusal(faults, what, Refused if failed else Unmeasured)
 
 
-def _refusal(faults: list[str], what: str) -> Refused:
+def _refusal(faults: list[str], what: str, kind: type[Refused] = Refused) -> Refused:
     """Return the refusal that says every fault and that nothing was changed."""
-    return Refused(f"{tell(faults, f'with the {what}')}\n{NOTHING_CHANGED}")
+    return kind(f"{tell(faults, f'with the {what}')}\n{NOTHING_CHANGED}")
 
 
 def faults_of_words(
@@ -161,21 +167,21 @@ def _same_name(one: str, other: str) -> bool:
     return one_line(one).casefold() == one_line(other).casefold()
 
 
-def _faults_of_gates(gates: list[GateResult], waive: list[str]) -> list[str]:
-    """Return each gate that hinders the approval, and each waiver that waives nothing."""
-    by_name = {gate.name: gate for gate in gates}
-    faults = [
-        f"gate {gate.name}: {gate.status}, found {gate.found}, wanted {gate.wanted}. "
+def _hindrance(gate: GateResult) -> str:
+    found = f"found {gate.found}" if gate.found else gate.why.removesuffix(".")
+    return (
+        f"gate {gate.name}: {gate.status}, {found}; wanted {gate.wanted}. "
         f"Waive it with the reason for that (-P waive={gate.name}), or reject the version."
-        for gate in gates
-        if not gate.passed and gate.name not in waive
-    ]
-    faults += [
+    )
+
+
+def _faults_of_waivers(gates: list[GateResult], waive: list[str]) -> list[str]:
+    passed = [gate.name for gate in gates if gate.passed]
+    return [
         f"waive = {name} (-P waive): this gate passed. Leave it out."
         for name in dict.fromkeys(waive)
-        if name in by_name and by_name[name].passed
+        if name in passed
     ]
-    return faults
 
 
 def _faults_of_expiry(expires: str | None, now: datetime) -> list[str]:

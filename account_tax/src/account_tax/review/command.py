@@ -28,7 +28,7 @@ from account_tax.tracking.store import tracking_uri
 
 from .allowed import DENIED, Proposal
 from .decision import decide
-from .gates import GateResult
+from .gates import GateResult, judge
 from .history import count_entries, read_history
 from .history_text import format_history
 from .registry_state import verify_history
@@ -38,6 +38,7 @@ from .states import CHAMPION
 
 FOLDER = "review"  # of the run's artifacts
 REPORT = "report.html"
+COLOURS = {"passed": "green", "failed": "red", "not measured": "yellow"}
 
 
 def review(project: Path, request: Request, run: OwnedRun | None) -> None:
@@ -170,7 +171,7 @@ def log_review(
     write_section(client, version, "review", describe_review(findings, experiment))
     tags = {
         "review/run_id": run.run_id,
-        "review/gates": "passed" if findings["gates_passed"] else "failed",
+        "review/gates": findings["outcome"],
         "review/sha256": sha256,
     }
     for key, value in tags.items():
@@ -213,4 +214,9 @@ def show(findings: dict[str, Any]) -> None:
     width = max((len(gate["name"]) for gate in findings["gates"]), default=0)
     for gate in findings["gates"]:
         found = f"{gate['found']}, wanted: " if gate["found"] else "wanted: "
-        click.echo(f"{gate['name']:<{width}}  {gate['status']:<12}  {found}{gate['wanted']}")
+        status = click.style(f"{gate['status']:<12}", fg=COLOURS[gate["status"]])
+        click.echo(f"{gate['name']:<{width}}  {status}  {found}{gate['wanted']}")
+        if gate["status"] != "passed":
+            click.echo(f"{'':<{width}}  {gate['why']}")
+    outcome, sentence = judge(findings["gates"])
+    click.secho(sentence, fg=COLOURS[outcome])

@@ -115,6 +115,8 @@ class Evidence:
         leaked_rows: Test rows the champion was trained on; None where `leak_note` says why not.
         train_rows: Rows of the train split.
         data: The parameters the test split was made with.
+        unseen: Whether train never saw the supplier, (N,); None where suppliers are not known.
+        amounts: Of the rows, (N,), NaN where none can be read; None where they are not known.
     """
 
     names: list[str]
@@ -131,6 +133,8 @@ class Evidence:
     leak_note: str
     train_rows: int
     data: dict[str, Any]
+    unseen: pd.Series | None = None
+    amounts: pd.Series | None = None
 
     def contender(self, role: str) -> Contender:
         """Return the version of a role that has answers."""
@@ -180,6 +184,7 @@ def gather_evidence(
         names, truth, rows.test["row_id"].to_numpy(), challenger, champion, champion_note, answers,
         {name: _ids(labels, names) for name, labels in baselines.items()},
         columns, unknown, leaked, leak_note, len(rows.train), rows.data,
+        rows.test.get("unseen"), rows.test.get("amount"),
     )  # fmt: skip
 
 
@@ -290,13 +295,12 @@ def read_slices(
     """
     if not columns:
         return {}
-    faults = [
-        f"{column}: the model reads it, so its values are ledger text, which no report shows"
-        for column in columns
-        if column in text_columns
-    ]
+    why = {rows.data.get("supplier_column"): "it holds suppliers, whom no report names"}
+    reads = "the model reads it, so its values are ledger text, which no report shows"
+    why |= dict.fromkeys(text_columns, reads)
+    faults = [f"{column}: {why[column]}" for column in columns if column in why]
     try:
-        table = rows.read([column for column in columns if column not in text_columns])
+        table = rows.read([column for column in columns if column not in why])
     except DataError as err:
         faults += err.faults
         table = pd.DataFrame()

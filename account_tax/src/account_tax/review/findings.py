@@ -7,8 +7,10 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from account_tax.confidential import public_source
+from account_tax.ledger.reading import describe_rare
 from account_tax.model.ngrams import MOST_ROWS
 from account_tax.provenance.statement import NOT_RECORDED
 from account_tax.storage.names import CONTENT_TAG
@@ -16,7 +18,7 @@ from account_tax.storage.names import CONTENT_TAG
 from .baselines import MAJORITY, TFIDF, TITLES
 from .differences import compare_records
 from .evidence import Contender, Evidence, Scored
-from .gates import GateResult, Measured, evaluate_gates
+from .gates import GateResult, Measured, evaluate_gates, judge
 from .statistics import (
     compare_by_mcnemar,
     confuse,
@@ -55,12 +57,8 @@ def find(evidence: Evidence, gates: Mapping[str, Any], target_precision: float) 
         "confusion_cells": _changed_cells(evidence.names, *confusions),
         "names": evidence.names,
         "calibration": {role: _calibrate(evidence, role, target_precision) for role in answers},
-        "slices": {
-            column: score_slices(
-                values, evidence.truth, {"challenger": ours, "reference": theirs}, classes
-            )
-            for column, values in evidence.slices.items()
-        },
+        "slices": _slice(evidence, {"challenger": ours, "reference": theirs}),
+        "amounts": _weigh(evidence, predictions),
         "disagreements": _disagree(evidence),
         "cost": _costs(evidence),
         "differences": compare_records(evidence.challenger.record, champion and champion.record),
@@ -69,7 +67,7 @@ def find(evidence: Evidence, gates: Mapping[str, Any], target_precision: float) 
     outcomes = evaluate_gates(gates, _measured(evidence, findings))
     return findings | {
         "gates": [asdict(each) for each in outcomes],
-        "gates_passed": all(each.passed for each in outcomes),
+        "outcome": judge([asdict(each) for each in outcomes])[0],
     }
 
 
@@ -83,6 +81,7 @@ def _subject(evidence: Evidence, reference: str) -> Findings:
         "source": public_source(evidence.data["source"]),
         "rows": len(evidence.truth),
         "train_rows": evidence.train_rows,
+        "rare": describe_rare(evidence.challenger.record.dataset or {}),
     }
 
 
@@ -185,6 +184,32 @@ def _disagree(evidence: Evidence) -> list[dict[str, Any]]:
     ]
 
 
+def _slice(evidence: Evidence, models: Mapping[str, np.ndarray]) -> Findings:
+    """Return accuracy by the columns that were named, and by whether train saw the supplier."""
+    classes = len(evidence.names)
+    found = {
+        column: score_slices(values, evidence.truth, models, classes)
+        for column, values in evidence.slices.items()
+    }
+    if evidence.unseen is None:
+        return found
+    words = np.where(evidence.unseen, "suppliers that train never saw", "others")
+    parts = score_slices(pd.Series(words), evidence.truth, models, classes, smallest=1)
+    return found | {"supplier in train": sorted(parts, key=lambda part: part["value"] == "others")}
+
+
+def _weigh(evidence: Evidence, predictions: Mapping[str, np.ndarray]) -> Findings | None:
+    """Return the share of the absolute amount that each model files right, where there is any."""
+    if evidence.amounts is None or not (total := np.nansum(sizes := np.abs(evidence.amounts))):
+        return None
+    unread = int(np.isnan(sizes).sum())
+    shares = {
+        role: float(np.nansum(sizes[predicted == evidence.truth]) / total)
+        for role, predicted in predictions.items()
+    }
+    return {"rows": len(sizes) - unread, "unread": unread, "shares": shares}
+
+
 def _costs(evidence: Evidence) -> list[dict[str, str]]:
     columns = {
         role: _cost(contender, evidence.answers.get(role))
@@ -243,6 +268,8 @@ def _warnings(evidence: Evidence) -> list[str]:
 
 def _measured(evidence: Evidence, findings: Findings) -> Measured:
     reference = findings["reference"]
+    classes = _account_facts(evidence, findings["classes"])
+    rare = (evidence.challenger.record.dataset or {}).get("rare_accounts", {})
     missing = ""
     if evidence.champion and reference["key"] != "champion":
         missing = "the champion could not be scored on these rows"
@@ -260,17 +287,28 @@ def _measured(evidence: Evidence, findings: Findings) -> Measured:
         reference_title=reference["title"],
         missing=missing,
         difference=None if missing else findings["difference"],
-        classes=[
-            {
-                "label": each["label"],
-                "rows": each["rows"],
-                "recall": each["challenger"]["recall"]["value"],
-                "f1": each["challenger"]["f1"]["value"],
-            }
-            for each in findings["classes"]
-            if each["label"] in evidence.challenger.classifier.labels
-        ],
+        classes=classes,
         tags=evidence.challenger.version.tags,
         run_tags=evidence.challenger.record.tags,
         environment=evidence.challenger.record.environment,
+        rare=[each["label"] for each in classes if each["label"] in rare and not each["rows"]],
     )
+
+
+def _account_facts(evidence: Evidence, classes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what the gates look at of each account that the version knows."""
+    ours, size = evidence.answers["challenger"].predicted, len(evidence.names)
+    hits = np.bincount(ours[ours == evidence.truth], minlength=size)
+    claimed = np.bincount(ours, minlength=size)
+    return [
+        {
+            "label": each["label"],
+            "rows": each["rows"],
+            "recall": each["challenger"]["recall"]["value"],
+            "f1": each["challenger"]["f1"]["value"],
+            "hits": int(hits[index]),
+            "claimed": int(claimed[index]),
+        }
+        for index, each in enumerate(classes)
+        if each["label"] in evidence.challenger.classifier.labels
+    ]

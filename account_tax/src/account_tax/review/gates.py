@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from mlflow.models import EvaluationResult, MetricThreshold
@@ -13,10 +13,10 @@ from mlflow.models.evaluation.validation import (
     validate_evaluation_results,
 )
 
+from account_tax.ledger.labels import shorten
 from account_tax.provenance.code import BEFORE
 from account_tax.storage.names import VERDICT_TAG, VERIFIED_TAG
 
-MOST_NAMED = 10  # accounts in one sentence
 Status = Literal["passed", "failed", "not measured"]
 
 
@@ -54,10 +54,12 @@ class Measured:
         reference_title: The reference in words.
         missing: Why there is no reference; else empty.
         difference: By metric, the change with its interval: value, low, high.
-        classes: By class label, rows, recall and f1.
+        classes: By class label, its test rows, of those the hits, the rows claimed for it, and
+            recall and f1.
         tags: Of the version.
         run_tags: Of the run that trained it, without their prefix.
         environment: environment.json of that run; None where it was not recorded.
+        rare: Labels that were kept out of the test split.
     """
 
     challenger: Mapping[str, float | None]
@@ -69,16 +71,37 @@ class Measured:
     tags: Mapping[str, str]
     run_tags: Mapping[str, str]
     environment: Mapping[str, Any] | None
+    rare: Collection[str] = ()
 
 
 def evaluate_gates(gates: Mapping[str, Any], measured: Measured) -> list[GateResult]:
     """Return the outcome of every gate that is asked for, in the order they are declared."""
-    measures = _measures(gates["class_floor_rows"])
+    floor_rows = gates["class_floor_rows"]
+    classes = [each for each in measured.classes if each["label"] not in measured.rare]
+    if gates.get("pool_small_accounts"):
+        classes = _pool_small(classes, floor_rows)
+    measured, measures = replace(measured, classes=classes), _measures(floor_rows)
     return [
         measures[name](name, wanted, measured)
         for name, wanted in gates.items()
         if name in measures and wanted is not None and wanted is not False
     ]
+
+
+def judge(gates: Sequence[Mapping[str, Any]]) -> tuple[Status, str]:
+    """Return the outcome of all gates, given with name and status, and a sentence about it."""
+    failed, unmeasured = (
+        [gate["name"] for gate in gates if gate["status"] == status]
+        for status in ("failed", "not measured")
+    )
+    were = f"{'was' if len(unmeasured) == 1 else 'were'} not measured: {', '.join(unmeasured)}."
+    if failed:
+        sentence = f"{len(failed)} of {len(gates)} gates failed: {', '.join(failed)}."
+        return "failed", sentence + f" {len(unmeasured)} {were}" * bool(unmeasured)
+    if unmeasured:
+        sentence = f"None of {len(gates)} gates failed, and {len(unmeasured)} {were}"
+        return "not measured", sentence
+    return "passed", f"All {len(gates)} gates passed."
 
 
 def gate_names() -> list[str]:
@@ -183,17 +206,37 @@ def _lower_bound(metric: str) -> Callable[[str, Any, Measured], GateResult]:
 # --- on the classes -------------------------------------------------------------------------------
 
 
+def _pool_small(classes: Sequence[Mapping[str, Any]], floor_rows: int) -> list[Mapping[str, Any]]:
+    """Return the accounts with enough test rows, and the others together as one."""
+    large = [each for each in classes if each["rows"] >= floor_rows]
+    small = [each for each in classes if each["rows"] < floor_rows]
+    rows, hits, claimed = (sum(each[key] for each in small) for key in ("rows", "hits", "claimed"))
+    pooled = {
+        "label": f"{len(small)} small account{'s' * (len(small) > 1)} together",
+        "rows": rows,
+        "recall": hits / max(rows, 1),
+        "f1": 2 * hits / max(rows + claimed, 1),
+    }
+    return large + [pooled] * bool(small)
+
+
 def _class_floor(metric: str, floor_rows: int) -> Callable[[str, Any, Measured], GateResult]:
     def measure(name: str, wanted: float, measured: Measured) -> GateResult:
         asked = f"at least {wanted:g}"
         counted = [each for each in measured.classes if each["rows"] >= floor_rows]
         if not counted:
-            why = f"No account has {floor_rows} test rows (class_floor_rows)."
+            most = max(measured.classes, key=lambda each: each["rows"])
+            why = (
+                f"At most {most['rows']} test rows ({most['label']}), fewer than class_floor_rows "
+                f"= {floor_rows}. With pool_small_accounts small accounts are measured together."
+            )
             return _not_measured(name, asked, why)
         below = [each["label"] for each in counted if each[metric] < wanted]
         worst = min(counted, key=lambda each: each[metric])
         why = f"Of {len(counted)} accounts with at least {floor_rows} test rows, "
-        why += f"{len(below)} are below: {_named(below)}." if below else "none is below."
+        why += f"{len(below)} are below: {shorten(below)}." if below else "none is below."
+        if left := [each["label"] for each in measured.classes if each["rows"] < floor_rows]:
+            why += f" Too few test rows, so not measured: {shorten(left)}."
         return _result(name, not below, f"{worst[metric]:.4f} ({worst['label']})", asked, why)
 
     return measure
@@ -204,7 +247,9 @@ def _class_rows(name: str, wanted: int, measured: Measured) -> GateResult:
     small = [each["label"] for each in measured.classes if each["rows"] < wanted]
     why = "Every account has enough test rows."
     if small:
-        why = f"{len(small)} of {len(measured.classes)} accounts have fewer: {_named(small)}."
+        why = f"{len(small)} of {len(measured.classes)} accounts have fewer: {shorten(small)}."
+    if measured.rare:
+        why += f" Rare, so not measured: {shorten(list(measured.rare))}."
     found = f"{fewest['rows']} ({fewest['label']})"
     return _result(name, not small, found, f"at least {wanted}", why)
 
@@ -272,12 +317,6 @@ def _missing_in_words(metric: str, value: float | None) -> str:
 
 def _in_words(metric: str) -> str:
     return "macro-F1" if metric == "f1" else metric.replace("_", " ")
-
-
-def _named(labels: Sequence[str]) -> str:
-    """Return labels in words; of many the first ones."""
-    more = len(labels) - MOST_NAMED
-    return ", ".join(labels[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _sentence(reason: str) -> str:

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from account_tax.reporting.markdown import escape_cell, format_number
 
 from .figures import MOST_CONFUSED, draw_figures
+from .gates import judge
 from .statistics import RESAMPLES, SEED
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -77,11 +78,6 @@ def _render(template: str, findings: Mapping[str, Any], **more: Any) -> str:
 
 def _sentences(findings: Mapping[str, Any]) -> dict[str, str]:
     """Return what the numbers come to, in words."""
-    not_passed = [each["name"] for each in findings["gates"] if each["status"] != "passed"]
-    count = len(findings["gates"])
-    verdict = f"All {count} gates passed."
-    if not_passed:
-        verdict = f"{len(not_passed)} of {count} gates not passed: {', '.join(not_passed)}."
     low, high = (findings["difference"]["accuracy"][end] for end in ("low", "high"))
     comparison = "too close to tell which is better on these rows"
     if low > 0:
@@ -98,4 +94,5 @@ def _sentences(findings: Mapping[str, Any]) -> dict[str, str]:
             f"At its threshold for {target} precision{chosen}, {percent(at['coverage'])} of the "
             f"lines need no person, and {right} of those are right."
         )
+    verdict = judge(findings["gates"])[1]
     return {"verdict": verdict, "comparison": comparison, "coverage_sentence": coverage}

@@ -285,14 +285,18 @@ def measure_reliability(
 
 
 def score_slices(
-    column: pd.Series, truth: np.ndarray, models: Mapping[str, np.ndarray], classes: int
+    column: pd.Series,
+    truth: np.ndarray,
+    models: Mapping[str, np.ndarray],
+    classes: int,
+    smallest: int = SMALLEST_SLICE,
 ) -> list[dict[str, Any]]:
     """Return rows, accuracy and macro-F1 of each model for each value of a column, most rows first.
 
-    Values of fewer than SMALLEST_SLICE rows say little one by one and are pooled at the end.
+    Values of fewer rows than the smallest slice say little one by one and are pooled at the end.
     """
     sizes: dict[str, int] = column.value_counts().to_dict()
-    small = {value for value, rows in sizes.items() if rows < SMALLEST_SLICE}
+    small = {value for value, rows in sizes.items() if rows < smallest}
     values = sorted(sizes.keys() - small, key=lambda value: (-sizes[value], value))
     parts = [(value, (column == value).to_numpy()) for value in values]
     if small:

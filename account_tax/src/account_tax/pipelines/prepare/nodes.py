@@ -18,7 +18,8 @@ from account_tax.ledger.reading import DataError, Ledger, read_ledger
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
-from account_tax.ledger.splitting import split_ledger
+from account_tax.ledger.dates import describe_days
+from account_tax.ledger.splitting import split_ledger, splits_in_words
 from account_tax.ledger.tokens import (
     check_labels,
     read_seen_ledger,
@@ -44,6 +45,9 @@ class DataPlan:
     rows: dict[str, int] = field(default_factory=dict)  # by split
     facts: dict[str, str] = field(default_factory=dict)  # see `Ledger.facts`
     source_sha256: str | None = None
+    test_rows: dict[str, int] = field(
+        default_factory=dict
+    )  # by label, those in train only left out
 
 
 def plan_data(data: dict[str, Any], model: dict[str, Any]) -> DataPlan:
@@ -61,9 +65,15 @@ def plan_data(data: dict[str, Any], model: dict[str, Any]) -> DataPlan:
         check_labels(model["num_labels"], labels),
         labels,
         {name: len(rows) for name, rows in splits.items()},
-        ledger.facts(),
+        ledger.facts() | {"rows": splits_in_words(splits)},
         ledger.source_sha256,
+        _test_rows(splits["test"], labels, ledger.rare),
     )
+
+
+def _test_rows(test: pd.DataFrame, labels: list[str], rare: Mapping[str, int]) -> dict[str, int]:
+    rows = test["label"].value_counts().to_dict()
+    return {label: rows.get(label, 0) for label in labels if label in rows or label not in rare}
 
 
 def _read(data: dict[str, Any], model: dict[str, Any]) -> Ledger:
@@ -179,6 +189,8 @@ def describe_dataset(
         "label_map_sha256": _label_map_sha256(data),
         "renamed_rows": ledger.renamed,
         "rare_accounts": ledger.rare,
+        "typed_columns": ledger.typed,
+        "days": describe_days(splits),
         "splits": {name: _describe_split(dataset) for name, dataset in tokenized.items()},
         "token_length": _describe_lengths(splits, tokenized, tokenizer, data["max_length"]),
         "tokenizer_sha256": tokenizer_digest(tokenizer),

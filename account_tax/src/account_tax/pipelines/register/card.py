@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+from account_tax.ledger.reading import describe_rare
 from account_tax.model.calibration import least_rows
 from account_tax.model.licence import base_licence
 from account_tax.provenance.environment import environment_tags
@@ -70,6 +71,7 @@ def _summary(facts: Facts) -> str:
         f"{evaluation['rows']:,} rows, the loss is in nats.\n\n"
         + markdown_table(["split", *names], rows)
         + _parts(evaluation)
+        + _suppliers(metrics)
     )
 
 
@@ -86,6 +88,17 @@ def _parts(evaluation: Facts) -> str:
     ]
     table = markdown_table(["part, on test", *names, "weight"], rows)
     return f"\n\nThe answer is the sum of two parts, weighted by the validation split.\n\n{table}"
+
+
+def _suppliers(metrics: Facts) -> str:
+    if "test/unseen_suppliers_rows" not in metrics:
+        return ""
+    said = [
+        f"{format_number(metrics.get(f'test/{name}_suppliers_accuracy'), '.1%')} of "
+        f"{metrics[f'test/{name}_suppliers_rows']:,.0f}"
+        for name in ("unseen", "other")
+    ]
+    return f"\n\nSuppliers that train never saw: {said[0]} test rows right; others: {said[1]}."
 
 
 def _per_class(evaluation: Facts, most_classes: int | None) -> str:
@@ -106,7 +119,7 @@ def _per_class(evaluation: Facts, most_classes: int | None) -> str:
 
 
 def _data(dataset: Facts) -> str:
-    rows = dataset["rows"]
+    rows, rare = dataset["rows"], describe_rare(dataset)
     dropped = ", ".join(f"{reason} {count:,}" for reason, count in rows["dropped"].items() if count)
     splits = [
         [name, f"{split['rows']:,}", f"`{split['sha256']}`"]
@@ -115,17 +128,10 @@ def _data(dataset: Facts) -> str:
     return (
         f"## Data\n\nSource `{source_name(dataset['source'])}`: {rows['read']:,} rows "
         f"read, {rows['kept']:,} kept; left out: {dropped or 'none'}. "
-        f"Source sha256 `{dataset['source_sha256']}`.\n\n{_rare(dataset)}"
+        f"Source sha256 `{dataset['source_sha256']}`.\n\n"
+        + f"{rare}\n\n" * bool(rare)
         + markdown_table(["split", "rows", "sha256"], splits)
     )
-
-
-def _rare(dataset: Facts) -> str:
-    if not (rare := dataset.get("rare_accounts")):
-        return ""
-    listed = ", ".join(f"{label} ({count})" for label, count in rare.items())
-    where = "in train only" if dataset["rare"] == "train_only" else "left out"
-    return f"With fewer than {dataset['min_rows']} different texts, so {where}: {listed}.\n\n"
 
 
 def _base_and_parameters(facts: Facts) -> str:

@@ -24,7 +24,7 @@ from account_tax.model.classifier import (
     fuse,
     read_classifier,
 )
-from account_tax.model.evaluation import answer_split, score_answers
+from account_tax.model.evaluation import answer_split, score_answers, score_suppliers
 from account_tax.model.metrics import compute_classification_metrics
 from account_tax.processes.ranks import get_mlflow_env
 from account_tax.provenance.environment import (
@@ -90,6 +90,7 @@ def evaluate_model(
     measured = measure_calibration(*test, calibration) | alone
     evaluation["calibration"] = calibration | fusion
     evaluation["metrics"] |= {f"test/{name}": value for name, value in measured.items()}
+    evaluation["metrics"] |= score_suppliers(tokenized_datasets["test"], *test)
     log_history = json.loads((root / LOG_HISTORY_FILE).read_text(encoding="utf-8"))
     plots = save_plots(root / "plots", evaluation, log_history)
     client, run_id = mlflow_run()

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from account_tax.ledger.amounts import read_amounts
+
+
+def amounts_of(*texts: str) -> list[float]:
+    return read_amounts(pd.Series(texts, dtype="str"))[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("text", "amount"),
+    [
+        *[("1234", 1234), ("1,234.56", 1234.56), ("1.234,56", 1234.56), ("1 234,56", 1234.56)],
+        *[("1'234.50", 1234.5), ("12,5", 12.5), ("0.500", 0.5), ("1,234,567", 1234567)],
+        *[("-12.30", -12.3), ("12.30-", -12.3), ("(1,234.50)", -1234.5), ("−7", -7), ("+7", 7)],
+        *[("△1,234,000", -1234000), ("▲5", -5), ("$12.30", 12.3), ("-$12.30", -12.3)],
+        *[("12,30 €", 12.3), ("₩1,200,000", 1200000), ("￦１２０", 120), ("5,000,000원", 5000000)],
+        *[("USD 12.30", 12.3), ("12.30 EUR", 12.3), ("3만", 30000), ("1.5억", 150000000)],
+        *[("1억 2,000만원", 120000000), ("3만 5천원", 35000), ("2만500", 20500), (".5", 0.5)],
+        *[("(₩3,000,000)", -3000000), ("\\5,000.00", 5000)],
+    ],
+)
+def test_an_amount_of_one_meaning_is_read_as_it_stands(text, amount):
+    assert amounts_of(text) == [pytest.approx(amount)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "free",
+        "12%",
+        "12 34",
+        "1,23,456.7",
+        "5천만",
+        "만",
+        "3천2만",
+        "1.2.3",
+        "--5",
+        "1e5",
+        "2024-01-31",
+    ],
+)
+def test_what_is_no_amount_is_none(text):
+    assert math.isnan(amounts_of(text)[0])
+
+
+def test_the_whole_column_decides_whether_a_comma_is_for_thousands():
+    assert amounts_of("1,234", "5.25") == [1234, 5.25]
+    assert amounts_of("1,234", "5,25") == [1.234, 5.25]
+    assert amounts_of("1.234", "5,25") == [1234, 5.25]
+    assert amounts_of("1.234", "5.25") == [1.234, 5.25]
+    assert amounts_of("1,234", "20,000") == [1234, 20000]  # nothing speaks of decimals
+    np.testing.assert_equal(amounts_of("1,234", "5.25", "5,25"), [math.nan, 5.25, 5.25])
+
+
+def test_what_was_read_is_said_in_words():
+    texts = pd.Series(["1,234.5", "7", "", "soon", "-3"], dtype="str")
+    assert (
+        read_amounts(texts)[1] == "3 read, 1 not readable, 1 missing; the decimal mark is a point"
+    )
+    texts = pd.Series(["1,234.5", "1,5", "2,000"], dtype="str")
+    assert read_amounts(texts)[1] == (
+        "2 read, 1 not readable, 0 missing; points and commas both stand for decimals"
+    )

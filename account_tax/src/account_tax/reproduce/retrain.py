@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -15,8 +16,9 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from safetensors.torch import load_file
 
+from account_tax.backends.handed_over import without_secrets
 from account_tax.ledger.reading import DataError, source_digest
-from account_tax.model.classifier import BaseModelError, resolve_base
+from account_tax.model.classifier import SETTINGS_FILE, BaseModelError, resolve_pin
 from account_tax.processes.answers import last_lines
 from account_tax.processes.groups import run_stage
 from account_tax.provenance.code import (
@@ -110,7 +112,7 @@ def retrain(
     """
     if git(project, "--version").returncode != 0:
         return skip("R3", "git is not on PATH, so there is no clone to train in")
-    before = list(find_differences(project, record))
+    before = list(find_differences(project, record, classifier))
     first = first_cause(before)
     if first and first.cause in DECISIVE:
         return _not_the_same(first.text, before)
@@ -146,7 +148,7 @@ def _seed(record: Record) -> int:
 # --- before: the inputs ---------------------------------------------------------------------------
 
 
-def find_differences(project: Path, record: Record) -> Iterator[Difference]:
+def find_differences(project: Path, record: Record, classifier: Path) -> Iterator[Difference]:
     """Yield where an input is gone, was edited, or is another one than that which was recorded."""
     assert record.parameters is not None
     yield from record.changed
@@ -155,17 +157,17 @@ def find_differences(project: Path, record: Record) -> Iterator[Difference]:
             yield found
     except DataError as err:
         yield Difference("data", "; ".join(err.faults))
-    yield from _base_difference(record)
+    yield from _base_difference(record, classifier)
     yield from _code_difference(project, record)
     if record.environment is not None:
         yield from environment_differences(record.environment, describe_environment(project))
 
 
-def _base_difference(record: Record) -> Iterator[Difference]:
+def _base_difference(record: Record, classifier: Path) -> Iterator[Difference]:
     assert record.parameters is not None
-    model = record.parameters["train"]["model"]
+    pin = json.loads((classifier / SETTINGS_FILE).read_text(encoding="utf-8"))["base"]
     try:
-        resolve_base(model["name"], model.get("revision"), model.get("sha256"))
+        resolve_pin(pin | {"name": record.parameters["train"]["model"]["name"]})
     except BaseModelError as err:
         yield Difference("base", str(err))
 
@@ -259,14 +261,16 @@ def _recipe(workshop: Workshop, seed: int) -> dict[str, Any]:
 
 
 def _environment(workshop: Workshop) -> dict[str, str]:
-    """Return this process's environment without what ties it to this run, store or source."""
-    ties = ("MLFLOW_", "ACCOUNT_TAX_", "GIT_", "KEDRO_")
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(ties)}
+    """Return the clone's environment: the code it runs is the recorded one, whoever wrote it.
+
+    Of this process's own what finds programs and machine: no secret, and nothing that ties it to
+    this run, store or source.
+    """
     own = {"MLFLOW_TRACKING_URI": workshop.store, "PYTHONUTF8": "1"}
     own |= python_path(workshop.project)
     if workshop.record.threads:  # the order of sums, and so the bits, depend on it
         own["OMP_NUM_THREADS"] = workshop.record.threads
-    return kept | own
+    return without_secrets(os.environ) | own
 
 
 def _read_training(workshop: Workshop) -> Trained:

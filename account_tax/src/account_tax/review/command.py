@@ -34,7 +34,7 @@ from .history_text import format_history
 from .registry_state import verify_history
 from .report import describe_review, render_html, render_markdown
 from .request import Request
-from .states import CHAMPION
+from .states import CHAMPION, PREVIOUS_CHAMPION
 
 FOLDER = "review"  # of the run's artifacts
 REPORT = "report.html"
@@ -94,7 +94,7 @@ def _review_and_decide(client: MlflowClient, run: OwnedRun, request: Request) ->
         waive=request.waive, expires=request.expires,
     )  # fmt: skip
     if request.decision == "rollback":
-        click.echo(decide(client, request.name, proposal).message)
+        _roll_back(client, request.name, proposal)
         return
     version = find_version(client, request.name, request.reference)
     seen = count_entries(client, request.name)  # before the champion is looked up
@@ -111,11 +111,26 @@ def _review_and_decide(client: MlflowClient, run: OwnedRun, request: Request) ->
         click.echo(decide(client, request.name, proposal, version.version, seen).message)
 
 
+def _roll_back(client: MlflowClient, name: str, proposal: Proposal) -> None:
+    """Let the previous champion serve again, if its files are those that served."""
+    from account_tax.registry.download import download_version
+
+    from .evidence import refuse_broken
+
+    seen = count_entries(client, name)
+    number = client.get_registered_model(name).aliases.get(PREVIOUS_CHAMPION)
+    if number is not None:  # else the decision says so
+        version = client.get_model_version(name, number)
+        with tempfile.TemporaryDirectory() as scratch, refuse_broken(version, "gone back to"):
+            download_version(version, Path(scratch))
+    click.echo(decide(client, name, proposal, entries_seen=seen).message)
+
+
 def review_version(
     client: MlflowClient, run: OwnedRun, version: ModelVersion, request: Request, now: datetime
 ) -> list[GateResult]:
     """Return the gates' results, after writing the findings to the run and onto the version."""
-    # Imported late: history, retirement and rollback need no torch, nor does a refused version.
+    # Imported late: history and retirement need no torch, nor does a refused version.
     from .evidence import gather_evidence, load_contender
     from .findings import find, gate_results
 

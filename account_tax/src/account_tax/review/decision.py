@@ -112,11 +112,11 @@ def decide(
     with short_waits():
         with _before_recording(client, name):
             registry = read_settled(client, name)
+            check_seen(registry, entries_seen)
             if proposal.decision == "rollback":
                 subject = find_previous_champion(registry, proposal)
                 author = author_of(client, subject)
             else:
-                check_seen(registry, entries_seen)
                 subject = find_version(client, name, str(version))
                 author = author_of(client, subject)
                 check_proposal(registry, subject, author, proposal)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -193,25 +194,31 @@ def load_contender(client: MlflowClient, version: ModelVersion, scratch: Path) -
         Refused: If a file is not the one that was registered, or the base is not here or another.
     """
     folder = scratch / str(version.version)
-    folder.mkdir(parents=True)
-    title = f"{version.name} version {version.version}"
-    try:
+    with refuse_broken(version, "reviewed"):
         classifier_folder = download_version(version, folder)
         classifier = load_classifier(classifier_folder)
-    except (TamperedModelError, BaseModelError, SignatureError) as err:
-        raise Refused(f"{title} can't be reviewed. {err}") from err
-    except (OSError, MlflowException) as err:
-        if isinstance(err, MlflowException) and err.error_code in DENIED:
-            raise
-        raise Refused(
-            f"{title} can't be reviewed: its files can't be had ({type(err).__name__}: {err}). "
-            "Restore the registry's artifacts, or start the server that keeps them."
-        ) from err
     manifest = json.loads((classifier_folder / MANIFEST_FILE).read_text(encoding="utf-8"))
     weights = sum(
         entry["bytes"] for name, entry in manifest["files"].items() if name.endswith(".safetensors")
     )
     return Contender(version, classifier, read_record(client, version), weights)
+
+
+@contextmanager
+def refuse_broken(version: ModelVersion, what: str) -> Iterator[None]:
+    """Refuse a version that is not what was registered, or can't be had; it can't be `what`."""
+    title = f"{version.name} version {version.version}"
+    try:
+        yield
+    except (TamperedModelError, BaseModelError, SignatureError) as err:
+        raise Refused(f"{title} can't be {what}. {err}") from err
+    except (OSError, MlflowException) as err:
+        if isinstance(err, MlflowException) and err.error_code in DENIED:
+            raise
+        raise Refused(
+            f"{title} can't be {what}: its files can't be had ({type(err).__name__}: {err}). "
+            "Restore the registry's artifacts, or start the server that keeps them."
+        ) from err
 
 
 # --- the rows -------------------------------------------------------------------------------------
@@ -223,6 +230,9 @@ def remake_test_split(challenger: Contender, source: str | None) -> SplitRows:
     Raises:
         Refused: If nothing says how it was made, the ledger can't be read, or a digest differs.
     """
+    if changed := challenger.record.changed:
+        lines = "".join(f"\n  {each.text}" for each in changed)
+        raise Refused(f"{challenger.title}: its run does not keep what it recorded{lines}")
     recorded = challenger.record.data
     if recorded is None:
         raise Refused(

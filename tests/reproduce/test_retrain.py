@@ -12,6 +12,7 @@ from account_tax.registry.record import Difference, Record
 from account_tax.reproduce.retrain import (
     Workshop,
     _code_difference,
+    _environment,
     _read_training,
     clone_code,
     compare_metrics,
@@ -190,3 +191,21 @@ def test_a_metric_is_judged_by_the_range_of_the_seeds():
     assert f1["delta"] == pytest.approx(0.01)
     assert f1["band"] == pytest.approx(0.03)
     assert (loss["metric"], loss["within"]) == ("test/loss", False)
+
+
+def test_recorded_code_runs_without_the_callers_secrets(tmp_path, monkeypatch):
+    secrets = (
+        *("AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AZURE_STORAGE_CONNECTION_STRING", "HF_TOKEN"),
+        *("ACCOUNT_TAX_SIGN_KEY_PASSPHRASE", "MLFLOW_TRACKING_PASSWORD", "DATABASE_URL", "MY_KEY"),
+        *("GOOGLE_APPLICATION_CREDENTIALS", "SSH_AUTH_SOCK", "HF_HUB_TOKEN", "PGPASSFILE"),
+    )
+    for name in secrets:
+        monkeypatch.setenv(name, "hush")
+    monkeypatch.setenv("https_proxy", "http://me:pw@proxy:8080")
+    monkeypatch.setenv("http_proxy", "http://proxy:8080")
+    monkeypatch.setenv("HF_HOME", "/models")
+    found = _environment(Workshop(tmp_path, Record(), tmp_path, print))
+    assert "hush" not in found.values()
+    assert not {*secrets, "https_proxy"} & found.keys()
+    assert {"PATH", "HOME", "HF_HOME", "http_proxy"} <= found.keys()
+    assert found["MLFLOW_TRACKING_URI"] == f"sqlite:///{tmp_path}/mlflow.db"

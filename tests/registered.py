@@ -13,8 +13,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
+from account_tax.registry.states import PENDING, STATUS_TAG
 from account_tax.review.gates import GateResult
-from account_tax.review.states import PENDING, STATUS_TAG
 
 
 def state_of(version: ModelVersion) -> str:
@@ -51,7 +51,7 @@ def client(tmp_path_factory):
     folder = tmp_path_factory.mktemp("registry")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("account_tax.review.registry_state.PAUSE_SECONDS", 0.01)
+        patch.setattr("account_tax.registry.registry_state.PAUSE_SECONDS", 0.01)
         yield MlflowClient(f"sqlite:///{folder}/mlflow.db")
 
 

@@ -20,7 +20,7 @@ from account_tax.pipelines.register.attest import log_statement, sign_registered
 from account_tax.pipelines.register.nodes import complete_settings, write_manifest
 from account_tax.pipelines.register.registry import Candidate, create_version
 from account_tax.provenance.signing import SignatureError
-from account_tax.registry.download import download_version
+from account_tax.registry.download import download_version, model_of
 from account_tax.review.allowed import Proposal
 from account_tax.review.command import _roll_back
 from account_tax.storage.files import sha256_of
@@ -90,6 +90,16 @@ def test_what_was_signed_is_taken(shop, tmp_path):
     for number in (1, 2):
         folder = download_version(version_of(shop, number), tmp_path / str(number), shop.key)
         assert (folder / "adapter_model.safetensors").is_file()
+
+
+def test_compiled_code_beside_the_model_is_never_taken(shop, tmp_path):
+    with put_back(model_folder(shop), tmp_path / "kept") as folder:
+        for place in (folder / "__pycache__", folder / "artifacts/adapter-2/__pycache__"):
+            place.mkdir()
+            (place / "classifier.cpython-311.pyc").write_bytes(b"foreign")
+        classifier = download_version(version_of(shop), tmp_path / "found", shop.key)
+        assert not list(model_of(classifier).rglob("__pycache__"))
+        assert (folder / "__pycache__").is_dir()  # the registry's own is left alone
 
 
 AROUND = (

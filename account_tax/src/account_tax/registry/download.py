@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import mlflow
@@ -59,6 +60,9 @@ def download_unsigned(version: ModelVersion, folder: Path) -> Path:
     uri, place = f"models:/{version.name}/{version.version}", folder / "model"
     place.mkdir(parents=True, exist_ok=True)
     model = Path(download_artifacts(uri, dst_path=str(place)))
+    # Loading a version from a store of files leaves compiled code there; none may be run.
+    for compiled in sorted(place.rglob("__pycache__")):
+        shutil.rmtree(compiled, ignore_errors=True)  # also of one in another
     try:
         listed = json.loads(version.tags.get(MODEL_FILES_TAG, "{}"))
         if listed.get(MLMODEL_FILE_NAME) != sha256_of(model / MLMODEL_FILE_NAME):

@@ -20,6 +20,13 @@ from mlflow.exceptions import MlflowException
 
 from account_tax.errors import Failed, Refused
 from account_tax.registry.find import find_version
+from account_tax.registry.history import count_entries
+from account_tax.registry.registry_state import (
+    find_contradictions,
+    read_registry,
+    verify_history,
+)
+from account_tax.registry.states import CHAMPION, PREVIOUS_CHAMPION
 from account_tax.reporting.description import write_section
 from account_tax.storage.files import sha256_of
 from account_tax.storage.names import TAG
@@ -29,12 +36,9 @@ from account_tax.tracking.store import tracking_uri
 from .allowed import DENIED, Proposal
 from .decision import decide
 from .gates import GateResult
-from .history import count_entries, read_history
 from .history_text import format_history
-from .registry_state import verify_history
 from .report import describe_review, render_html, render_markdown
 from .request import Request
-from .states import CHAMPION, PREVIOUS_CHAMPION
 
 FOLDER = "review"  # of the run's artifacts
 REPORT = "report.html"
@@ -77,7 +81,10 @@ def _clear_errors(uri: str) -> Iterator[None]:
 
 def _tell_history(client: MlflowClient, request: Request) -> None:
     if request.history:
-        click.echo(format_history(read_history(client, request.name)), nl=False)
+        registry = read_registry(client, request.name)
+        click.echo(format_history(registry.history.entries), nl=False)
+        for fault in find_contradictions(registry):
+            click.echo(f"mind this: {fault}")
     if not request.verify_history:
         return
     if faults := verify_history(client, request.name):

@@ -17,6 +17,23 @@ from mlflow.exceptions import MlflowException
 
 from account_tax.errors import Failed, Refused
 from account_tax.registry.find import find_version
+from account_tax.registry.history import (
+    BEFORE_FIRST,
+    Entry,
+    EntryTakenError,
+    open_run,
+    read_digests,
+    record_entry,
+    seal_entry,
+    write_entry,
+)
+from account_tax.registry.registry_state import (
+    RegistryState,
+    link_history,
+    read_settled,
+    settle,
+    version_in_words,
+)
 from account_tax.storage.names import CONTENT_TAG
 from account_tax.tracking.store import short_waits
 
@@ -29,24 +46,7 @@ from .allowed import (
     check_seen,
     find_previous_champion,
 )
-from .history import (
-    BEFORE_FIRST,
-    Entry,
-    EntryTakenError,
-    open_run,
-    read_digests,
-    record_entry,
-    seal_entry,
-    write_entry,
-)
 from .history_text import one_line
-from .registry_state import (
-    RegistryState,
-    link_history,
-    read_settled,
-    settle,
-    version_in_words,
-)
 
 PROBE_ALIAS = "review_probe"  # never set
 ADVISORY = (

@@ -39,6 +39,7 @@ CONFIG_VARIABLE = "ACCOUNT_TAX_CONFIG_SHA256"  # of stages: the digest of their 
 
 # Tags.
 TAG = "account_tax."  # before the names of a run's
+UNAPPROVED_TAG = f"{TAG}unapproved"  # of a run: what spoke against the version it used
 CONTENT_TAG, VERIFIED_TAG = "content_sha256", "verified"  # of a version
 STATEMENT_TAG, SOURCE_TAG = "provenance_sha256", "data/source_sha256"  # likewise
 MODEL_FILES_TAG = "model_files"  # likewise: the sha256 of each file around the classifier, JSON

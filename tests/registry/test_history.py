@@ -13,9 +13,7 @@ import pytest
 from mlflow import MlflowClient
 
 from account_tax.errors import Refused
-from account_tax.review.allowed import Proposal
-from account_tax.review.decision import decide
-from account_tax.review.history import (
+from account_tax.registry.history import (
     BEFORE_FIRST,
     EntryTakenError,
     count_entries,
@@ -29,8 +27,10 @@ from account_tax.review.history import (
     seal_entry,
     write_entry,
 )
+from account_tax.registry.registry_state import HEAD_TAG, verify_history
+from account_tax.review.allowed import Proposal
+from account_tax.review.decision import decide
 from account_tax.review.history_text import format_history
-from account_tax.review.registry_state import HEAD_TAG, verify_history
 from tests.registered import FAILED, NOW, PASSED
 
 pytest_plugins = ["tests.registered"]  # client, new_model, model

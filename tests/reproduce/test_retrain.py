@@ -90,7 +90,7 @@ def test_changes_that_nobody_recorded_are_code_and_a_ledger_is_none(tree):
     assert f"the tree was not as commit {record.tags['commit']}" in found.text
     write(tree, {"ledger.csv": b"text,label\n"})
     record = record_of(tree)
-    assert record.tags["dirty"] == "true"
+    assert record.tags["dirty"] == "false"
     assert list(_code_difference(tree, record)) == []
 
 

@@ -230,7 +230,7 @@ def show(findings: dict[str, Any]) -> None:
             for each in metrics
         ]
         click.echo(f"{title:<{width}}  {cells[0]:<25}  {cells[1]}")
-    for warning in findings["warnings"]:
+    for warning in filter(None, [findings["worse"], *findings["warnings"]]):
         click.echo(f"mind this: {warning}")
     width = max((len(gate["name"]) for gate in findings["gates"]), default=0)
     for gate in findings["gates"]:

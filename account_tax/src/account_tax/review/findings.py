@@ -67,9 +67,20 @@ def find(evidence: Evidence, gates: Mapping[str, Any], target_precision: float) 
     }
     outcomes = evaluate_gates(gates, _measured(evidence, findings))
     return findings | {
+        "worse": _worse(findings),
         "gates": [asdict(each) for each in outcomes],
         "gates_passed": all(each.passed for each in outcomes),
     }
+
+
+def _worse(findings: Findings) -> str:
+    """Return the sentence that goes before the gates where the reference is surely better."""
+    names = {"accuracy": "accuracy", "f1": "macro-F1"}
+    metrics = [name for key, name in names.items() if findings["difference"][key]["high"] < 0]
+    if not metrics:
+        return ""
+    title = findings["reference"]["title"]
+    return f"Worse than {title} in {' and '.join(metrics)}, and more than chance explains."
 
 
 def _subject(evidence: Evidence, reference: str) -> Findings:
@@ -259,6 +270,7 @@ def _measured(evidence: Evidence, findings: Findings) -> Measured:
         reference_title=reference["title"],
         missing=missing,
         difference=None if missing else findings["difference"],
+        over_tfidf=findings["against"][TFIDF],
         classes=[
             {
                 "label": each["label"],

@@ -82,6 +82,7 @@ def _sentences(findings: Mapping[str, Any]) -> dict[str, str]:
     verdict = f"All {count} gates passed."
     if not_passed:
         verdict = f"{len(not_passed)} of {count} gates not passed: {', '.join(not_passed)}."
+    verdict = f"{findings['worse']} {verdict}".strip()
     low, high = (findings["difference"]["accuracy"][end] for end in ("low", "high"))
     comparison = "too close to tell which is better on these rows"
     if low > 0:

@@ -10,7 +10,6 @@ from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 
 from account_tax.errors import Refused
 from account_tax.faults import tell
@@ -19,11 +18,9 @@ from account_tax.ledger.windows import Wanted, repeated
 from account_tax.model.classifier import (
     MANIFEST_FILE,
     SETTINGS_FILE,
-    BaseModelError,
-    TamperedModelError,
     resolve_pin,
 )
-from account_tax.registry.download import download_version
+from account_tax.registry.download import download_version, refuse_broken
 from account_tax.registry.find import find_version, parse_model_uri
 from account_tax.registry.registry_state import check_standing
 from account_tax.storage.files import output_faults
@@ -133,18 +130,11 @@ def fetch_model(
     version = find_version(client, name, reference)
     title = f"model = {uri} (-P model): {version.name} version {version.version}"
     unapproved = check_standing(client, version, reference, allow_unapproved)
-    try:
+    with refuse_broken(title):
         folder = download_version(version, scratch)
         settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
         if (folder / "adapter_config.json").exists():
             resolve_pin(settings["base"])
-    except (TamperedModelError, BaseModelError) as err:
-        raise Refused(f"{title}: {err}") from err
-    except (OSError, MlflowException) as err:
-        raise Refused(
-            f"{title}: its files can't be had ({type(err).__name__}). Restore the registry's "
-            "artifacts, or start the server that keeps them."
-        ) from err
     manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
     return Model(version, folder, settings, manifest["content_sha256"], unapproved)
 

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import mlflow
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.models.model import MLMODEL_FILE_NAME
 from yaml import YAMLError
 
-from account_tax.model.classifier import MANIFEST_FILE, TamperedModelError, check_manifest
+from account_tax.errors import Refused
+from account_tax.model.classifier import (
+    MANIFEST_FILE,
+    BaseModelError,
+    TamperedModelError,
+    check_manifest,
+)
 from account_tax.provenance.environment import differing
 from account_tax.provenance.signing import (
     MLFLOW_NOTE,
@@ -28,6 +37,7 @@ from account_tax.provenance.signing import (
 from account_tax.storage.files import digests_below, sha256_of
 from account_tax.storage.names import MODEL_FILES_TAG, STATEMENT_FILE
 
+from .find import DENIED
 from .record import fetch_artifacts, read_record
 
 
@@ -75,6 +85,22 @@ def download_unsigned(version: ModelVersion, folder: Path) -> Path:
     _check_manifest_tag(version, classifier)
     check_manifest(classifier)
     return classifier
+
+
+@contextmanager
+def refuse_broken(title: str) -> Iterator[None]:
+    """Refuse a version that is not the one registered, or can't be had; `title` names it."""
+    try:
+        yield
+    except (TamperedModelError, BaseModelError, SignatureError) as err:
+        raise Refused(f"{title}: {err}") from err
+    except (OSError, MlflowException) as err:
+        if getattr(err, "error_code", "") in DENIED:
+            raise
+        raise Refused(
+            f"{title}: its files can't be had ({type(err).__name__}: {err}). Restore the "
+            "registry's artifacts, or start the server that keeps them."
+        ) from err
 
 
 def find_classifier(model: Path) -> Path:

@@ -28,7 +28,8 @@ from account_tax.storage.names import (
     TAG,
 )
 
-GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # deleted for good, or never one
+from .find import GONE
+
 # What dataset_metadata.json repeats of data.yml, for runs without parameters.yml.
 DATA_KEYS = (*Data.__annotations__, "split")
 

@@ -17,7 +17,17 @@ from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from account_tax.errors import Refused
 from account_tax.storage.names import CONTENT_TAG
 
-from .history import HISTORY_TAG, Entry, History, HistoryError, load_history, mark_of, read_digests
+from .history import (
+    HISTORY_TAG,
+    Entry,
+    History,
+    HistoryError,
+    find_marks,
+    load_history,
+    mark_of,
+    mark_runs,
+    read_digests,
+)
 from .states import (
     APPROVED,
     CHAMPION,
@@ -134,6 +144,7 @@ def verify_history(client: MlflowClient, name: str) -> list[str]:
         faults = [
             *registry.history.faults,
             *find_cuts(registry),
+            *find_lost_marks(client, registry),
             *find_false_steps(registry.history.entries),
             *find_deleted(registry),
             *(find_unshown(registry) or find_contradictions(registry)),
@@ -213,6 +224,16 @@ def find_cuts(registry: RegistryState) -> list[str]:
                 f"history of {len(digests)} entries has no such: entries were cut off or replaced."
             )
     return faults
+
+
+def find_lost_marks(client: MlflowClient, registry: RegistryState) -> list[str]:
+    """Return a fault for each run that bears an entry's digest which the history does not have."""
+    return [
+        f"run {run_id} bears entry {n}, sha256 {sha256[:12]}, and the history has no such: it was "
+        "replaced, or begun anew."
+        for run_id, n, sha256 in find_marks(client, registry.model)
+        if registry.history.digests.get(n) != sha256
+    ]
 
 
 def find_false_steps(entries: list[Entry]) -> list[str]:
@@ -307,6 +328,9 @@ def settle(client: MlflowClient, name: str, known: Iterable[Entry] = ()) -> None
         since = registry.shown if since is None else min(since, registry.shown)
         if since >= len(history.digests):
             return
+        for entry in history.entries[since:]:
+            version = registry.versions.get(entry.version)
+            mark_runs(client, registry.model, entry, version and version.run_id)
         _show_versions(client, registry, since)
         _show_aliases(client, registry)
         if registry.model.tags.get(HEAD_TAG) != history.head:

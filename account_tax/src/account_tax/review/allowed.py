@@ -21,7 +21,6 @@ from .history_text import one_line
 
 KNOWN_AUTHOR = "known_author"  # no gate, but waived as one
 NOTHING_CHANGED = "Nothing was changed."
-DENIED = {"PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"}
 
 
 @dataclass(frozen=True)

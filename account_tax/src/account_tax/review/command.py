@@ -19,7 +19,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from account_tax.errors import Failed, Refused
-from account_tax.registry.find import find_version
+from account_tax.registry.find import DENIED, find_version
 from account_tax.registry.history import count_entries
 from account_tax.registry.registry_state import (
     find_contradictions,
@@ -33,7 +33,7 @@ from account_tax.storage.names import TAG
 from account_tax.tracking.owned_run import OwnedRun
 from account_tax.tracking.store import tracking_uri
 
-from .allowed import DENIED, Proposal
+from .allowed import Proposal
 from .decision import decide
 from .gates import GateResult
 from .history_text import format_history
@@ -120,15 +120,14 @@ def _review_and_decide(client: MlflowClient, run: OwnedRun, request: Request) ->
 
 def _roll_back(client: MlflowClient, name: str, proposal: Proposal) -> None:
     """Let the previous champion serve again, if its files are those that served."""
-    from account_tax.registry.download import download_version
-
-    from .evidence import refuse_broken
+    from account_tax.registry.download import download_version, refuse_broken
 
     seen = count_entries(client, name)
     number = client.get_registered_model(name).aliases.get(PREVIOUS_CHAMPION)
     if number is not None:  # else the decision says so
         version = client.get_model_version(name, number)
-        with tempfile.TemporaryDirectory() as scratch, refuse_broken(version, "gone back to"):
+        title = f"{name} version {number} can't be gone back to"
+        with tempfile.TemporaryDirectory() as scratch, refuse_broken(title):
             download_version(version, Path(scratch))
     click.echo(decide(client, name, proposal, entries_seen=seen).message)
 

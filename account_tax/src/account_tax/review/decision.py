@@ -16,7 +16,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from account_tax.errors import Failed, Refused
-from account_tax.registry.find import find_version
+from account_tax.registry.find import DENIED, find_version
 from account_tax.registry.history import (
     BEFORE_FIRST,
     Entry,
@@ -38,7 +38,6 @@ from account_tax.storage.names import CONTENT_TAG
 from account_tax.tracking.store import short_waits
 
 from .allowed import (
-    DENIED,
     NOTHING_CHANGED,
     Proposal,
     author_of,

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ import numpy as np
 import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 
 from account_tax.confidential import public_source
 from account_tax.errors import Refused
@@ -27,18 +25,14 @@ from account_tax.ledger.tokens import hash_tokens, split_digest, tokenize_splits
 from account_tax.model.calibration import compute_cross_entropy, softmax
 from account_tax.model.classifier import (
     MANIFEST_FILE,
-    BaseModelError,
     LoadedClassifier,
-    TamperedModelError,
     join_texts,
     load_classifier,
 )
-from account_tax.provenance.signing import SignatureError
-from account_tax.registry.download import download_version
+from account_tax.registry.download import download_version, refuse_broken
 from account_tax.registry.record import Record, read_record
 from account_tax.storage.names import SOURCE_TAG
 
-from .allowed import DENIED
 from .baselines import predict_baselines
 
 MOST_VALUES = 30  # of a slice's column; with more they are likely to be texts
@@ -194,7 +188,7 @@ def load_contender(client: MlflowClient, version: ModelVersion, scratch: Path) -
         Refused: If a file is not the one that was registered, or the base is not here or another.
     """
     folder = scratch / str(version.version)
-    with refuse_broken(version, "reviewed"):
+    with refuse_broken(f"{version.name} version {version.version} can't be reviewed"):
         classifier_folder = download_version(version, folder)
         classifier = load_classifier(classifier_folder)
     manifest = json.loads((classifier_folder / MANIFEST_FILE).read_text(encoding="utf-8"))
@@ -202,23 +196,6 @@ def load_contender(client: MlflowClient, version: ModelVersion, scratch: Path) -
         entry["bytes"] for name, entry in manifest["files"].items() if name.endswith(".safetensors")
     )
     return Contender(version, classifier, read_record(client, version), weights)
-
-
-@contextmanager
-def refuse_broken(version: ModelVersion, what: str) -> Iterator[None]:
-    """Refuse a version that is not what was registered, or can't be had; it can't be `what`."""
-    title = f"{version.name} version {version.version}"
-    try:
-        yield
-    except (TamperedModelError, BaseModelError, SignatureError) as err:
-        raise Refused(f"{title} can't be {what}. {err}") from err
-    except (OSError, MlflowException) as err:
-        if isinstance(err, MlflowException) and err.error_code in DENIED:
-            raise
-        raise Refused(
-            f"{title} can't be {what}: its files can't be had ({type(err).__name__}: {err}). "
-            "Restore the registry's artifacts, or start the server that keeps them."
-        ) from err
 
 
 # --- the rows -------------------------------------------------------------------------------------

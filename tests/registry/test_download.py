@@ -104,7 +104,7 @@ def test_compiled_code_beside_the_model_is_never_taken(shop, tmp_path):
 
 AROUND = (
     *("MLmodel", "requirements.txt", "python_env.yaml", "conda.yaml", "input_example.json"),
-    *("serving_input_example.json", "classifier.py"),
+    *("serving_input_example.json", "classifier.py", "artifacts/adapter-2/manifest.json"),
 )
 
 
@@ -119,7 +119,9 @@ def test_a_file_around_the_classifier_is_one_of_the_version(shop, tmp_path, name
 
 
 @pytest.mark.parametrize("key", [True, False], ids=["key", "no-key"])
-@pytest.mark.parametrize("name", ["foreign.py", "artifacts/foreign.py", "code/foreign.py"])
+@pytest.mark.parametrize(
+    "name", ["foreign.py", "artifacts/foreign.py", "code/foreign.py", "registered_model_meta.py"]
+)
 def test_a_file_that_nothing_lists_is_refused(shop, tmp_path, name, key):
     with put_back(model_folder(shop), tmp_path / "kept") as folder:
         (folder / name).parent.mkdir(exist_ok=True)

@@ -22,7 +22,6 @@ from account_tax.registry.history import (
     open_run,
     parse_entry,
     read_digests,
-    read_history,
     record_entry,
     render_entry,
     seal_entry,
@@ -32,7 +31,7 @@ from account_tax.registry.registry_state import HEAD_TAG, verify_history
 from account_tax.review.allowed import Proposal
 from account_tax.review.decision import decide
 from account_tax.review.history_text import format_history
-from tests.registered import FAILED, NOW, PASSED
+from tests.registered import FAILED, NOW, PASSED, read_history
 
 pytest_plugins = ["tests.registered"]  # client, new_model, model
 

@@ -9,11 +9,10 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from account_tax.errors import Failed, Refused
-from account_tax.registry.history import read_history
 from account_tax.registry.registry_state import DEPLOYMENT_TAG, HEAD_TAG, settle, verify_history
 from account_tax.review.allowed import Proposal
 from account_tax.review.decision import decide
-from tests.registered import FAILED, NOT_MEASURED, NOW, PASSED, state_of
+from tests.registered import FAILED, NOT_MEASURED, NOW, PASSED, read_history, state_of
 
 pytest_plugins = ["tests.registered"]  # client, new_model, model
 

@@ -82,7 +82,6 @@ def download_unsigned(version: ModelVersion, folder: Path) -> Path:
         raise _tampered(version, f"{MLMODEL_FILE_NAME} names no classifier ({err})") from err
     if other := [name for name, *_ in differing(files_around(model, classifier), listed)]:
         raise _tampered(version, f"{', '.join(other)}: not what its tag {MODEL_FILES_TAG} lists")
-    _check_manifest_tag(version, classifier)
     check_manifest(classifier)
     return classifier
 
@@ -114,11 +113,12 @@ def find_classifier(model: Path) -> Path:
 
 
 def files_around(model: Path, classifier: Path) -> dict[str, str]:
-    """Return the sha256 of each file of a logged model that is none of the classifier's."""
+    """Return the sha256 of each file of a logged model but those that its manifest lists."""
     own = f"{classifier.relative_to(model.resolve()).as_posix()}/"
-    digests = digests_below(model).items()
-    return {name: digest for name, digest in digests
-            if not name.startswith(own) and name != MLFLOW_NOTE}  # fmt: skip
+    kept = digests_below(model)
+    kept.pop(MLFLOW_NOTE, None)
+    manifest = own + MANIFEST_FILE
+    return {name: kept[name] for name in kept if name == manifest or not name.startswith(own)}
 
 
 def model_of(classifier: Path) -> Path:
@@ -137,18 +137,6 @@ def _check_signed(version: ModelVersion, classifier: Path, folder: Path, key: Pu
             raise SignatureError(f"signed was {'; '.join(each.text for each in changed)}.")
     except SignatureError as err:
         raise SignatureError(f"{version.name} version {version.version}: {err}") from err
-
-
-def _check_manifest_tag(version: ModelVersion, classifier: Path) -> None:
-    """Compare the manifest with the version's tag.
-
-    It lies beside the files it lists, so whoever changes one can change the other.
-    """
-    file, expected = classifier / MANIFEST_FILE, version.tags.get("manifest_sha256")
-    found = sha256_of(file) if file.is_file() else "missing"
-    if expected is None or found != expected:
-        said = f"the version's tag manifest_sha256 says {expected}"
-        raise _tampered(version, f"{MANIFEST_FILE}: sha256 {found}, {said}")
 
 
 def _tampered(version: ModelVersion, what: str) -> TamperedModelError:

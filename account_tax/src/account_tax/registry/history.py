@@ -173,11 +173,6 @@ def file_of(n: int, sha256: str) -> str:
 # --- reading --------------------------------------------------------------------------------------
 
 
-def read_history(client: MlflowClient, name: str) -> list[Entry]:
-    """Return the entries of a registered model's history that are as recorded, oldest first."""
-    return load_history(client, client.get_registered_model(name)).entries
-
-
 def count_entries(client: MlflowClient, name: str) -> int:
     """Return how many decisions about a registered model are recorded; no file is read."""
     run_id = find_run(client, client.get_registered_model(name))

@@ -33,7 +33,7 @@ from account_tax.provenance.code import (
 from account_tax.provenance.environment import describe_environment
 from account_tax.registry.record import Difference, Record, read_artifacts
 from account_tax.storage.files import sha256_of
-from account_tax.storage.names import ADAPTER_FOLDER, PARAMETERS_FILE, PATCH_FILE, RECORD_FILE
+from account_tax.storage.names import ADAPTER_FOLDER, PARAMETERS_FILE, PATCH_FILE
 
 from .differences import configuration_differences, environment_differences, first_cause
 from .rungs import BITWISE, DIFFERENT, FAIL, PASS, WITHIN, Rung, recorded_metrics, skip
@@ -58,14 +58,12 @@ class Trained:
     Attributes:
         weights: Its safetensors files by name.
         metrics: Its test metrics.
-        parameters: parameters.yml of its run; None where that commit keeps none.
-        environment: environment.json of its run, likewise.
+        parameters: parameters.yml of its run.
     """
 
     weights: Mapping[str, Path]
     metrics: Mapping[str, float]
-    parameters: dict[str, Any] | None
-    environment: dict[str, Any] | None
+    parameters: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -127,7 +125,8 @@ def retrain(
     except TrainingError as err:
         unknown = Difference("environment", "it does not train", inferred=True)
         return _not_the_same(str(err), [*before, unknown])
-    found = [*before, *_other_configuration(record, again)]
+    assert record.parameters is not None
+    found = [*before, *configuration_differences(record.parameters, again.parameters)]
     weights = compare_weights(classifier, again.weights)
     if not weights["other_files"]:
         names = ", ".join(sorted(again.weights))
@@ -178,9 +177,6 @@ def _code_difference(project: Path, record: Record) -> Iterator[Difference]:
         yield Difference("code", "no commit was recorded: there was no repository, or no git")
     elif git(project, "cat-file", "-e", f"{commit}^{{commit}}").returncode != 0:
         yield Difference("code", f"commit {commit} is not in this repository; fetch it")
-    known = {"patch_sha256", "left_out"} & record.tags.keys()
-    if record.tags.get("dirty") == "true" and not known:
-        yield Difference("code", f"the tree was not as commit {commit}; how, was not recorded")
 
 
 # --- the clone ------------------------------------------------------------------------------------
@@ -278,20 +274,12 @@ def _read_training(workshop: Workshop) -> Trained:
     experiments = [each.experiment_id for each in client.search_experiments()]
     run = client.search_runs(experiments, max_results=1)[0]  # the newest
     adapter = workshop.project / run.data.params["artifacts_root"] / ADAPTER_FOLDER
-    raw = read_artifacts(client, run.info.run_id, (PARAMETERS_FILE, RECORD_FILE))
-    kept = {name: yaml.safe_load(text) for name, text in raw.items()}
+    raw = read_artifacts(client, run.info.run_id, (PARAMETERS_FILE,))
     return Trained(
         {file.name: file for file in sorted(adapter.glob("*.safetensors"))},
         {key: value for key, value in run.data.metrics.items() if key.startswith("test/")},
-        kept.get(PARAMETERS_FILE),
-        kept.get(RECORD_FILE),
+        yaml.safe_load(raw[PARAMETERS_FILE]),
     )
-
-
-def _other_configuration(record: Record, again: Trained) -> list[Difference]:
-    if record.parameters is None or again.parameters is None:
-        return []
-    return configuration_differences(record.parameters, again.parameters)
 
 
 # --- after: the comparison ------------------------------------------------------------------------

@@ -29,11 +29,13 @@ from account_tax.registry.history import (
 )
 from account_tax.registry.registry_state import (
     RegistryState,
+    expiry_of,
     link_history,
     read_settled,
     settle,
     version_in_words,
 )
+from account_tax.registry.states import APPROVED
 from account_tax.storage.names import CONTENT_TAG
 from account_tax.tracking.store import short_waits
 
@@ -121,7 +123,9 @@ def decide(
                 check_proposal(registry, subject, author, proposal)
             entry = _draft(registry, subject, author, proposal)
         recorded = _record(client, registry, entry)
-        return Decision(recorded, _notes(recorded, _approval_of(registry, entry)))
+        return Decision(
+            recorded, _notes(recorded, expiry_of(registry.history.entries, entry.version))
+        )
 
 
 # --- recording ------------------------------------------------------------------------------------
@@ -241,15 +245,7 @@ def _while_recording(client: MlflowClient, name: str, run_id: str, entry: Entry)
             raise _explain(client, name, err) from err
 
 
-def _approval_of(registry: RegistryState, entry: Entry) -> Entry | None:
-    """Return the entry by which the version of another entry was approved."""
-    for each in registry.history.entries:
-        if each.version == entry.version and each.decision == "approve":
-            return each
-    return None
-
-
-def _notes(entry: Entry, approval: Entry | None) -> list[str]:
+def _notes(entry: Entry, expires: str) -> list[str]:
     """Return what the reviewer should know beside what happened."""
     notes = []
     if entry.decision == "approve":
@@ -263,8 +259,8 @@ def _notes(entry: Entry, approval: Entry | None) -> list[str]:
         if not entry.gates:
             notes.append("No gate was configured, so none was passed.")
     if entry.decision == "rollback":
-        if approval is None:
+        if entry.state_to != APPROVED:
             notes.append(f"Version {entry.version} served before, but was never approved here.")
-        elif approval.expires and approval.expires < entry.time[:10]:
-            notes.append(f"The approval of version {entry.version} ended on {approval.expires}.")
+        elif expires and expires < entry.time[:10]:
+            notes.append(f"The approval of version {entry.version} ended on {expires}.")
     return notes

@@ -5,7 +5,6 @@ N rows, C classes. Texts stay in here: what leaves is ids, counts, labels and sc
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,6 @@ from account_tax.ledger.splitting import split_ledger
 from account_tax.ledger.tokens import hash_tokens, split_digest, tokenize_splits
 from account_tax.model.calibration import compute_cross_entropy, softmax
 from account_tax.model.classifier import (
-    MANIFEST_FILE,
     LoadedClassifier,
     join_texts,
     load_classifier,
@@ -191,10 +189,7 @@ def load_contender(client: MlflowClient, version: ModelVersion, scratch: Path) -
     with refuse_broken(f"{version.name} version {version.version} can't be reviewed"):
         classifier_folder = download_version(version, folder)
         classifier = load_classifier(classifier_folder)
-    manifest = json.loads((classifier_folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-    weights = sum(
-        entry["bytes"] for name, entry in manifest["files"].items() if name.endswith(".safetensors")
-    )
+    weights = sum(file.stat().st_size for file in classifier_folder.glob("*.safetensors"))
     return Contender(version, classifier, read_record(client, version), weights)
 
 

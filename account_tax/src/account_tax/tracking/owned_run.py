@@ -19,14 +19,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
-from mlflow.utils.mlflow_tags import (
-    MLFLOW_GIT_COMMIT,
-    MLFLOW_PARENT_RUN_ID,
-    MLFLOW_RUN_NOTE,
-    MLFLOW_SOURCE_NAME,
-    MLFLOW_SOURCE_TYPE,
-    MLFLOW_USER,
-)
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 
 from account_tax.processes.identity import identify
@@ -299,10 +292,13 @@ class OwnedRun:
 def origin_of(project: Path) -> dict[str, str]:
     """Return whose a run is and what started it, as `mlflow run` tags it."""
     commit = git(project, "rev-parse", "--verify", "--quiet", "HEAD").stdout.decode().strip()
-    tags = {MLFLOW_SOURCE_NAME: project.resolve().name, MLFLOW_SOURCE_TYPE: "PROJECT"}
+    tags = {
+        "mlflow.source.name": project.resolve().name,
+        "mlflow.source.type": "PROJECT",
+    }
     with suppress(KeyError, OSError):  # a user without a name: nobody knows whose it is
-        tags[MLFLOW_USER] = getpass.getuser()
-    return tags | ({MLFLOW_GIT_COMMIT: commit} if commit else {})
+        tags["mlflow.user"] = getpass.getuser()
+    return tags | ({"mlflow.source.git.commit": commit} if commit else {})
 
 
 def claim(client: MlflowClient, run_id: str) -> Run:

@@ -145,6 +145,13 @@ def test_foreign_code_is_refused_also_where_the_versions_tags_were_made_to_fit(s
             download_version(version, tmp_path / "found", shop.key)
 
 
+def test_a_version_whose_files_nothing_lists_is_refused(shop, tmp_path):
+    version = version_of(shop)
+    del version.tags["model_files"]
+    with pytest.raises(TamperedModelError, match="no tag model_files"):
+        download_version(version, tmp_path / "found")
+
+
 def test_mlmodel_names_no_folder_outside_the_model(shop, tmp_path):
     version = version_of(shop)
     with put_back(model_folder(shop), tmp_path / "kept") as folder:

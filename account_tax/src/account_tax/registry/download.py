@@ -73,8 +73,10 @@ def download_unsigned(version: ModelVersion, folder: Path) -> Path:
     # Loading a version from a store of files leaves compiled code there; none may be run.
     for compiled in sorted(place.rglob("__pycache__")):
         shutil.rmtree(compiled, ignore_errors=True)  # also of one in another
+    if MODEL_FILES_TAG not in version.tags:
+        raise _tampered(version, f"no tag {MODEL_FILES_TAG}, as a version of before has none")
     try:
-        listed = json.loads(version.tags.get(MODEL_FILES_TAG, "{}"))
+        listed = json.loads(version.tags[MODEL_FILES_TAG])
         if listed.get(MLMODEL_FILE_NAME) != sha256_of(model / MLMODEL_FILE_NAME):
             raise ValueError(f"{MLMODEL_FILE_NAME} is not the file that was registered")
         classifier = find_classifier(model)

@@ -13,13 +13,19 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
+from account_tax.registry.history import Entry, load_history
+from account_tax.registry.states import PENDING, STATUS_TAG
 from account_tax.review.gates import GateResult
-from account_tax.review.states import PENDING, STATUS_TAG
 
 
 def state_of(version: ModelVersion) -> str:
     """Return the state of a version as its tag shows it."""
     return version.tags.get(STATUS_TAG, PENDING)
+
+
+def read_history(client: MlflowClient, name: str) -> list[Entry]:
+    """Return the entries of a registered model's history that are as recorded, oldest first."""
+    return load_history(client, client.get_registered_model(name)).entries
 
 
 NOW = datetime(2026, 3, 1, 9, 30, tzinfo=UTC)
@@ -51,7 +57,7 @@ def client(tmp_path_factory):
     folder = tmp_path_factory.mktemp("registry")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("account_tax.review.registry_state.PAUSE_SECONDS", 0.01)
+        patch.setattr("account_tax.registry.registry_state.PAUSE_SECONDS", 0.01)
         yield MlflowClient(f"sqlite:///{folder}/mlflow.db")
 
 

@@ -106,3 +106,13 @@ def test_unity_catalog_wants_a_name_of_three_parts(clone, workspace):
 
 def test_a_cluster_of_its_own_is_needed(clone):
     assert any("new_cluster: missing" in each for each in faults(clone, {"libraries": []}))
+
+
+def test_a_key_that_every_version_has_to_be_signed_by_reaches_the_cluster(
+    clone, workspace, monkeypatch
+):
+    monkeypatch.setenv("ACCOUNT_TAX_VERIFY_KEY", "key.pub")
+    (fault,) = faults(clone)
+    assert fault.startswith("ACCOUNT_TAX_VERIFY_KEY: set here and not in new_cluster.spark_env_var")
+    variables = {"ACCOUNT_TAX_VERIFY_KEY": "/Volumes/main/keys/key.pub"}
+    assert faults(clone, with_cluster(spark_env_vars=variables)) == []

@@ -112,3 +112,12 @@ def test_secrets_are_shown_by_name(ready):
     facts = checks(ready, config(ready), None).facts
     assert facts["secrets"] == "account-tax/mlflow-tracking-token, account-tax/hf-token"
     assert facts["namespace"] == "account-tax"
+
+
+def test_a_key_that_every_version_has_to_be_signed_by_reaches_the_pod(ready, monkeypatch):
+    monkeypatch.setenv("ACCOUNT_TAX_VERIFY_KEY", "key.pub")
+    (fault,) = faults(ready)
+    assert fault.startswith("ACCOUNT_TAX_VERIFY_KEY: set here and not in env of the job template")
+    entry = {"name": "ACCOUNT_TAX_VERIFY_KEY", "value": "/keys/key.pub"}
+    change_job(ready, lambda _, container: container["env"].append(entry))
+    assert faults(ready) == []

@@ -18,11 +18,10 @@ from mlflow import MlflowClient
 from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 
 from account_tax.errors import Failed, Refused
+from account_tax.registry.registry_state import settle, verify_history
 from account_tax.review.allowed import NOTHING_CHANGED, Proposal
 from account_tax.review.decision import decide
-from account_tax.review.history import read_history
-from account_tax.review.registry_state import settle, verify_history
-from tests.registered import NOW, PASSED, register, state_of
+from tests.registered import NOW, PASSED, read_history, register, state_of
 
 from .servers import LOOPBACK, STARTED_IN, Server
 

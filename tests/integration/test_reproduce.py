@@ -51,7 +51,8 @@ class Trained:
         return Path(unquote(urlsplit(uri).path)) / name
 
     def reproduce(self, *words: str, version: str = "1", **how) -> Finished:
-        return self.project.run("kedro", "reproduce", "--version", version, *words, **how)
+        asked = ("--version", version, "--run_code", "yes", *words)
+        return self.project.run("kedro", "reproduce", *asked, **how)
 
     def report(self) -> dict:
         run = self.project.runs()[0]
@@ -201,7 +202,8 @@ def test_one_package_changed_is_environment(trained):
     file = trained.artifact("environment.json")
     with changed(file, lambda text: text.replace('"numpy": "', '"numpy": "0.')):
         record = read_record(trained.client, trained.version)
-    found = [(each.cause, each.text) for each in find_differences(root, record)]
+    adapter = root / "data/06_models" / str(trained.version.run_id) / "adapter"
+    found = [(each.cause, each.text) for each in find_differences(root, record, adapter)]
     assert {cause for cause, _ in found} == {"environment"}
     assert found[0][1].startswith("environment.json: sha256 ")
     assert any("numpy " in text and "instead of 0." in text for _, text in found[1:])

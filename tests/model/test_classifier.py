@@ -28,6 +28,7 @@ from account_tax.model.classifier import (
     join_texts,
     load_classifier,
     load_tokenizer,
+    read_classifier,
     resolve_base,
     resolve_pin,
 )
@@ -66,10 +67,17 @@ def test_without_its_manifest_nothing_is_loaded(trained):
         AccountClassifier().load_context(context)
 
 
-def test_of_the_base_only_its_pinned_weights_count_when_loaded_back(trained, tmp_path):
-    before = load_classifier(trained).logits(["LUNCH"])
-    edit(tmp_path / "base/config.json", hidden_act="relu", layer_norm_eps=0.5)
+def test_a_base_configured_otherwise_is_refused_and_never_counts(trained, tmp_path):
+    before = read_classifier(trained).logits(["LUNCH"])
+    edit(tmp_path / "base/config.json", transformers_version="9.9")  # who wrote it says nothing
     assert np.array_equal(load_classifier(trained).logits(["LUNCH"]), before)
+    edit(tmp_path / "base/config.json", hidden_act="relu", layer_norm_eps=0.5)
+    with pytest.raises(BaseModelError, match="the files of its config have sha256"):
+        load_classifier(trained)
+    settings = json.loads((trained / "classifier.json").read_text())
+    del settings["base"]["config_sha256"]  # as a version of before
+    (trained / "classifier.json").write_text(json.dumps(settings))
+    assert np.array_equal(read_classifier(trained).logits(["LUNCH"]), before)
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
@@ -189,10 +197,14 @@ def test_a_pin_holds_the_tokenizer(tmp_path):
     base = make_tiny_base(tmp_path / "base")
     pin = resolve_base(str(base)).to_dict()
     assert resolve_pin(pin).path == base
-    file = base / "tokenizer.json"
-    file.write_text(file.read_text().replace("taxi", "tax1"))
-    with pytest.raises(BaseModelError, match=f"expected {pin['tokenizer_sha256']}"):
-        resolve_pin(pin)
+    changes = {"config": ('"gelu"', '"relu"'), "tokenizer": ("taxi", "tax1")}
+    for what, change in changes.items():
+        file = base / f"{what}.json"
+        before = file.read_text()
+        file.write_text(before.replace(*change))
+        with pytest.raises(BaseModelError, match=f"its {what} .*expected {pin[f'{what}_sha256']}"):
+            resolve_pin(pin)
+        file.write_text(before)
     resolve_pin({key: pin[key] for key in ("name", "revision", "sha256")})  # a version of before
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,19 @@ import pytest
 from mlflow import MlflowClient
 
 from account_tax.model.classifier import needs_review
-from tests.commands import as_words
+from account_tax.review.allowed import Proposal
+from account_tax.review.decision import decide
+from tests.commands import as_words, call
 
-from .conftest import LABELS, NOT_GIVEN, make_rows, read_ledger, write_ledger
+from .conftest import (
+    LABELS,
+    NOT_GIVEN,
+    Shop,
+    make_rows,
+    read_ledger,
+    register_random,
+    write_ledger,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 FORMATS = ("csv", "jsonl", "parquet")
@@ -510,6 +521,7 @@ def test_the_run_has_counts_and_digests_but_no_text(file_with, shop, ledger, out
 KILLED_AFTER = """
 import os, signal, sys
 sys.path[:0] = [{src!r}, {root!r}]
+from datetime import UTC, datetime
 from pathlib import Path
 from account_tax.predict import parts
 commit = parts.Journal.commit
@@ -623,3 +635,26 @@ def test_a_stopped_run_says_how_to_go_on(shop, tmp_path, monkeypatch):
     assert "rows are kept beside filed.csv: the same command goes on" in said
     assert "Traceback" not in said
     assert newest_run(shop).info.status == "KILLED"
+
+
+def test_a_version_that_was_rejected_files_nothing_unless_it_is_told_to(
+    tiny_base, tmp_path, monkeypatch, ledger, capfd
+):
+    shop = Shop(tmp_path, LABELS)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", shop.store)
+    monkeypatch.chdir(tmp_path)
+    register_random(tmp_path, tiny_base)
+    client, name = MlflowClient(), "account-tax"
+    decide(client, name, Proposal("reject", "Kim", "meals", datetime.now(UTC), "run"), "1")
+    client.set_registered_model_alias(name, "champion", "1")
+    given = {"model": f"models:/{name}@champion", "input": ledger, "output": tmp_path / "o.csv"}
+    given = NOT_GIVEN | {key: str(word) for key, word in given.items()}
+    assert call(tmp_path, "predict", *as_words(given)) == 2
+    assert "champion is not set by the review history" in capfd.readouterr().err
+    assert not (tmp_path / "o.csv").exists()
+    assert call(tmp_path, "predict", *as_words(given | {"allow_unapproved": "true"})) == 0
+    run = client.search_runs(["1"], order_by=["start_time DESC"], max_results=1)[0]
+    assert "is not set by" in run.data.tags["account_tax.unapproved"]
+    assert call(ROOT, "review", "--history", "--registered_model_name", name) == 0
+    said = capfd.readouterr().out
+    assert "mind this: alias champion is version 1, but the history says not set." in said

@@ -127,7 +127,7 @@ def test_a_ledger_or_secret_never_gets_into_the_patch(tree, name):
 def test_a_ledger_that_git_knows_stays_out_too(tree):
     write(tree, {"conf/ledger.csv": f"text,label\n{SECRET},x\n".encode()})
     code = describe_code(tree)
-    assert (code.dirty, code.patch, code.left_out) == (True, b"", ("conf/ledger.csv",))
+    assert (code.dirty, code.patch, code.left_out) == (False, b"", ("conf/ledger.csv",))
     assert "patch_sha256" not in code.tags()
 
 
@@ -140,13 +140,34 @@ def test_what_was_left_out_is_said_but_is_not_what_the_code_is_compared_by(tree)
         f"commit {code.commit[:12]}, without 7 changed files that may be data: "
         "books/0.csv, books/1.csv, books/2.csv, ..."
     )
-    assert code.dirty
+    assert not code.dirty
     assert code.identity() == clean.identity()
     write(tree, {"account_tax/src/a.py": b"a = 2\n"})
     changed = describe_code(tree)
     assert changed.identity() != clean.identity()
-    said = f"commit {code.commit[:12]} and code.patch {changed.patch_sha256[:12]}, without 7 "
+    said = (
+        f"commit {code.commit[:12]} and code.patch {changed.patch_sha256[:12]} (1 changed file: "
+        "account_tax/src/a.py), without 7 "
+    )
     assert code_in_words(changed.tags()).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("name", "decides"),
+    [
+        *((f"{folder}/x.yml", True) for folder in ("account_tax", "conf/base", "recipes")),
+        *((name, True) for name in ("MLproject", "pyproject.toml", "conda.yaml", "conda-lock.yml")),
+        *(("requirements.lock", True), ("account_tax/src/x.py", True)),
+        *((name, False) for name in ("README.md", "tests/test_x.py", "tools/x.py", "docs/x.md")),
+        *((name, False) for name in ("ledger.csv", "filed.csv", "exported/config.json", "key.pub")),
+    ],
+)
+def test_only_what_decides_a_result_makes_the_tree_another(tree, name, decides):
+    write(tree, {name: b"changed\n"})
+    code = describe_code(tree)
+    assert code.dirty == decides
+    assert code.changed == ((name,) if decides else ())
+    assert code.tags()["dirty"] == str(decides).lower()
 
 
 def test_a_repository_that_can_not_be_written_to_is_described(tree):

@@ -50,22 +50,28 @@ def keys(tmp_path):
 
 @pytest.fixture
 def signed(tmp_path, keys):
-    """A classifier's folder, its provenance and both signatures, as a download leaves them."""
-    folder = tmp_path / "classifier"
+    """A model's folder, its classifier's, what they are signed as, and the run's folder."""
+    folder = tmp_path / "model" / "artifacts"
     (folder / "deep").mkdir(parents=True)
     (folder / "weights.safetensors").write_bytes(b"\x00\x01")
     (folder / "deep" / "vocab.txt").write_text("lunch\n")
     (folder / "manifest.json").write_text("{}")
     resources = model_statement(folder, "x")["predicate"]["resources"]
     subject = [{"name": each["name"], "digest": {"sha256": each["digest"]}} for each in resources]
-    statement = tmp_path / "provenance.json"
-    statement.write_text(json.dumps({"subject": subject}))
-    signatures = tmp_path / "signatures"
-    signatures.mkdir()
-    made = sign_version(folder, "account-tax", statement.read_bytes(), load_private_key(keys[0]))
+    run = {"runDetails": {"metadata": {"invocationId": "run"}}}
+    statement = json.dumps({"subject": subject, "predicate": run})
+    sign(tmp_path, statement, keys)
+    return tmp_path / "model", folder, ("account-tax/1", "run"), tmp_path / "run"
+
+
+def sign(tmp_path, statement, keys):
+    signatures = tmp_path / "run" / "signatures"
+    signatures.mkdir(parents=True, exist_ok=True)
+    (signatures.parent / "provenance.json").write_text(statement)
+    key = load_private_key(keys[0])
+    made = sign_version(tmp_path / "model", "account-tax/1", statement.encode(), key)
     for name, text in made.items():
         (signatures / name).write_text(text)
-    return folder, statement, signatures
 
 
 def test_a_signature_by_the_key_holds(signed, keys):
@@ -74,33 +80,44 @@ def test_a_signature_by_the_key_holds(signed, keys):
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "manifest.json", "deep/vocab.txt"])
 def test_a_changed_file_is_found(signed, keys, name):
-    file = signed[0] / name
+    file = signed[1] / name
     file.write_bytes(file.read_bytes() + b"\n")
     with pytest.raises(SignatureError, match=name):
         check_signatures(*signed, load_public_key(keys[1]))
 
 
 def test_an_added_or_removed_file_is_found(signed, keys):
-    (signed[0] / "more.json").write_text("{}")
-    (signed[0] / "weights.safetensors").unlink()
-    with pytest.raises(SignatureError, match=r"more\.json, weights\.safetensors"):
+    (signed[1] / "more.json").write_text("{}")
+    (signed[1] / "weights.safetensors").unlink()
+    with pytest.raises(SignatureError, match=r"/more\.json, artifacts/weights\.safetensors"):
         check_signatures(*signed, load_public_key(keys[1]))
 
 
 def test_changed_provenance_is_found(signed, keys):
-    signed[1].write_text(signed[1].read_text() + " ")
+    statement = signed[3] / "provenance.json"
+    statement.write_text(statement.read_text() + " ")
     with pytest.raises(SignatureError, match=r"another provenance\.json"):
         check_signatures(*signed, load_public_key(keys[1]))
 
 
-def test_provenance_of_another_classifier_is_found(signed, keys):
-    folder, statement, signatures = signed
-    statement.write_text('{"subject": []}')
-    made = sign_version(folder, "x", statement.read_bytes(), load_private_key(keys[0]))
-    for name, text in made.items():
-        (signatures / name).write_text(text)
-    with pytest.raises(SignatureError, match="another classifier"):
+@pytest.mark.parametrize("change", ['"weights.safetensors"', '"run"'])
+def test_provenance_of_another_classifier_or_run_is_found(signed, keys, tmp_path, change):
+    statement = (signed[3] / "provenance.json").read_text().replace(change, '"other"')
+    sign(tmp_path, statement, keys)
+    with pytest.raises(SignatureError, match="another classifier or run"):
         check_signatures(*signed, load_public_key(keys[1]))
+
+
+def test_another_name_or_number_is_found(signed, keys):
+    for name in ("account-tax/2", "payroll/1", "account-tax"):
+        asked = (*signed[:2], (name, "run"), signed[3])
+        with pytest.raises(SignatureError, match=f"signed as account-tax/1, not as {name}"):
+            check_signatures(*asked, load_public_key(keys[1]))
+
+
+def test_mlflows_own_note_beside_a_download_is_no_other_file(signed, keys):
+    (signed[0] / "registered_model_meta").write_text("model_name: account-tax\n")
+    check_signatures(*signed, load_public_key(keys[1]))
 
 
 def test_another_key_is_refused_also_where_it_claims_to_be_the_right_one(signed, tmp_path):
@@ -108,7 +125,7 @@ def test_another_key_is_refused_also_where_it_claims_to_be_the_right_one(signed,
     key = load_public_key(other[1])
     with pytest.raises(SignatureError, match="signed by the key"):
         check_signatures(*signed, key)
-    for bundle in signed[2].iterdir():
+    for bundle in (signed[3] / "signatures").iterdir():
         content = json.loads(bundle.read_text())
         content["verificationMaterial"]["publicKey"] = {}
         bundle.write_text(json.dumps(content))
@@ -118,20 +135,20 @@ def test_another_key_is_refused_also_where_it_claims_to_be_the_right_one(signed,
 
 @pytest.mark.parametrize("missing", ["model.sig", "provenance.sig"])
 def test_a_missing_signature_is_refused(signed, keys, missing):
-    (signed[2] / missing).unlink()
+    (signed[3] / "signatures" / missing).unlink()
     with pytest.raises(SignatureError, match=f"{missing}: there is no such signature"):
         check_signatures(*signed, load_public_key(keys[1]))
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"dsseEnvelope": null}', "\x00"])
 def test_a_broken_signature_is_refused(signed, keys, text):
-    (signed[2] / "model.sig").write_text(text)
+    (signed[3] / "signatures/model.sig").write_text(text)
     with pytest.raises(SignatureError, match="not a signature"):
         check_signatures(*signed, load_public_key(keys[1]))
 
 
 def test_a_payload_put_under_a_good_signature_is_refused(signed, keys):
-    bundle = signed[2] / "model.sig"
+    bundle = signed[3] / "signatures/model.sig"
     content = json.loads(bundle.read_text())
     payload = json.loads(base64.b64decode(content["dsseEnvelope"]["payload"]))
     payload["predicate"]["resources"][0]["digest"] = "0" * 64
@@ -187,6 +204,13 @@ def test_the_key_given_goes_before_the_variables(monkeypatch):
 
 @pytest.mark.skipif(not MODEL_SIGNING, reason="MODEL_SIGNING_COMMAND names no model_signing")
 def test_model_signing_takes_our_signature(signed, keys):
-    words = ["verify", "key", str(signed[0]), "--signature", str(signed[2] / "model.sig")]
+    (signed[0] / "registered_model_meta").write_text("as MLflow leaves it beside a download")
+    words = [
+        "verify",
+        "key",
+        str(signed[0]),
+        "--signature",
+        str(signed[3] / "signatures/model.sig"),
+    ]
     done = subprocess.run([MODEL_SIGNING, *words, "--public_key", str(keys[1])], check=False)
     assert done.returncode == 0

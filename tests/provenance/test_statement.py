@@ -32,11 +32,11 @@ ENVIRONMENT = {"lock_sha256": "e" * 64, "differences": ["numpy 1: the lock has 2
 
 
 def make_statement(parameters=None, environment=None, **tags):
-    raw = json.dumps(environment).encode() if environment else None
-    text = b"data: {}\n" if parameters else None
-    record = RunRecord("run", tags, "2", "1", 0.0, text, raw)
+    kept = {"parameters.yml": parameters, "environment.json": environment}
+    files = {name: json.dumps(each).encode() for name, each in kept.items() if each}  # YAML as well
+    record = RunRecord("run", tags, "2", "1", 0.0, files)
     digests = {"manifest_sha256": "f" * 64, "config_sha256": "a" * 64}
-    return build_statement(record, MANIFEST, digests, DATASET, BASE, parameters, 61.0)
+    return build_statement(record, MANIFEST, digests, DATASET, BASE, 61.0)
 
 
 def test_the_statement_has_the_published_field_names():
@@ -76,6 +76,9 @@ def test_what_was_not_recorded_is_said():
     assert names == ["data/source", "data/test", "base"]
 
 
+PARAMETERS_SHA256 = hashlib.sha256(b'{"data": {"source": "x"}}').hexdigest()
+
+
 def test_every_input_has_its_digest():
     statement = make_statement(
         {"data": {"source": "x"}}, ENVIRONMENT, commit="9" * 40, dirty="true", patch_sha256="8" * 64
@@ -85,7 +88,7 @@ def test_every_input_has_its_digest():
         for name in ("code", "code.patch", "data/source", "data/test", "base", "environment lock")
     }
     assert [digest[0] for digest in found.values()] == ["9", "8", "b", "c", "d", "e"]
-    assert recorded_digest(statement, "parameters.yml") == hashlib.sha256(b"data: {}\n").hexdigest()
+    assert recorded_digest(statement, "parameters.yml") == PARAMETERS_SHA256
     assert recorded_digest(statement, "environment.json")
     assert recorded_digest(statement, "no such thing") is None
 

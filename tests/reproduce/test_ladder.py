@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 
-from account_tax.reproduce.ladder import localise
+from account_tax.errors import Refused
+from account_tax.registry.record import Record
+from account_tax.reproduce.ladder import localise, may_run
 
 
 @pytest.mark.parametrize(
@@ -35,3 +39,27 @@ def test_a_file_in_the_home_folder_and_no_map_are_understood(tmp_path, monkeypat
     assert localise(parameters, tmp_path, None)["data"] == {
         "source": str(tmp_path / "home" / "ledger.csv")
     }
+
+
+TAGS = {"commit": "9" * 40, "patch_sha256": "8" * 64}
+RECORD = Record(TAGS, patch=b"--- a/x\n+++ b/x\n+print('foreign')\n")
+
+
+def ask(monkeypatch, answer, terminal=True):
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{answer}\n"))
+    monkeypatch.setattr("sys.stdin.isatty", lambda: terminal, raising=False)
+    return may_run(RECORD, "ask")
+
+
+def test_what_will_be_run_is_said_and_asked_about(monkeypatch, capsys):
+    assert ask(monkeypatch, "y")
+    said = capsys.readouterr().out
+    assert "as you: commit 999999999999 and code.patch 888888888888, a patch of 3 lines" in said
+    assert not ask(monkeypatch, "")
+    assert may_run(RECORD, "yes")
+    assert not may_run(RECORD, "no")
+
+
+def test_without_a_terminal_nothing_is_run_unasked(monkeypatch):
+    with pytest.raises(Refused, match=r"run_code = ask \(-P run_code\): .*-P run_code=yes"):
+        ask(monkeypatch, "y", terminal=False)

@@ -9,11 +9,10 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from account_tax.errors import Failed, Refused
+from account_tax.registry.registry_state import DEPLOYMENT_TAG, HEAD_TAG, settle, verify_history
 from account_tax.review.allowed import Proposal
 from account_tax.review.decision import decide
-from account_tax.review.history import read_history
-from account_tax.review.registry_state import DEPLOYMENT_TAG, HEAD_TAG, settle, verify_history
-from tests.registered import FAILED, NOT_MEASURED, NOW, PASSED, state_of
+from tests.registered import FAILED, NOT_MEASURED, NOW, PASSED, read_history, state_of
 
 pytest_plugins = ["tests.registered"]  # client, new_model, model
 
@@ -175,9 +174,20 @@ def test_an_unknown_decision_is_refused(client, model):
         take(client, model, "aprove", 1)
 
 
-def test_an_unknown_author_is_said(client, new_model):
-    decision = take(client, new_model(author=""), "approve", 1)
+def test_an_unknown_author_is_waived_by_name_or_hinders(client, new_model):
+    model = new_model(author="")
+    before = picture(client, model)
+    with pytest.raises(Refused, match=r"no mlflow\.user(.|\n)*-P waive=known_author"):
+        take(client, model, "approve", 1)
+    assert picture(client, model) == before
+    decision = take(client, model, "approve", 1, waive=["known_author"])
     assert "The author is not known" in decision.message
+    assert read_history(client, model)[0].waived == ["known_author"]
+
+
+def test_a_known_author_is_not_waived(client, model):
+    with pytest.raises(Refused, match=r"waive = known_author .* the author is lee"):
+        take(client, model, "approve", 1, waive=["known_author"])
 
 
 def test_an_expiry_is_kept_on_the_version(client, model):

@@ -14,7 +14,7 @@ from account_tax.ledger.reading import read_ledger
 from account_tax.ledger.splitting import split_ledger
 from account_tax.ledger.tokens import split_digest, tokenize_splits
 from account_tax.model.classifier import LoadedClassifier
-from account_tax.registry.record import Record
+from account_tax.registry.record import Difference, Record
 from account_tax.review.evidence import (
     Contender,
     Evidence,
@@ -323,3 +323,10 @@ def test_a_champions_ledger_that_is_gone_or_changed_is_said(challenger, data, to
 
 
 # --- baselines ------------------------------------------------------------------------------------
+
+
+def test_a_run_that_keeps_other_files_than_it_recorded_is_not_reviewed(challenger):
+    edited = Difference("configuration", "parameters.yml: sha256 1 instead of sha256 2")
+    changed = replace(challenger, record=replace(challenger.record, changed=(edited,)))
+    with pytest.raises(Refused, match=r"not keep what it recorded\n  parameters.yml: sha256 1"):
+        remake_test_split(changed, None)

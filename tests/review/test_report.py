@@ -1,12 +1,15 @@
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
+from account_tax.review.command import show
+from account_tax.review.findings import find
 from account_tax.review.gates import judge
 from account_tax.review.report import describe_review, percent, render_html, render_markdown
 
-from .conftest import LABELS
+from .conftest import LABELS, RUN, make_answers
 
 VOID = {"meta", "br", "path", "use", "rect", "stop", "link"}
 
@@ -157,3 +160,26 @@ def test_what_did_not_pass_comes_first(findings):
 def test_the_description_links_to_the_report(findings):
     digest = describe_review(findings, "1")
     assert f"runs/{findings['run_id']}/artifacts/review/report.html" in digest
+
+
+def test_worse_is_the_headline_whatever_the_gates_say(evidence, gates, capsys):
+    answers = {"challenger": make_answers(0.6, 1), "champion": make_answers(0.95, 2)}
+    off = dict.fromkeys(gates) | {"class_floor_rows": 20, "cold_load_verified": True}
+    findings = find(replace(evidence, answers=answers), off, 0.95) | RUN
+    assert findings["outcome"] == "passed"
+    headline = "Worse than account-tax version 2 (champion) in accuracy and macro-F1, and more than"
+    page = render_html(findings)
+    assert headline in Page(page).text[:600]
+    assert "--verdict: var(--bad)" in page
+    assert f"**{headline}" in render_markdown(findings)
+    assert describe_review(findings, "1").startswith("# Review: worse than version 2, gates")
+    show(findings)
+    assert f"mind this: {headline}" in capsys.readouterr().out
+
+
+def test_the_default_gates_ask_to_be_no_worse_than_n_grams(evidence, gates):
+    better = evidence.baselines | {"tfidf": make_answers(0.99, 4).predicted}
+    findings = find(replace(evidence, baselines=better), gates, 0.95)
+    (gate,) = (g for g in findings["gates"] if g["name"] == "tfidf_accuracy_change_lower_bound")
+    assert gate["status"] == "failed"
+    assert gate["why"].startswith("Against TF-IDF and logistic regression, the change of accuracy")

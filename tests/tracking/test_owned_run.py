@@ -22,6 +22,7 @@ from account_tax.tracking.store import (
     TrackingError,
     patience_seconds,
 )
+from tests.provenance.test_code import git, write
 
 
 @pytest.fixture(scope="module")
@@ -386,3 +387,18 @@ def test_the_status_of_a_run_nobody_knows_or_that_was_deleted_is_none(client, ru
     assert run.status_of("0" * 32) is None
     client.delete_run(interrupted)
     assert run.status_of(interrupted) is None
+
+
+def test_every_run_says_whose_it_is_and_of_what(client, tmp_path, monkeypatch):
+    monkeypatch.setenv("LOGNAME", "kim")
+    write(tmp_path / "books", {"a.py": b"a = 1\n"})
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "One"]):
+        git(tmp_path / "books", *words)
+    run = OwnedRun.open(tmp_path / "books")
+    adopted = client.create_run("0", tags={"mlflow.user": "lee"}).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", adopted)
+    OwnedRun.open(tmp_path / "books")
+    for run_id, user in ((run.run_id, "kim"), (adopted, "lee")):
+        tags = client.get_run(run_id).data.tags
+        assert (tags["mlflow.user"], tags["mlflow.source.name"]) == (user, "books")
+        assert len(tags["mlflow.source.git.commit"]) == 40

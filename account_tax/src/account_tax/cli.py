@@ -108,7 +108,7 @@ def export(words: Words) -> None:
 
         export(Path.cwd(), asked, run)
 
-    _run(export_request.read_request, words, work, lambda _: False)
+    _run(export_request.read_request, words, work, lambda asked: asked.allow_unapproved)
 
 
 @_command(predict_options.Options)

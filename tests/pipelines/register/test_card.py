@@ -102,3 +102,17 @@ def test_rare_accounts_are_named(facts):
     assert "fewer than 3 different texts, so in train only: rent (1)." in write_card(facts)
     facts["dataset"]["time_column"] = "date"
     assert "texts, or none in train, so left out after train: rent (1)." in write_card(facts)
+
+
+def test_both_parts_stand_with_what_each_is_worth_alone(facts):
+    assert "n-grams alone" not in write_card(facts)
+    alone = {"encoder_accuracy": 0.9, "encoder_f1": 0.8, "ngrams_accuracy": 0.7, "ngrams_f1": 0.6}
+    facts["metrics"] = facts["metrics"] | {f"test/{key}": value for key, value in alone.items()}
+    calibration = {
+        **{"target_precision": 0.95, "guarantee": 0.95, "threshold": None, "coverage": 0.0},
+        **{"temperature": 1.0, "rows": 12, "fusion": {"encoder": 1.0, "ngrams": 0.5}},
+    }
+    facts["settings"] = facts["settings"] | {"calibration": calibration}
+    card = write_card(facts)
+    assert "| n-grams alone | 0.7000 | 0.6000 | 0.5 |" in card
+    assert "it takes at least 63 validation rows, all right" in card

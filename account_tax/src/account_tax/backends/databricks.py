@@ -19,7 +19,7 @@ from mlflow.utils.uri import is_databricks_uri
 from account_tax.confidential import find_written_secrets
 from account_tax.parameters.config import Resolved
 
-from .findings import Findings, unknown_keys
+from .findings import Findings, key_faults_of, unknown_keys
 from .shipped import find_shipped
 from .tracking_faults import URI, find_tracking_faults
 
@@ -48,8 +48,10 @@ def checks(project: Path, config: Mapping[str, Any], resolved: Resolved | None) 
         if not cluster.get(key)
     ]
     findings.faults += _model_faults(cluster)
-    settings = {**(cluster.get("spark_env_vars") or {}), **(cluster.get("spark_conf") or {})}
+    variables = cluster.get("spark_env_vars") or {}
+    settings = {**variables, **(cluster.get("spark_conf") or {})}
     findings.faults += find_written_secrets(settings, REFERENCE, SECRET_HINT)
+    findings.faults += key_faults_of(variables, "new_cluster.spark_env_vars")
     findings.faults += _library_faults(config.get("libraries") or [])
     _ask_workspace(cluster, settings, resolved, findings)
     return findings

@@ -19,7 +19,7 @@ from mlflow.projects.utils import load_project
 from account_tax.confidential import find_written_secrets
 from account_tax.parameters.config import Resolved
 
-from .findings import Findings, unknown_keys
+from .findings import Findings, key_faults_of, unknown_keys
 from .tracking_faults import find_tracking_faults
 
 PROJECT = Path("backends", "kubernetes")  # in it lies the second project file
@@ -44,6 +44,8 @@ def checks(project: Path, config: Mapping[str, Any], resolved: Resolved | None) 
         container = job["spec"]["template"]["spec"]["containers"][0]
         findings.faults += _schema_faults(job)
         findings.faults += _secret_faults(container, findings.facts)
+        named = [each.get("name") for each in container.get("env") or [] if isinstance(each, dict)]
+        findings.faults += key_faults_of(named, "env of the job template")
         findings.faults += _resource_faults(job, container, resolved)
         _ask_cluster(job, config.get("kube-context"), findings)
     return findings

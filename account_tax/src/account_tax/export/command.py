@@ -39,9 +39,10 @@ from account_tax.model.classifier import (
     load_classifier,
 )
 from account_tax.model.licence import base_licence
-from account_tax.registry.download import download_version
+from account_tax.registry.download import download_version, refuse_broken
 from account_tax.registry.find import find_version
-from account_tax.storage.names import PROBE_FILE
+from account_tax.registry.registry_state import check_standing
+from account_tax.storage.names import PROBE_FILE, UNAPPROVED_TAG
 from account_tax.tracking.owned_run import OwnedRun
 from account_tax.tracking.store import tracking_uri
 
@@ -98,9 +99,16 @@ def export(project: Path, request: Request, run: OwnedRun | None) -> None:
     """Write a version as an ordinary folder."""
     uri = run.tracking_uri if run else tracking_uri(project)
     mlflow.set_tracking_uri(uri)
-    version = find_version(MlflowClient(uri), request.name, request.reference)
+    client = MlflowClient(uri)
+    version = find_version(client, request.name, request.reference)
+    if against := check_standing(client, version, request.reference, request.allow_unapproved):
+        click.echo(f"mind this: {version.name} version {version.version}: {against}", err=True)
+        assert run is not None, "one is made where this may be"
+        run.set_tags({UNAPPROVED_TAG: against})
+    title = f"{version.name} version {version.version}"
     with tempfile.TemporaryDirectory() as scratch:
-        classifier = download_version(version, Path(scratch), request.verify_key)
+        with refuse_broken(title):
+            classifier = download_version(version, Path(scratch), request.verify_key)
         difference = write_export(classifier, project / request.output, version)
     click.echo(
         f"{version.name} version {version.version} is in {request.output}; largest difference of "

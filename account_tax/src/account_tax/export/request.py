@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from account_tax.parameters.kinds import Help
-from account_tax.parameters.options import VersionOptions
+from account_tax.parameters.options import UNAPPROVED, VersionOptions
 from account_tax.parameters.schema import File
 from account_tax.provenance.signing import key_faults
 from account_tax.storage.files import output_faults
@@ -19,6 +19,7 @@ class Request(VersionOptions):
     """What is asked for."""
 
     output: Annotated[File, Help("The folder to make; it must not exist.")]
+    allow_unapproved: Annotated[bool, Help(UNAPPROVED)] = False
     verify_key: Annotated[File | None, Help("PEM file of the key that has to have signed.")] = None
 
 

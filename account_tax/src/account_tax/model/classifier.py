@@ -106,6 +106,14 @@ class BaseReference:
         files = tokenizer_files(self.path)
         return _list_sha256({file.name: file_sha256(file) for file in files})
 
+    @property
+    def config_sha256(self) -> str:
+        """The digest of its configuration, but for what names the library that wrote it."""
+        file = self.path / "config.json"
+        config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        config.pop("transformers_version", None)
+        return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
     def to_dict(self) -> dict[str, str | None]:
         """Return what pins the base on any machine: everything but the local path."""
         return {
@@ -114,6 +122,7 @@ class BaseReference:
             "revision": self.revision,
             "sha256": self.sha256,
             "tokenizer_sha256": self.tokenizer_sha256,
+            "config_sha256": self.config_sha256,
         }
 
 
@@ -152,15 +161,16 @@ def resolve_pin(pin: Mapping[str, Any]) -> BaseReference:
     """Return the base that a saved classifier names, after checking that it is the same.
 
     Raises:
-        BaseModelError: As `resolve_base`, and if its tokenizer is another one.
+        BaseModelError: As `resolve_base`, and if its tokenizer or configuration is another one.
     """
     base = resolve_base(pin["name"], pin["revision"], pin["sha256"])
-    expected = pin.get("tokenizer_sha256")  # versions of before have none
-    if expected and base.tokenizer_sha256 != expected:
-        raise BaseModelError(
-            f"train.model.name = {base.name}: its tokenizer's files have sha256 "
-            f"{base.tokenizer_sha256}, expected {expected}. Restore the original files."
-        )
+    for what in ("tokenizer", "config"):
+        found, expected = getattr(base, f"{what}_sha256"), pin.get(f"{what}_sha256")
+        if expected and found != expected:  # versions of before have none
+            raise BaseModelError(
+                f"train.model.name = {base.name}: the files of its {what} have sha256 {found}, "
+                f"expected {expected}. Restore the original files."
+            )
     return base
 
 

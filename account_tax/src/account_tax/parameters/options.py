@@ -90,6 +90,9 @@ def read_words(
     return values, rest, faults
 
 
+UNAPPROVED = "Also a version that is rejected, retired or expired; recorded."
+
+
 @dataclass(frozen=True, kw_only=True)
 class VersionOptions:
     """Which registered version a command is about; `registry` has registry.yml's parameters."""

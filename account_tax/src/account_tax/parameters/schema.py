@@ -184,6 +184,7 @@ class Gates(TypedDict):
     f1_min_relative_change: UpToOne | None
     accuracy_change_lower_bound: Change | None
     f1_change_lower_bound: Change | None
+    tfidf_accuracy_change_lower_bound: Change | None
     min_class_recall: UpToOne | None
     min_class_f1: UpToOne | None
     class_floor_rows: Count

@@ -17,7 +17,7 @@ from account_tax.ledger.amounts import settle_sums
 from account_tax.model.classifier import load_classifier
 from account_tax.processes.groups import Interrupted
 from account_tax.storage.files import sha256_of
-from account_tax.storage.names import TAG
+from account_tax.storage.names import TAG, UNAPPROVED_TAG
 from account_tax.tracking.owned_run import OwnedRun
 
 from .answering import LABEL, REVIEW, Desk, file_ledger
@@ -66,6 +66,8 @@ def _file(plan: Plan, run: OwnedRun) -> dict[str, float]:
         begun = f", going on after row {journal.total('read'):,}" if journal.notes else ""
         click.echo(f"predict: reads {plan.source.read_as}")
         click.echo(f"predict: {plan.model.title} on {device}{begun}")
+        if plan.model.unapproved:
+            click.echo(f"mind this: {plan.model.title}: {plan.model.unapproved}", err=True)
         classifier = load_classifier(plan.model.folder, device)
         desk = Desk(classifier, device, options.top_k, plan.threshold, options.amount_column)
         sink = make_sink(options.output, plan.source, added_columns(options.top_k))
@@ -154,8 +156,8 @@ def _show_accounts(rows: Mapping[str, int], *, summed: bool) -> None:
 
 def _tags(plan: Plan) -> dict[str, str]:
     """Return what was filed by what: names and digests, no path and no text."""
-    version = plan.model.version
-    return {
+    version, unapproved = plan.model.version, plan.model.unapproved
+    return ({UNAPPROVED_TAG: unapproved} if unapproved else {}) | {
         f"{TAG}model": f"models:/{version.name}/{version.version}",
         f"{TAG}content_sha256": plan.model.content_sha256,
         f"{TAG}input": plan.options.input.name,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from account_tax.parameters.kinds import Help
+from account_tax.parameters.options import UNAPPROVED
 from account_tax.parameters.schema import Count, Encoding, File, Name, UpToOne
 
 
@@ -31,6 +32,7 @@ class Options:
     amount_column: Annotated[Name | None, Help("Summed by account at the end.")] = None
     # What is held in memory, and what a killed run loses.
     batch_rows: Annotated[Count, Help("Rows read, sorted, answered and stored at once.")] = 8192
+    allow_unapproved: Annotated[bool, Help(UNAPPROVED)] = False
     overwrite: Annotated[bool, Help("Replace an output that is there.")] = False
     streamed: bool = False  # to standard output: nothing is kept that a run could go on from
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 
 from account_tax.errors import Refused
 from account_tax.faults import tell
@@ -19,12 +18,11 @@ from account_tax.ledger.windows import Wanted, repeated
 from account_tax.model.classifier import (
     MANIFEST_FILE,
     SETTINGS_FILE,
-    BaseModelError,
-    TamperedModelError,
     resolve_pin,
 )
-from account_tax.registry.download import download_version
+from account_tax.registry.download import download_version, refuse_broken
 from account_tax.registry.find import find_version, parse_model_uri
+from account_tax.registry.registry_state import check_standing
 from account_tax.storage.files import output_faults
 
 from .options import Options
@@ -39,6 +37,7 @@ class Model:
     folder: Path
     settings: dict[str, Any]
     content_sha256: str
+    unapproved: str = ""  # what the review history has against it, and was to be overlooked
 
     @property
     def title(self) -> str:
@@ -93,7 +92,7 @@ def make_plan(client: MlflowClient, options: Options, scratch: Path) -> Plan:
     faults: list[str] = []
     model = source = None
     try:
-        model = fetch_model(client, options.model, scratch)
+        model = fetch_model(client, options.model, scratch, options.allow_unapproved)
     except Refused as err:
         faults.append(str(err))
     columns = model.settings["text_columns"] if model else []
@@ -118,28 +117,26 @@ def added_columns(top_k: int) -> list[str]:
 # --- the model ------------------------------------------------------------------------------------
 
 
-def fetch_model(client: MlflowClient, uri: str, scratch: Path) -> Model:
+def fetch_model(
+    client: MlflowClient, uri: str, scratch: Path, allow_unapproved: bool = False
+) -> Model:
     """Return the version of a models:/ URI, downloaded, each file and the base checked.
 
     Raises:
-        Refused: If there is none, a file is not the registered one, or the base is not here.
+        Refused: If there is none, the review history speaks against it, a file is not the
+            registered one, or the base is not here.
     """
-    version = find_version(client, *parse_model_uri(uri))
+    name, reference = parse_model_uri(uri)
+    version = find_version(client, name, reference)
     title = f"model = {uri} (-P model): {version.name} version {version.version}"
-    try:
+    unapproved = check_standing(client, version, reference, allow_unapproved)
+    with refuse_broken(title):
         folder = download_version(version, scratch)
         settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
         if (folder / "adapter_config.json").exists():
             resolve_pin(settings["base"])
-    except (TamperedModelError, BaseModelError) as err:
-        raise Refused(f"{title}: {err}") from err
-    except (OSError, MlflowException) as err:
-        raise Refused(
-            f"{title}: its files can't be had ({type(err).__name__}). Restore the registry's "
-            "artifacts, or start the server that keeps them."
-        ) from err
     manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-    return Model(version, folder, settings, manifest["content_sha256"])
+    return Model(version, folder, settings, manifest["content_sha256"], unapproved)
 
 
 # --- the files ------------------------------------------------------------------------------------

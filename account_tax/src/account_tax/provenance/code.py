@@ -16,6 +16,7 @@ from account_tax.errors import Failed
 from account_tax.storage.names import PATCH_FILE
 
 PACKAGE = Path(__file__).parents[1]
+LOCKS = ("conda.yaml", "conda-lock.yml", "requirements.lock")
 PACKAGE_FOLDER = "account_tax/src/account_tax"  # of a project
 
 
@@ -35,17 +36,19 @@ def python_path(project: Path) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join(filter(None, places))}
 
 
-CODE_TAGS = ("commit", "dirty", "patch_sha256", "package_sha256", "left_out")
+CODE_TAGS = ("commit", "dirty", "patch_sha256", "package_sha256", "changed", "left_out")
 BEFORE = "code_before"  # of a run that went on with other code: what it was trained with until then
 
 
-# What decides a result and can hold no ledger: a patch takes nothing else.
+# What can hold no ledger: a patch takes nothing else.
 CODE_FOLDERS = ("account_tax", "conf", "recipes", "tests", "tools")
 CODE_SUFFIXES = {
     *(".py", ".toml", ".yml", ".yaml", ".md", ".lock"),
     *(".j2", ".html", ".css", ".sh", ".cfg"),
 }
 CODE_NAMES = {"MLproject", "py.typed", ".gitkeep"}
+# Of these what decides a result: with a change there, the tree is not the commit's.
+DECIDING = {"account_tax", "conf", "recipes", "MLproject", "pyproject.toml", *LOCKS}
 PRIVATE = ("conf/local/",)  # one machine's own settings; credentials may stand in them
 SHOWN = 3  # names of files in a line
 GIT_KEPT = ("GIT_CONFIG", "GIT_CEILING_", "GIT_DISCOVERY_")  # variables by which git finds things
@@ -57,7 +60,7 @@ class Code:
 
     Attributes:
         commit: HEAD; None outside a repository.
-        dirty: Whether any file differs from the commit.
+        changed: Files that differ from the commit and can decide a result.
         patch: What `git apply` makes the tree of, from the commit; empty where nothing in it
             matters.
         left_out: Changed files that the patch doesn't hold: those that may be data.
@@ -65,10 +68,15 @@ class Code:
     """
 
     commit: str | None = None
-    dirty: bool = False
+    changed: tuple[str, ...] = ()
     patch: bytes = b""
     left_out: tuple[str, ...] = ()
     package_sha256: str = ""
+
+    @property
+    def dirty(self) -> bool:
+        """Whether the tree may give another result than the commit."""
+        return bool(self.changed)
 
     @property
     def patch_sha256(self) -> str | None:
@@ -88,12 +96,17 @@ class Code:
             "dirty": str(self.dirty).lower(),
             "package_sha256": self.package_sha256,
         }
+        if self.changed:
+            tags["changed"] = _in_words(self.changed)
         if self.left_out:
-            names = ", ".join(self.left_out[:SHOWN]).encode("utf-8", "replace").decode()
-            more = ", ..." if len(self.left_out) > SHOWN else ""
-            files = f"{len(self.left_out)} changed file{'s' * (len(self.left_out) > 1)}"
-            tags["left_out"] = f"{files} that may be data: {names}{more}"
+            tags["left_out"] = _in_words(self.left_out, " that may be data")
         return tags
+
+
+def _in_words(files: Sequence[str], which: str = "") -> str:
+    names = ", ".join(files[:SHOWN]).encode("utf-8", "replace").decode()
+    more = ", ..." if len(files) > SHOWN else ""
+    return f"{len(files)} changed file{'s' * (len(files) > 1)}{which}: {names}{more}"
 
 
 def code_in_words(tags: Mapping[str, str]) -> str:
@@ -101,6 +114,7 @@ def code_in_words(tags: Mapping[str, str]) -> str:
     if "commit" not in tags:
         return "no commit: outside a repository, or without git"
     patch = f" and {PATCH_FILE} {tags['patch_sha256'][:12]}" if "patch_sha256" in tags else ""
+    patch += f" ({tags['changed']})" if "changed" in tags else ""
     left_out = f", without {tags['left_out']}" if "left_out" in tags else ""
     return f"commit {tags['commit'][:12]}{patch}{left_out}"
 
@@ -128,8 +142,9 @@ def describe_code(project: Path) -> Code:
         words = (*DIFF, "--binary", "--full-index", "HEAD", "--", *kept)
         patch = git_answer(project, *words, environment=aside) if kept else b""
     left_out = tuple(name for name in changed if name not in kept)
+    deciding = tuple(name for name in kept if PurePosixPath(name).parts[0] in DECIDING)
     package = digest_package(project / PACKAGE_FOLDER)
-    return Code(commit, bool(changed), patch, left_out, package)
+    return Code(commit, deciding, patch, left_out, package)
 
 
 def _set_aside(project: Path, scratch: Path) -> dict[str, str]:

@@ -30,7 +30,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from account_tax.errors import Refused
-from account_tax.storage.files import files_below, sha256_of
+from account_tax.storage.files import digests_below
+from account_tax.storage.names import STATEMENT_FILE
 
 from .environment import differing
 
@@ -44,7 +45,9 @@ EXPECTED_KEY = "expected a PEM file with an EC P-256 key (openssl ecparam -name 
 MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 MODEL_PREDICATE = "https://model_signing/signature/v1.0"
-IGNORED = [".git", ".gitattributes", ".github", ".gitignore"]  # model-signing's default
+MLFLOW_NOTE = "registered_model_meta"  # MLflow writes it beside what it downloads
+# model-signing's default, and MLflow's note.
+IGNORED = [".git", ".gitattributes", ".github", ".gitignore", MLFLOW_NOTE]
 
 
 class SignatureError(Refused):
@@ -137,7 +140,8 @@ def sign_statement(raw: bytes, key: PrivateKey) -> dict[str, Any]:
 
 def model_statement(folder: Path, name: str) -> dict[str, Any]:
     """Return the statement model-signing makes of a folder: each file's sha256, and theirs."""
-    files = {file.relative_to(folder).as_posix(): sha256_of(file) for file in files_below(folder)}
+    files = digests_below(folder)
+    files.pop(MLFLOW_NOTE, None)
     names = sorted(files)
     root = hashlib.sha256(bytes.fromhex("".join(files[each] for each in names))).hexdigest()
     return {
@@ -162,8 +166,8 @@ def sign_version(folder: Path, name: str, statement: bytes, key: PrivateKey) -> 
     """Return the text of each signature file of a version, by its name.
 
     Args:
-        folder: The classifier's, manifest.json among its files.
-        name: What the signature calls it.
+        folder: The logged model's, as MLflow downloads it: all that is loaded or run.
+        name: The registered name and number, which the signature binds it to.
         statement: provenance.json.
         key: See `load_private_key`.
     """
@@ -216,32 +220,38 @@ def read_signed(bundle: Path, key: PublicKey) -> bytes:
     return payload
 
 
-def check_signatures(classifier: Path, statement: Path, signatures: Path, key: PublicKey) -> None:
-    """Check that a key has signed a classifier's files and its provenance, as they are here.
+def check_signatures(
+    model: Path, classifier: Path, named: tuple[str, str], run: Path, key: PublicKey
+) -> None:
+    """Check that a key has signed a version's files and its provenance, as they are here.
 
     Args:
-        classifier: The downloaded classifier's folder.
-        statement: The downloaded provenance.json.
-        signatures: The folder with the two signature files.
+        model: The downloaded model's folder.
+        classifier: The classifier's folder in it.
+        named: What it has to be signed as, and the id of the run that has to have made it.
+        run: The folder with that run's provenance.json and signatures.
         key: See `load_public_key`.
 
     Raises:
         SignatureError: If not; the message names what was signed otherwise.
     """
-    signed = json.loads(read_signed(signatures / MODEL_SIGNATURE, key))
+    signed = json.loads(read_signed(run / SIGNATURES / MODEL_SIGNATURE, key))
     if signed.get("predicateType") != MODEL_PREDICATE:
         raise SignatureError(f"{MODEL_SIGNATURE}: signs no model.")
-    there = _resources(model_statement(classifier, ""))
-    listed = _resources(signed)
-    other = [name for name, *_ in differing(there, listed)]
-    if other:
+    if (name := signed["subject"][0]["name"]) != named[0]:
+        raise SignatureError(f"{MODEL_SIGNATURE}: signed as {name}, not as {named[0]}.")
+    there, listed = _resources(model_statement(model, "")), _resources(signed)
+    if other := [name for name, *_ in differing(there, listed)]:
         raise SignatureError(f"{MODEL_SIGNATURE}: signed were other files: {', '.join(other)}.")
+    statement = run / STATEMENT_FILE
     raw = statement.read_bytes() if statement.is_file() else b""
-    if read_signed(signatures / STATEMENT_SIGNATURE, key) != raw:
+    if read_signed(run / SIGNATURES / STATEMENT_SIGNATURE, key) != raw:
         raise SignatureError(f"{STATEMENT_SIGNATURE}: signed was another {statement.name}.")
-    subjects = json.loads(raw)["subject"]
-    if {entry["name"]: entry["digest"]["sha256"] for entry in subjects} != there:
-        raise SignatureError(f"{statement.name}: it is about another classifier.")
+    content = json.loads(raw)
+    subjects = {entry["name"]: entry["digest"]["sha256"] for entry in content["subject"]}
+    made_by = content["predicate"]["runDetails"]["metadata"]["invocationId"]
+    if subjects != digests_below(classifier) or made_by != named[1]:
+        raise SignatureError(f"{statement.name}: it is about another classifier or run.")
 
 
 def _resources(statement: Mapping[str, Any]) -> dict[str, str]:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 from urllib.parse import quote
+
+import yaml
 
 from account_tax.confidential import public_source
 from account_tax.storage.names import PARAMETERS_FILE, PATCH_FILE, RECORD_FILE
@@ -32,7 +34,7 @@ NOT_RECORDED = "not recorded"
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What the training's MLflow run knows of its inputs; a file that is not there is None.
+    """What the training's MLflow run knows of its inputs.
 
     Attributes:
         run_id: The run.
@@ -41,8 +43,8 @@ class RunRecord:
         world_size: Ranks, as text.
         threads: What OMP_NUM_THREADS was in each rank, as text: sums depend on it.
         started: Seconds since the epoch.
-        parameters: Bytes of parameters.yml.
-        environment: Bytes of environment.json.
+        files: Bytes of parameters.yml, environment.json and dataset_metadata.json, by name, those
+            that are there.
     """
 
     run_id: str
@@ -50,8 +52,7 @@ class RunRecord:
     world_size: str | None
     threads: str | None
     started: float
-    parameters: bytes | None = None
-    environment: bytes | None = None
+    files: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
 
 
 def build_statement(
@@ -60,7 +61,6 @@ def build_statement(
     digests: Mapping[str, str],
     dataset: Mapping[str, Any],
     base: Mapping[str, Any],
-    parameters: Mapping[str, Any] | None,
     finished: float,
 ) -> dict[str, Any]:
     """Return the in-toto statement of a classifier: what it is, and what it was made of.
@@ -71,12 +71,12 @@ def build_statement(
         digests: Used are manifest_sha256 and config_sha256.
         dataset: dataset_metadata.json.
         base: The pin of the base model, from classifier.json.
-        parameters: parameters.yml, read; None where it was not recorded.
         finished: Seconds since the epoch.
 
     Source: in-toto attestation, Statement v1; SLSA provenance v1.
     """
-    environment = json.loads(record.environment) if record.environment else None
+    environment = json.loads(record.files.get(RECORD_FILE, b"null"))
+    parameters = yaml.safe_load(record.files.get(PARAMETERS_FILE, b""))
     return {
         "_type": STATEMENT_TYPE,
         "subject": _subject(manifest, digests),
@@ -124,6 +124,8 @@ def _code_dependencies(tags: Mapping[str, str]) -> Iterator[dict[str, Any]]:
         yield {"name": "code", "digest": {"gitCommit": commit}, "annotations": notes}
     if patch := tags.get("patch_sha256"):
         yield {"name": PATCH_FILE, "digest": {"sha256": patch}, "mediaType": "text/x-diff"}
+    if package := tags.get("package_sha256"):
+        yield {"name": "package", "digest": {"sha256": package}}
 
 
 def _data_dependencies(dataset: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -161,15 +163,11 @@ def _run_details(record: RunRecord, finished: float) -> dict[str, Any]:
             "startedOn": _timestamp(record.started),
             "finishedOn": _timestamp(finished),
         },
-        "byproducts": list(_byproducts(record)),
+        "byproducts": [
+            {"name": name, "digest": {"sha256": hashlib.sha256(raw).hexdigest()}}
+            for name, raw in record.files.items()
+        ],
     }
-
-
-def _byproducts(record: RunRecord) -> Iterator[dict[str, Any]]:
-    files = {PARAMETERS_FILE: record.parameters, RECORD_FILE: record.environment}
-    for name, raw in files.items():
-        if raw is not None:
-            yield {"name": name, "digest": {"sha256": hashlib.sha256(raw).hexdigest()}}
 
 
 def recorded_digest(statement: Mapping[str, Any], name: str) -> str | None:

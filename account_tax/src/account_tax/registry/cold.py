@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-from mlflow.entities.model_registry import ModelVersion
 
 from account_tax.tracking.store import absolute_store
 
@@ -33,13 +32,12 @@ class ColdProcess:
             text=True,
         )
 
-    def load(self, version: ModelVersion, probe: Path, content_sha256: str) -> dict[str, Any]:
-        """Return what verify.py says of a version; the process has done its work then.
+    def load(self, uri: str, probe: Path, content_sha256: str) -> dict[str, Any]:
+        """Return what verify.py says of a model; the process has done its work then.
 
         Returns:
             `verified`; where it is true max_abs_diff and tolerance, else the reason.
         """
-        uri = f"models:/{version.name}/{version.version}"
         arguments = [uri, str(probe.resolve()), content_sha256]
         order = json.dumps({"arguments": arguments, "environment": _stores()})
         try:
@@ -65,11 +63,14 @@ class ColdProcess:
 _started: ColdProcess | None = None
 
 
-def load_cold(version: ModelVersion, probe: Path, content_sha256: str) -> dict[str, Any]:
-    """Return what a cold process says of a version: one that was started early, if there is one."""
+def load_cold(uri: str, probe: Path, content_sha256: str) -> dict[str, Any]:
+    """Return what a cold process says of a version, by its URI or its downloaded folder.
+
+    The process is one that was started early, if there is one.
+    """
     global _started
     process, _started = _started or ColdProcess(), None
-    return process.load(version, probe, content_sha256)
+    return process.load(uri, probe, content_sha256)
 
 
 def start_cold() -> None:

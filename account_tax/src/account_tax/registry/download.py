@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import mlflow
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
 from mlflow.models import Model
+from mlflow.models.model import MLMODEL_FILE_NAME
 from yaml import YAMLError
 
-from account_tax.model.classifier import MANIFEST_FILE, TamperedModelError, check_manifest
+from account_tax.errors import Refused
+from account_tax.model.classifier import (
+    MANIFEST_FILE,
+    BaseModelError,
+    TamperedModelError,
+    check_manifest,
+)
+from account_tax.provenance.environment import differing
 from account_tax.provenance.signing import (
+    MLFLOW_NOTE,
     SIGNATURES,
     PublicKey,
     SignatureError,
@@ -21,14 +34,18 @@ from account_tax.provenance.signing import (
     load_public_key,
     verify_key,
 )
-from account_tax.storage.files import sha256_of
-from account_tax.storage.names import STATEMENT_FILE
+from account_tax.storage.files import digests_below, sha256_of
+from account_tax.storage.names import MODEL_FILES_TAG, STATEMENT_FILE
 
-from .record import fetch_artifacts
+from .find import DENIED
+from .record import fetch_artifacts, read_record
 
 
 def download_version(version: ModelVersion, folder: Path, public_key: Path | None = None) -> Path:
     """Download a version below `folder` and return the classifier's own folder, checked.
+
+    With a key everything that any command loads, reads or runs of the version is checked: its
+    files, and what its run keeps.
 
     Args:
         version: Which.
@@ -37,65 +54,95 @@ def download_version(version: ModelVersion, folder: Path, public_key: Path | Non
             ACCOUNT_TAX_VERIFY_KEY names, where it is set, so that none can forget it.
 
     Raises:
-        TamperedModelError: If any byte of it is not what its manifest lists.
+        TamperedModelError: If any byte of it is not what its manifest and tags list.
         SignatureError: If a signature is asked for and missing, or not by that key.
     """
     key_file = verify_key(public_key)
     key = load_public_key(key_file) if key_file else None
-    uri = f"models:/{version.name}/{version.version}"
-    path = Path(download_artifacts(uri, dst_path=str(folder)))
-    classifier = _find_classifier(version, path)
-    _check_manifest_tag(version, classifier)
-    check_manifest(classifier)
-    _check_code(version, path, classifier)
+    classifier = download_unsigned(version, folder)
     if key:
-        _check_signed(version, classifier, folder / "signed", key)
+        _check_signed(version, classifier, folder / "run", key)
     return classifier
 
 
-def _check_signed(version: ModelVersion, classifier: Path, folder: Path, key: PublicKey) -> None:
-    """Check the signatures that lie among the artifacts of the version's run."""
-    fetch_artifacts(MlflowClient(), str(version.run_id), (STATEMENT_FILE, SIGNATURES), folder)
+def download_unsigned(version: ModelVersion, folder: Path) -> Path:
+    """Download a version as `download_version` does; no signature is asked for."""
+    uri, place = f"models:/{version.name}/{version.version}", folder / "model"
+    place.mkdir(parents=True, exist_ok=True)
+    model = Path(download_artifacts(uri, dst_path=str(place)))
+    # Loading a version from a store of files leaves compiled code there; none may be run.
+    for compiled in sorted(place.rglob("__pycache__")):
+        shutil.rmtree(compiled, ignore_errors=True)  # also of one in another
+    if MODEL_FILES_TAG not in version.tags:
+        raise _tampered(version, f"no tag {MODEL_FILES_TAG}, as a version of before has none")
     try:
-        check_signatures(classifier, folder / STATEMENT_FILE, folder / SIGNATURES, key)
+        listed = json.loads(version.tags[MODEL_FILES_TAG])
+        if listed.get(MLMODEL_FILE_NAME) != sha256_of(model / MLMODEL_FILE_NAME):
+            raise ValueError(f"{MLMODEL_FILE_NAME} is not the file that was registered")
+        classifier = find_classifier(model)
+    except (KeyError, TypeError, ValueError, AttributeError, OSError, YAMLError) as err:
+        raise _tampered(version, f"{MLMODEL_FILE_NAME} names no classifier ({err})") from err
+    if other := [name for name, *_ in differing(files_around(model, classifier), listed)]:
+        raise _tampered(version, f"{', '.join(other)}: not what its tag {MODEL_FILES_TAG} lists")
+    check_manifest(classifier)
+    return classifier
+
+
+@contextmanager
+def refuse_broken(title: str) -> Iterator[None]:
+    """Refuse a version that is not the one registered, or can't be had; `title` names it."""
+    try:
+        yield
+    except (TamperedModelError, BaseModelError, SignatureError) as err:
+        raise Refused(f"{title}: {err}") from err
+    except (OSError, MlflowException) as err:
+        if getattr(err, "error_code", "") in DENIED:
+            raise
+        raise Refused(
+            f"{title}: its files can't be had ({type(err).__name__}: {err}). Restore the "
+            "registry's artifacts, or start the server that keeps them."
+        ) from err
+
+
+def find_classifier(model: Path) -> Path:
+    """Return the classifier's folder below a logged model's, as MLmodel names it."""
+    flavor = Model.load(model).flavors[mlflow.pyfunc.FLAVOR_NAME]
+    (artifact,) = flavor["artifacts"].values()
+    classifier = (model / artifact["path"]).resolve()
+    if model.resolve() not in classifier.parents:
+        raise ValueError(f"{artifact['path']} is not in the model")
+    return classifier
+
+
+def files_around(model: Path, classifier: Path) -> dict[str, str]:
+    """Return the sha256 of each file of a logged model but those that its manifest lists."""
+    own = f"{classifier.relative_to(model.resolve()).as_posix()}/"
+    kept = digests_below(model)
+    kept.pop(MLFLOW_NOTE, None)
+    manifest = own + MANIFEST_FILE
+    return {name: kept[name] for name in kept if name == manifest or not name.startswith(own)}
+
+
+def model_of(classifier: Path) -> Path:
+    """Return the folder of the logged model in which a downloaded classifier lies."""
+    return next(each for each in classifier.parents if (each / MLMODEL_FILE_NAME).is_file())
+
+
+def _check_signed(version: ModelVersion, classifier: Path, folder: Path, key: PublicKey) -> None:
+    """Check the signatures among the artifacts of the version's run, and what else it keeps."""
+    client, run_id = MlflowClient(), str(version.run_id)
+    fetch_artifacts(client, run_id, (STATEMENT_FILE, SIGNATURES), folder)
+    named = (f"{version.name}/{version.version}", run_id)
+    try:
+        check_signatures(model_of(classifier), classifier, named, folder, key)
+        if changed := read_record(client, version).changed:
+            raise SignatureError(f"signed was {'; '.join(each.text for each in changed)}.")
     except SignatureError as err:
         raise SignatureError(f"{version.name} version {version.version}: {err}") from err
 
 
-def _find_classifier(version: ModelVersion, folder: Path) -> Path:
-    """Return the classifier's folder below the logged model's, as MLmodel names it."""
-    try:
-        flavor = Model.load(folder).flavors[mlflow.pyfunc.FLAVOR_NAME]
-        return folder / flavor["artifacts"]["classifier"]["path"]
-    except (KeyError, TypeError, ValueError, AttributeError, YAMLError) as err:
-        raise TamperedModelError(
-            f"{version.name} version {version.version}: MLmodel names no classifier. Restore the "
-            "registry's copy, or register it again."
-        ) from err
-
-
-def _check_manifest_tag(version: ModelVersion, classifier: Path) -> None:
-    """Compare the manifest with the version's tag.
-
-    It lies beside the files it lists, so whoever changes one can change the other.
-    """
-    file, expected = classifier / MANIFEST_FILE, version.tags.get("manifest_sha256")
-    found = sha256_of(file) if file.is_file() else "missing"
-    if expected is None or found != expected:
-        raise TamperedModelError(
-            f"{version.name} version {version.version}: {MANIFEST_FILE}: sha256 {found}, the "
-            f"version's tag manifest_sha256 says {expected}. This is not the classifier that was "
-            "registered: restore the registry's copy, or register it again."
-        )
-
-
-def _check_code(version: ModelVersion, folder: Path, classifier: Path) -> None:
-    """Compare the code that lies with the model with the manifest."""
-    manifest = json.loads((classifier / MANIFEST_FILE).read_text(encoding="utf-8"))
-    for name, entry in manifest["code"].items():
-        code = folder / name
-        if not code.is_file() or sha256_of(code) != entry["sha256"]:
-            raise TamperedModelError(
-                f"{version.name} version {version.version}: {name} is not the code that its "
-                "manifest lists. Restore the registry's copy, or register it again."
-            )
+def _tampered(version: ModelVersion, what: str) -> TamperedModelError:
+    return TamperedModelError(
+        f"{version.name} version {version.version}: {what}. This is not the model that was "
+        "registered: restore the registry's copy, or register it again."
+    )

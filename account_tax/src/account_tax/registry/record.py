@@ -22,12 +22,14 @@ from account_tax.storage.names import (
     PARAMETERS_FILE,
     PATCH_FILE,
     RECORD_FILE,
+    SPLITS,
     STATEMENT_FILE,
     STATEMENT_TAG,
     TAG,
 )
 
-GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # deleted for good, or never one
+from .find import GONE
+
 # What dataset_metadata.json repeats of data.yml, for runs without parameters.yml.
 DATA_KEYS = (*Data.__annotations__, "split")
 
@@ -145,8 +147,11 @@ def _changed(
         yield Difference("files", _instead(STATEMENT_FILE, raw.get(STATEMENT_FILE), expected))
         return
     if statement:
-        yield from _changed_tags(statement, tags)
-    inputs = {PATCH_FILE: "code", PARAMETERS_FILE: "configuration", RECORD_FILE: "environment"}
+        yield from _changed_tags(version, statement, tags)
+    inputs = {
+        **{PATCH_FILE: "code", PARAMETERS_FILE: "configuration"},
+        **{RECORD_FILE: "environment", DATASET_METADATA_FILE: "data"},
+    }
     for name, cause in inputs.items():
         listed = recorded_digest(statement, name) if statement else None
         if name == PATCH_FILE:
@@ -155,11 +160,20 @@ def _changed(
             yield Difference(cause, _instead(name, raw.get(name), listed))
 
 
-def _changed_tags(statement: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator[Difference]:
-    for name, tag in {"code": "commit", PATCH_FILE: "patch_sha256"}.items():
+def _changed_tags(
+    version: ModelVersion, statement: Mapping[str, Any], tags: Mapping[str, str]
+) -> Iterator[Difference]:
+    """Yield each digest of code or data that run or version have a tag of, and another one."""
+    names = {"code": "commit", PATCH_FILE: "patch_sha256", "package": "package_sha256"}
+    for name, tag in names.items():
         found, listed = tags.get(tag), recorded_digest(statement, name)
         if found != listed:
             yield Difference("code", f"the run's tag {TAG}{tag}: {found} instead of {listed}")
+    for name in ("source", *SPLITS):
+        tag = f"data/{name}_sha256"
+        found, listed = version.tags.get(tag), recorded_digest(statement, f"data/{name}")
+        if found and found != listed:
+            yield Difference("data", f"the version's tag {tag}: {found} instead of {listed}")
 
 
 def _sha256(raw: bytes | None) -> str | None:

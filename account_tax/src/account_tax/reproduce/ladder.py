@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -16,10 +17,12 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from account_tax.errors import Failed
+from account_tax.errors import Failed, Refused
 from account_tax.ledger.sources import SAMPLE
+from account_tax.provenance.code import code_in_words
 from account_tax.registry.find import find_version
-from account_tax.registry.record import read_record
+from account_tax.registry.record import Record, read_record
+from account_tax.storage.names import PATCH_FILE
 from account_tax.tracking.owned_run import OwnedRun
 
 from .report import in_words, mark_version, print_rung, report_json, report_markdown
@@ -55,6 +58,7 @@ def climb(
     record = read_record(client, version)
     if record.parameters:
         record = replace(record, parameters=localise(record.parameters, project, request.data))
+    may = "R3" in request.rungs and "commit" in record.tags and may_run(record, request.run_code)
     first, classifier = check_bytes(version, scratch / "version", request.verify_key, record)
     yield first
     missing = ", ".join(record.missing)
@@ -67,8 +71,32 @@ def climb(
             yield skip(name, f"not recorded: {missing}")
         elif name == "R2":
             yield check_metrics(version, classifier, record)
+        elif "commit" in record.tags and not may:
+            yield skip(name, "its code was not to be run (run_code)")
         else:
             yield retrain(project, version, classifier, record, scratch, request.seeds, click.echo)
+
+
+def may_run(record: Record, run_code: str) -> bool:
+    """Say which recorded code R3 would run on this machine, and return whether it may.
+
+    Raises:
+        Refused: If it is to be asked for and there is nobody to ask.
+    """
+    lines = record.patch.count(b"\n") if record.patch else 0
+    patch = f", a patch of {lines:,} lines" if lines else ""
+    click.echo(
+        f"R3 runs recorded code on this machine, as you: {code_in_words(record.tags)}{patch}"
+    )
+    if run_code != "ask":
+        return run_code == "yes"
+    if not sys.stdin.isatty():
+        raise Refused(
+            "run_code = ask (-P run_code): there is no terminal to ask at. Look at the code (git "
+            f"show {record.tags['commit'][:12]}{f', {PATCH_FILE} of the run' if lines else ''}), "
+            "then give -P run_code=yes; with no, R3 is left out."
+        )
+    return click.confirm("Run it?")
 
 
 def localise(parameters: dict[str, Any], project: Path, source: str | None) -> dict[str, Any]:

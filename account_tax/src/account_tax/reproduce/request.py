@@ -36,6 +36,9 @@ class Request(VersionOptions):
     rungs: Annotated[Rungs, Help("R0: bytes, R1: logits, R2: metrics, R3: trained again.")] = field(
         default_factory=RUNGS.copy
     )
+    run_code: Annotated[
+        Literal["ask", "yes", "no"], Help("Whether R3 may run the recorded code here.")
+    ] = "ask"
     seeds: Annotated[Natural, Help("Trainings with other seeds, where weights differ.")] = 3
     data: Annotated[Name | None, Help("Where the ledger is now, if it has moved.")] = None
     verify_key: Annotated[File | None, Help("PEM file of the key that has to have signed.")] = None

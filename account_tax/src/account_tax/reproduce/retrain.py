@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -15,8 +16,9 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from safetensors.torch import load_file
 
+from account_tax.backends.handed_over import without_secrets
 from account_tax.ledger.reading import DataError, source_digest
-from account_tax.model.classifier import BaseModelError, resolve_base
+from account_tax.model.classifier import SETTINGS_FILE, BaseModelError, resolve_pin
 from account_tax.processes.answers import last_lines
 from account_tax.processes.groups import run_stage
 from account_tax.provenance.code import (
@@ -31,7 +33,7 @@ from account_tax.provenance.code import (
 from account_tax.provenance.environment import describe_environment
 from account_tax.registry.record import Difference, Record, read_artifacts
 from account_tax.storage.files import sha256_of
-from account_tax.storage.names import ADAPTER_FOLDER, PARAMETERS_FILE, PATCH_FILE, RECORD_FILE
+from account_tax.storage.names import ADAPTER_FOLDER, PARAMETERS_FILE, PATCH_FILE
 
 from .differences import configuration_differences, environment_differences, first_cause
 from .rungs import BITWISE, DIFFERENT, FAIL, PASS, WITHIN, Rung, recorded_metrics, skip
@@ -56,14 +58,12 @@ class Trained:
     Attributes:
         weights: Its safetensors files by name.
         metrics: Its test metrics.
-        parameters: parameters.yml of its run; None where that commit keeps none.
-        environment: environment.json of its run, likewise.
+        parameters: parameters.yml of its run.
     """
 
     weights: Mapping[str, Path]
     metrics: Mapping[str, float]
-    parameters: dict[str, Any] | None
-    environment: dict[str, Any] | None
+    parameters: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def retrain(
     """
     if git(project, "--version").returncode != 0:
         return skip("R3", "git is not on PATH, so there is no clone to train in")
-    before = list(find_differences(project, record))
+    before = list(find_differences(project, record, classifier))
     first = first_cause(before)
     if first and first.cause in DECISIVE:
         return _not_the_same(first.text, before)
@@ -125,7 +125,8 @@ def retrain(
     except TrainingError as err:
         unknown = Difference("environment", "it does not train", inferred=True)
         return _not_the_same(str(err), [*before, unknown])
-    found = [*before, *_other_configuration(record, again)]
+    assert record.parameters is not None
+    found = [*before, *configuration_differences(record.parameters, again.parameters)]
     weights = compare_weights(classifier, again.weights)
     if not weights["other_files"]:
         names = ", ".join(sorted(again.weights))
@@ -146,7 +147,7 @@ def _seed(record: Record) -> int:
 # --- before: the inputs ---------------------------------------------------------------------------
 
 
-def find_differences(project: Path, record: Record) -> Iterator[Difference]:
+def find_differences(project: Path, record: Record, classifier: Path) -> Iterator[Difference]:
     """Yield where an input is gone, was edited, or is another one than that which was recorded."""
     assert record.parameters is not None
     yield from record.changed
@@ -155,17 +156,17 @@ def find_differences(project: Path, record: Record) -> Iterator[Difference]:
             yield found
     except DataError as err:
         yield Difference("data", "; ".join(err.faults))
-    yield from _base_difference(record)
+    yield from _base_difference(record, classifier)
     yield from _code_difference(project, record)
     if record.environment is not None:
         yield from environment_differences(record.environment, describe_environment(project))
 
 
-def _base_difference(record: Record) -> Iterator[Difference]:
+def _base_difference(record: Record, classifier: Path) -> Iterator[Difference]:
     assert record.parameters is not None
-    model = record.parameters["train"]["model"]
+    pin = json.loads((classifier / SETTINGS_FILE).read_text(encoding="utf-8"))["base"]
     try:
-        resolve_base(model["name"], model.get("revision"), model.get("sha256"))
+        resolve_pin(pin | {"name": record.parameters["train"]["model"]["name"]})
     except BaseModelError as err:
         yield Difference("base", str(err))
 
@@ -176,9 +177,6 @@ def _code_difference(project: Path, record: Record) -> Iterator[Difference]:
         yield Difference("code", "no commit was recorded: there was no repository, or no git")
     elif git(project, "cat-file", "-e", f"{commit}^{{commit}}").returncode != 0:
         yield Difference("code", f"commit {commit} is not in this repository; fetch it")
-    known = {"patch_sha256", "left_out"} & record.tags.keys()
-    if record.tags.get("dirty") == "true" and not known:
-        yield Difference("code", f"the tree was not as commit {commit}; how, was not recorded")
 
 
 # --- the clone ------------------------------------------------------------------------------------
@@ -259,14 +257,16 @@ def _recipe(workshop: Workshop, seed: int) -> dict[str, Any]:
 
 
 def _environment(workshop: Workshop) -> dict[str, str]:
-    """Return this process's environment without what ties it to this run, store or source."""
-    ties = ("MLFLOW_", "ACCOUNT_TAX_", "GIT_", "KEDRO_")
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(ties)}
+    """Return the clone's environment: the code it runs is the recorded one, whoever wrote it.
+
+    Of this process's own what finds programs and machine: no secret, and nothing that ties it to
+    this run, store or source.
+    """
     own = {"MLFLOW_TRACKING_URI": workshop.store, "PYTHONUTF8": "1"}
     own |= python_path(workshop.project)
     if workshop.record.threads:  # the order of sums, and so the bits, depend on it
         own["OMP_NUM_THREADS"] = workshop.record.threads
-    return kept | own
+    return without_secrets(os.environ) | own
 
 
 def _read_training(workshop: Workshop) -> Trained:
@@ -274,20 +274,12 @@ def _read_training(workshop: Workshop) -> Trained:
     experiments = [each.experiment_id for each in client.search_experiments()]
     run = client.search_runs(experiments, max_results=1)[0]  # the newest
     adapter = workshop.project / run.data.params["artifacts_root"] / ADAPTER_FOLDER
-    raw = read_artifacts(client, run.info.run_id, (PARAMETERS_FILE, RECORD_FILE))
-    kept = {name: yaml.safe_load(text) for name, text in raw.items()}
+    raw = read_artifacts(client, run.info.run_id, (PARAMETERS_FILE,))
     return Trained(
         {file.name: file for file in sorted(adapter.glob("*.safetensors"))},
         {key: value for key, value in run.data.metrics.items() if key.startswith("test/")},
-        kept.get(PARAMETERS_FILE),
-        kept.get(RECORD_FILE),
+        yaml.safe_load(raw[PARAMETERS_FILE]),
     )
-
-
-def _other_configuration(record: Record, again: Trained) -> list[Difference]:
-    if record.parameters is None or again.parameters is None:
-        return []
-    return configuration_differences(record.parameters, again.parameters)
 
 
 # --- after: the comparison ------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from account_tax.model.classifier import BaseModelError, TamperedModelError
 from account_tax.model.evaluation import evaluate_test_split
 from account_tax.provenance.signing import KEY_TAG, verify_key
 from account_tax.registry.cold import load_cold
-from account_tax.registry.download import download_version
+from account_tax.registry.download import download_version, model_of
 from account_tax.registry.record import Difference, Record
 from account_tax.reporting.markdown import format_number
 from account_tax.storage.names import CONTENT_TAG, PROBE_FILE
@@ -37,7 +37,7 @@ from .differences import first_cause
 
 PASS, FAIL, SKIPPED = "pass", "fail", "skipped"
 CLAIMS = {
-    "R0": "the files are the manifest's",
+    "R0": "the files are those registered",
     "R1": "a cold process gives the stored logits",
     "R2": "the test split and its metrics are the recorded ones",
     "R3": "trained again, it is the same",
@@ -105,8 +105,9 @@ def check_bytes(
 
 
 def check_logits(version: ModelVersion, classifier: Path) -> Rung:
-    """Return rung R1: the version loaded by a fresh process, away from the project."""
-    outcome = load_cold(version, classifier / PROBE_FILE, version.tags[CONTENT_TAG])
+    """Return rung R1: what R0 checked, loaded by a fresh process, away from the project."""
+    uri = str(model_of(classifier))  # what the registry has may be other files by now
+    outcome = load_cold(uri, classifier / PROBE_FILE, version.tags[CONTENT_TAG])
     if not outcome["verified"]:
         seen = "BaseModelError" in outcome["reason"]
         cause = "base" if seen else "environment"

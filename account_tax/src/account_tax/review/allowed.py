@@ -12,15 +12,15 @@ from mlflow.exceptions import MlflowException
 
 from account_tax.errors import Refused, Unmeasured
 from account_tax.faults import hint, tell
+from account_tax.registry.registry_state import RegistryState
+from account_tax.registry.states import MOVES
 from account_tax.storage.names import CONTENT_TAG
 
 from .gates import GateResult
 from .history_text import one_line
-from .registry_state import RegistryState
-from .states import MOVES
 
+KNOWN_AUTHOR = "known_author"  # no gate, but waived as one
 NOTHING_CHANGED = "Nothing was changed."
-DENIED = {"PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"}
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Proposal:
 
     def faults(self) -> list[str]:
         """Return what is wrong with its words, the gates being those that were measured."""
-        gates = [gate.name for gate in self.gates]
+        gates = [*(gate.name for gate in self.gates), KNOWN_AUTHOR]
         return faults_of_words(
             self.decision, self.reviewer, self.reason, self.waive, self.expires, gates, self.now
         )
@@ -160,6 +160,14 @@ def _faults_of_reviewer(author: str, proposal: Proposal) -> list[str]:
             f"reviewer = {one_line(proposal.reviewer)} (-P reviewer): also the author of the "
             "version (mlflow.user of its run). Let somebody else approve it."
         ]
+    if not author and KNOWN_AUTHOR not in proposal.waive:
+        return [
+            f"{KNOWN_AUTHOR}: the version's run has no mlflow.user, so nobody can tell whether the "
+            f"reviewer is the author. Waive it with the reason for that (-P waive={KNOWN_AUTHOR})."
+        ]
+    if author and KNOWN_AUTHOR in proposal.waive:
+        known = f"the author is {one_line(author)}"
+        return [f"waive = {KNOWN_AUTHOR} (-P waive): {known}. Leave it out."]
     return []
 
 

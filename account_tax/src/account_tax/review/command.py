@@ -19,22 +19,26 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from account_tax.errors import Failed, Refused
-from account_tax.registry.find import find_version
+from account_tax.registry.find import DENIED, find_version
+from account_tax.registry.history import count_entries
+from account_tax.registry.registry_state import (
+    find_contradictions,
+    read_registry,
+    verify_history,
+)
+from account_tax.registry.states import CHAMPION, PREVIOUS_CHAMPION
 from account_tax.reporting.description import write_section
 from account_tax.storage.files import sha256_of
 from account_tax.storage.names import TAG
 from account_tax.tracking.owned_run import OwnedRun
 from account_tax.tracking.store import tracking_uri
 
-from .allowed import DENIED, Proposal
+from .allowed import Proposal
 from .decision import decide
 from .gates import GateResult, judge
-from .history import count_entries, read_history
 from .history_text import format_history
-from .registry_state import verify_history
 from .report import describe_review, render_html, render_markdown
 from .request import Request
-from .states import CHAMPION
 
 FOLDER = "review"  # of the run's artifacts
 REPORT = "report.html"
@@ -78,7 +82,10 @@ def _clear_errors(uri: str) -> Iterator[None]:
 
 def _tell_history(client: MlflowClient, request: Request) -> None:
     if request.history:
-        click.echo(format_history(read_history(client, request.name)), nl=False)
+        registry = read_registry(client, request.name)
+        click.echo(format_history(registry.history.entries), nl=False)
+        for fault in find_contradictions(registry):
+            click.echo(f"mind this: {fault}")
     if not request.verify_history:
         return
     if faults := verify_history(client, request.name):
@@ -95,7 +102,7 @@ def _review_and_decide(client: MlflowClient, run: OwnedRun, request: Request) ->
         waive=request.waive, expires=request.expires,
     )  # fmt: skip
     if request.decision == "rollback":
-        click.echo(decide(client, request.name, proposal).message)
+        _roll_back(client, request.name, proposal)
         return
     version = find_version(client, request.name, request.reference)
     seen = count_entries(client, request.name)  # before the champion is looked up
@@ -112,11 +119,25 @@ def _review_and_decide(client: MlflowClient, run: OwnedRun, request: Request) ->
         click.echo(decide(client, request.name, proposal, version.version, seen).message)
 
 
+def _roll_back(client: MlflowClient, name: str, proposal: Proposal) -> None:
+    """Let the previous champion serve again, if its files are those that served."""
+    from account_tax.registry.download import download_version, refuse_broken
+
+    seen = count_entries(client, name)
+    number = client.get_registered_model(name).aliases.get(PREVIOUS_CHAMPION)
+    if number is not None:  # else the decision says so
+        version = client.get_model_version(name, number)
+        title = f"{name} version {number} can't be gone back to"
+        with tempfile.TemporaryDirectory() as scratch, refuse_broken(title):
+            download_version(version, Path(scratch))
+    click.echo(decide(client, name, proposal, entries_seen=seen).message)
+
+
 def review_version(
     client: MlflowClient, run: OwnedRun, version: ModelVersion, request: Request, now: datetime
 ) -> list[GateResult]:
     """Return the gates' results, after writing the findings to the run and onto the version."""
-    # Imported late: history, retirement and rollback need no torch, nor does a refused version.
+    # Imported late: history and retirement need no torch, nor does a refused version.
     from .evidence import gather_evidence, load_contender
     from .findings import find, gate_results
 
@@ -209,7 +230,7 @@ def show(findings: dict[str, Any]) -> None:
             for each in metrics
         ]
         click.echo(f"{title:<{width}}  {cells[0]:<25}  {cells[1]}")
-    for warning in findings["warnings"]:
+    for warning in filter(None, [findings["worse"], *findings["warnings"]]):
         click.echo(f"mind this: {warning}")
     width = max((len(gate["name"]) for gate in findings["gates"]), default=0)
     for gate in findings["gates"]:

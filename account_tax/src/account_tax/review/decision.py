@@ -16,20 +16,8 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from account_tax.errors import Failed, Refused
-from account_tax.registry.find import find_version
-from account_tax.storage.names import CONTENT_TAG
-from account_tax.tracking.store import short_waits
-
-from .allowed import (
-    DENIED,
-    NOTHING_CHANGED,
-    Proposal,
-    author_of,
-    check_proposal,
-    check_seen,
-    find_previous_champion,
-)
-from .history import (
+from account_tax.registry.find import DENIED, find_version
+from account_tax.registry.history import (
     BEFORE_FIRST,
     Entry,
     EntryTakenError,
@@ -39,14 +27,27 @@ from .history import (
     seal_entry,
     write_entry,
 )
-from .history_text import one_line
-from .registry_state import (
+from account_tax.registry.registry_state import (
     RegistryState,
+    expiry_of,
     link_history,
     read_settled,
     settle,
     version_in_words,
 )
+from account_tax.registry.states import APPROVED
+from account_tax.storage.names import CONTENT_TAG
+from account_tax.tracking.store import short_waits
+
+from .allowed import (
+    NOTHING_CHANGED,
+    Proposal,
+    author_of,
+    check_proposal,
+    check_seen,
+    find_previous_champion,
+)
+from .history_text import one_line
 
 PROBE_ALIAS = "review_probe"  # never set
 ADVISORY = (
@@ -112,17 +113,19 @@ def decide(
     with short_waits():
         with _before_recording(client, name):
             registry = read_settled(client, name)
+            check_seen(registry, entries_seen)
             if proposal.decision == "rollback":
                 subject = find_previous_champion(registry, proposal)
                 author = author_of(client, subject)
             else:
-                check_seen(registry, entries_seen)
                 subject = find_version(client, name, str(version))
                 author = author_of(client, subject)
                 check_proposal(registry, subject, author, proposal)
             entry = _draft(registry, subject, author, proposal)
         recorded = _record(client, registry, entry)
-        return Decision(recorded, _notes(recorded, _approval_of(registry, entry)))
+        return Decision(
+            recorded, _notes(recorded, expiry_of(registry.history.entries, entry.version))
+        )
 
 
 # --- recording ------------------------------------------------------------------------------------
@@ -242,15 +245,7 @@ def _while_recording(client: MlflowClient, name: str, run_id: str, entry: Entry)
             raise _explain(client, name, err) from err
 
 
-def _approval_of(registry: RegistryState, entry: Entry) -> Entry | None:
-    """Return the entry by which the version of another entry was approved."""
-    for each in registry.history.entries:
-        if each.version == entry.version and each.decision == "approve":
-            return each
-    return None
-
-
-def _notes(entry: Entry, approval: Entry | None) -> list[str]:
+def _notes(entry: Entry, expires: str) -> list[str]:
     """Return what the reviewer should know beside what happened."""
     notes = []
     if entry.decision == "approve":
@@ -264,8 +259,8 @@ def _notes(entry: Entry, approval: Entry | None) -> list[str]:
         if not entry.gates:
             notes.append("No gate was configured, so none was passed.")
     if entry.decision == "rollback":
-        if approval is None:
+        if entry.state_to != APPROVED:
             notes.append(f"Version {entry.version} served before, but was never approved here.")
-        elif approval.expires and approval.expires < entry.time[:10]:
-            notes.append(f"The approval of version {entry.version} ended on {approval.expires}.")
+        elif expires and expires < entry.time[:10]:
+            notes.append(f"The approval of version {entry.version} ended on {expires}.")
     return notes

@@ -63,11 +63,11 @@ def _data_facts(record: Record) -> dict[str, str]:
 
 def _code_facts(record: Record) -> dict[str, str]:
     tags = record.tags
-    dirty = tags.get("dirty")
-    words = {"true": "no: changes that no commit has", "false": "yes"}
+    changed = tags.get("changed", "changes that no commit has")
+    words = {"true": f"no: {changed}", "false": "yes"}
     return {
         "commit": _short(tags.get("commit")),
-        "tree as committed": words.get(str(dirty), NOT_RECORDED),
+        "tree as committed": words.get(str(tags.get("dirty")), NOT_RECORDED),
         "recipe": tags.get("recipe", NOT_RECORDED),
     }
 

@@ -5,7 +5,6 @@ N rows, C classes. Texts stay in here: what leaves is ids, counts, labels and sc
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ import numpy as np
 import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 
 from account_tax.confidential import public_source
 from account_tax.errors import Refused
@@ -25,19 +23,14 @@ from account_tax.ledger.splitting import split_ledger
 from account_tax.ledger.tokens import hash_tokens, split_digest, tokenize_splits
 from account_tax.model.calibration import compute_cross_entropy, softmax
 from account_tax.model.classifier import (
-    MANIFEST_FILE,
-    BaseModelError,
     LoadedClassifier,
-    TamperedModelError,
     join_texts,
     load_classifier,
 )
-from account_tax.provenance.signing import SignatureError
-from account_tax.registry.download import download_version
+from account_tax.registry.download import download_version, refuse_broken
 from account_tax.registry.record import Record, read_record
 from account_tax.storage.names import SOURCE_TAG
 
-from .allowed import DENIED
 from .baselines import predict_baselines
 
 MOST_VALUES = 30  # of a slice's column; with more they are likely to be texts
@@ -198,24 +191,10 @@ def load_contender(client: MlflowClient, version: ModelVersion, scratch: Path) -
         Refused: If a file is not the one that was registered, or the base is not here or another.
     """
     folder = scratch / str(version.version)
-    folder.mkdir(parents=True)
-    title = f"{version.name} version {version.version}"
-    try:
+    with refuse_broken(f"{version.name} version {version.version} can't be reviewed"):
         classifier_folder = download_version(version, folder)
         classifier = load_classifier(classifier_folder)
-    except (TamperedModelError, BaseModelError, SignatureError) as err:
-        raise Refused(f"{title} can't be reviewed. {err}") from err
-    except (OSError, MlflowException) as err:
-        if isinstance(err, MlflowException) and err.error_code in DENIED:
-            raise
-        raise Refused(
-            f"{title} can't be reviewed: its files can't be had ({type(err).__name__}: {err}). "
-            "Restore the registry's artifacts, or start the server that keeps them."
-        ) from err
-    manifest = json.loads((classifier_folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-    weights = sum(
-        entry["bytes"] for name, entry in manifest["files"].items() if name.endswith(".safetensors")
-    )
+    weights = sum(file.stat().st_size for file in classifier_folder.glob("*.safetensors"))
     return Contender(version, classifier, read_record(client, version), weights)
 
 
@@ -228,6 +207,9 @@ def remake_test_split(challenger: Contender, source: str | None) -> SplitRows:
     Raises:
         Refused: If nothing says how it was made, the ledger can't be read, or a digest differs.
     """
+    if changed := challenger.record.changed:
+        lines = "".join(f"\n  {each.text}" for each in changed)
+        raise Refused(f"{challenger.title}: its run does not keep what it recorded{lines}")
     recorded = challenger.record.data
     if recorded is None:
         raise Refused(

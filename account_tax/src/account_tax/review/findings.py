@@ -66,9 +66,20 @@ def find(evidence: Evidence, gates: Mapping[str, Any], target_precision: float) 
     }
     outcomes = evaluate_gates(gates, _measured(evidence, findings))
     return findings | {
+        "worse": _worse(findings),
         "gates": [asdict(each) for each in outcomes],
         "outcome": judge([asdict(each) for each in outcomes])[0],
     }
+
+
+def _worse(findings: Findings) -> str:
+    """Return the sentence that goes before the gates where the reference is surely better."""
+    names = {"accuracy": "accuracy", "f1": "macro-F1"}
+    metrics = [name for key, name in names.items() if findings["difference"][key]["high"] < 0]
+    if not metrics:
+        return ""
+    title = findings["reference"]["title"]
+    return f"Worse than {title} in {' and '.join(metrics)}, and more than chance explains."
 
 
 def _subject(evidence: Evidence, reference: str) -> Findings:
@@ -288,6 +299,7 @@ def _measured(evidence: Evidence, findings: Findings) -> Measured:
         missing=missing,
         difference=None if missing else findings["difference"],
         classes=classes,
+        over_tfidf=findings["against"][TFIDF],
         tags=evidence.challenger.version.tags,
         run_tags=evidence.challenger.record.tags,
         environment=evidence.challenger.record.environment,

@@ -17,6 +17,8 @@ from account_tax.ledger.labels import shorten
 from account_tax.provenance.code import BEFORE
 from account_tax.storage.names import VERDICT_TAG, VERIFIED_TAG
 
+from .baselines import TFIDF, TITLES
+
 Status = Literal["passed", "failed", "not measured"]
 
 
@@ -54,6 +56,7 @@ class Measured:
         reference_title: The reference in words.
         missing: Why there is no reference; else empty.
         difference: By metric, the change with its interval: value, low, high.
+        over_tfidf: The same against the TF-IDF baseline.
         classes: By class label, its test rows, of those the hits, the rows claimed for it, and
             recall and f1.
         tags: Of the version.
@@ -67,6 +70,7 @@ class Measured:
     reference_title: str
     missing: str
     difference: Mapping[str, Mapping[str, float]] | None
+    over_tfidf: Mapping[str, Mapping[str, float]]
     classes: Sequence[Mapping[str, Any]]
     tags: Mapping[str, str]
     run_tags: Mapping[str, str]
@@ -121,6 +125,7 @@ def _measures(floor_rows: int) -> dict[str, Callable[[str, Any, Measured], GateR
         "f1_min_relative_change": _change("f1", "min_relative_change"),
         "accuracy_change_lower_bound": _lower_bound("accuracy"),
         "f1_change_lower_bound": _lower_bound("f1"),
+        "tfidf_accuracy_change_lower_bound": _lower_bound("accuracy", TITLES[TFIDF]),
         "min_class_recall": _class_floor("recall", floor_rows),
         "min_class_f1": _class_floor("f1", floor_rows),
         "min_class_rows": _class_rows,
@@ -188,15 +193,18 @@ def meets(threshold: MetricThreshold, value: float, baseline: float | None) -> b
     return True
 
 
-def _lower_bound(metric: str) -> Callable[[str, Any, Measured], GateResult]:
+def _lower_bound(
+    metric: str, baseline: str | None = None
+) -> Callable[[str, Any, Measured], GateResult]:
     def measure(name: str, wanted: float, measured: Measured) -> GateResult:
         asked = f"at least {wanted:+g}"
-        if measured.difference is None:
+        difference = measured.over_tfidf if baseline else measured.difference
+        if difference is None:
             return _not_measured(name, asked, _sentence(measured.missing))
-        low, high = (measured.difference[metric][end] for end in ("low", "high"))
+        low, high = (difference[metric][end] for end in ("low", "high"))
         why = (
-            f"Against {measured.reference_title}, the change of {_in_words(metric)} lies "
-            f"between {low:+.4f} and {high:+.4f} (95% interval)."
+            f"Against {baseline or measured.reference_title}, the change of {_in_words(metric)} "
+            f"lies between {low:+.4f} and {high:+.4f} (95% interval)."
         )
         return _result(name, low >= wanted, f"{low:+.4f}", asked, why)
 
@@ -277,7 +285,8 @@ def _clean_tree(name: str, _: bool, measured: Measured) -> GateResult:
     if before is not None:
         why = f"The training went on with other code than it began with ({before})."
     elif dirty != "false":
-        why = "The version was trained with changes that no commit has."
+        changed = measured.run_tags.get("changed", "changes that no commit has")
+        why = f"The version was trained with {changed}."
     clean = dirty == "false" and before is None
     return _result(name, clean, "clean" if clean else "changed", "clean", why)
 

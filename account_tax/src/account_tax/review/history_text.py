@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
-from .history import Entry
+from account_tax.registry.history import Entry
 
 REASON_WIDTH = 100  # characters
 

@@ -94,5 +94,5 @@ def _sentences(findings: Mapping[str, Any]) -> dict[str, str]:
             f"At its threshold for {target} precision{chosen}, {percent(at['coverage'])} of the "
             f"lines need no person, and {right} of those are right."
         )
-    verdict = judge(findings["gates"])[1]
+    verdict = f"{findings['worse']} {judge(findings['gates'])[1]}".strip()
     return {"verdict": verdict, "comparison": comparison, "coverage_sentence": coverage}

@@ -12,7 +12,7 @@ from account_tax.parameters.kinds import Help
 from account_tax.parameters.options import VersionOptions
 from account_tax.parameters.schema import Name
 
-from .allowed import faults_of_words
+from .allowed import KNOWN_AUTHOR, faults_of_words
 from .gates import gate_names
 
 
@@ -61,6 +61,6 @@ def _decision_faults(asked: Request) -> Iterator[str]:
         shown = f"decision = {asked.decision} (-P decision)"
         yield f"{shown}: history only shows what was decided. Leave one of them out."
     yield from faults_of_words(
-        asked.decision, asked.reviewer, asked.reason, asked.waive, asked.expires, gate_names(),
-        datetime.now(UTC),
+        asked.decision, asked.reviewer, asked.reason, asked.waive, asked.expires,
+        [*gate_names(), KNOWN_AUTHOR], datetime.now(UTC),
     )  # fmt: skip

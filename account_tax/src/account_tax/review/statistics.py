@@ -152,22 +152,25 @@ def summarize_models(
         reference: The model the challenger is compared with.
 
     Returns:
-        models (accuracy and f1 of each), difference (the challenger's less the reference's) and
-        classes; every number with its 95% interval, those of a difference from paired resamples.
+        models (accuracy and f1 of each), difference (the challenger's less the reference's),
+        against (the same of every model) and classes; every number with its 95% interval, those of
+        a difference from paired resamples.
     """
     drawn = resample_models(truth, list(predictions.values()), len(names))
     resampled = dict(zip(predictions, drawn, strict=True))
     whole = {
         model: score_model(truth, predicted, len(names)) for model, predicted in predictions.items()
     }
-    ours, theirs = resampled["challenger"], resampled[reference]
-    difference = {
-        metric: interval(
-            float(getattr(whole["challenger"], metric) - getattr(whole[reference], metric)),
-            getattr(ours, metric) - getattr(theirs, metric),
-        )
-        for metric in ("accuracy", "f1")
-    }
+    differences = {
+        model: {
+            metric: interval(
+                *(getattr(of["challenger"], metric) - getattr(of[model], metric)
+                  for of in (whole, resampled))
+            )
+            for metric in ("accuracy", "f1")
+        }
+        for model in predictions if model != "challenger"
+    }  # fmt: skip
     return {
         "models": {
             model: {
@@ -176,7 +179,8 @@ def summarize_models(
             }
             for model in predictions
         },
-        "difference": difference,
+        "difference": differences[reference],
+        "against": differences,
         "classes": _summarize_classes(truth, names, whole, resampled, reference),
     }
 

@@ -109,6 +109,11 @@ def files_below(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
+def digests_below(folder: Path) -> dict[str, str]:
+    """Return the sha256 of every file below a folder, by its name relative to it."""
+    return {file.relative_to(folder).as_posix(): sha256_of(file) for file in files_below(folder)}
+
+
 def sha256_of(path: Path) -> str:
     """Return the sha256 of a file's bytes."""
     with path.open("rb") as file:

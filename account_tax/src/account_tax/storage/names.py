@@ -40,8 +40,10 @@ CONFIG_VARIABLE = "ACCOUNT_TAX_CONFIG_SHA256"  # of stages: the digest of their 
 
 # Tags.
 TAG = "account_tax."  # before the names of a run's
+UNAPPROVED_TAG = f"{TAG}unapproved"  # of a run: what spoke against the version it used
 CONTENT_TAG, VERIFIED_TAG = "content_sha256", "verified"  # of a version
 STATEMENT_TAG, SOURCE_TAG = "provenance_sha256", "data/source_sha256"  # likewise
+MODEL_FILES_TAG = "model_files"  # likewise: the sha256 of each file its manifest does not list
 VERDICT_TAG = "reproduced"  # likewise: bitwise, within tolerance, different
 # Of a tag or description: what the registry's column holds in every database MLflow supports; only
 # SQLite takes more.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import math
 import os
 import subprocess
@@ -22,7 +23,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 
 from account_tax.processes.identity import identify
-from account_tax.provenance.code import PACKAGE
+from account_tax.provenance.code import PACKAGE, git
 from account_tax.storage.names import TAG, VERIFIED_TAG
 
 from . import after_parent
@@ -66,11 +67,15 @@ class OwnedRun:
         with answers_soon(uri):
             client = MlflowClient(uri)
             if run_id:
-                had_owner = OWNER_TAG in client.get_run(run_id).data.tags
+                tags = client.get_run(run_id).data.tags
+                had_owner = OWNER_TAG in tags
                 owned = cls.reopen(client, run_id, uri)
+                for key in origin_of(project).keys() - tags.keys():
+                    client.set_tag(run_id, key, origin_of(project)[key])
                 owned._is_new = not had_owner
                 return owned
-            tags = {OWNER_TAG: identify()}  # from its first moment, so that it can be closed
+            # From its first moment, so that it can be closed, and is somebody's.
+            tags = {OWNER_TAG: identify(), **origin_of(project)}
             run = client.create_run(experiment_id(client), tags=tags)
             experiment = client.get_experiment(run.info.experiment_id)
         owned = cls(client, run.info.run_id, experiment.name, uri)
@@ -282,6 +287,18 @@ class OwnedRun:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+
+
+def origin_of(project: Path) -> dict[str, str]:
+    """Return whose a run is and what started it, as `mlflow run` tags it."""
+    commit = git(project, "rev-parse", "--verify", "--quiet", "HEAD").stdout.decode().strip()
+    tags = {
+        "mlflow.source.name": project.resolve().name,
+        "mlflow.source.type": "PROJECT",
+    }
+    with suppress(KeyError, OSError):  # a user without a name: nobody knows whose it is
+        tags["mlflow.user"] = getpass.getuser()
+    return tags | ({"mlflow.source.git.commit": commit} if commit else {})
 
 
 def claim(client: MlflowClient, run_id: str) -> Run:

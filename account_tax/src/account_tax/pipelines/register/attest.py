@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from mlflow import MlflowClient
 
 from account_tax.provenance.signing import (
@@ -21,8 +21,10 @@ from account_tax.provenance.signing import (
     sign_version,
 )
 from account_tax.provenance.statement import RunRecord, build_statement, statement_bytes
-from account_tax.registry.record import read_artifacts
+from account_tax.registry.download import download_unsigned, model_of
+from account_tax.registry.record import read_artifacts, read_record
 from account_tax.storage.names import (
+    DATASET_METADATA_FILE,
     PARAMETERS_FILE,
     RECORD_FILE,
     STATEMENT_FILE,
@@ -49,7 +51,6 @@ def log_statement(
         facts["digests"],
         facts["dataset"],
         facts["settings"]["base"],
-        yaml.safe_load(record.parameters) if record.parameters else None,
         time.time(),
     )
     raw = statement_bytes(statement)
@@ -62,16 +63,8 @@ def read_run(client: MlflowClient, run_id: str) -> RunRecord:
     run = client.get_run(run_id)
     ranks = run.data.params.get("launch.world_size")
     tags = {key.removeprefix(TAG): text for key, text in run.data.tags.items()}
-    raw = read_artifacts(client, run_id, (PARAMETERS_FILE, RECORD_FILE))
-    return RunRecord(
-        run_id,
-        tags,
-        ranks,
-        _threads(ranks),
-        run.info.start_time / 1000,
-        raw.get(PARAMETERS_FILE),
-        raw.get(RECORD_FILE),
-    )
+    files = read_artifacts(client, run_id, (PARAMETERS_FILE, RECORD_FILE, DATASET_METADATA_FILE))
+    return RunRecord(run_id, tags, ranks, _threads(ranks), run.info.start_time / 1000, files)
 
 
 def _threads(ranks: str | None) -> str | None:
@@ -82,26 +75,30 @@ def _threads(ranks: str | None) -> str | None:
     return os.environ.get("OMP_NUM_THREADS", str(shared))
 
 
-def sign_registered(client: MlflowClient, name: str, number: int, folder: Path, key: Path) -> None:
+def sign_registered(client: MlflowClient, name: str, number: int, key: Path) -> None:
     """Sign a version's files and its provenance; the signatures go to the version's own run.
 
     That may be an earlier run than this one: the same content is the same version.
 
     Raises:
-        SignatureError: If the key can't be used, or the run's provenance is not the version's.
+        TamperedModelError: If a file is not the one that was registered.
+        SignatureError: If the key can't be used, or the run keeps other files than it did.
     """
     private_key = load_private_key(key)
     version = client.get_model_version(name, str(number))
     run_id = str(version.run_id)
     raw = read_artifacts(client, run_id, (STATEMENT_FILE,)).get(STATEMENT_FILE, b"")
-    expected = version.tags.get(STATEMENT_TAG)
-    if hashlib.sha256(raw).hexdigest() != expected:
+    changed = [each.text for each in read_record(client, version).changed]
+    if changed or not raw or STATEMENT_TAG not in version.tags:
         raise SignatureError(
-            f"{name} version {number}: nothing is signed, since {STATEMENT_FILE} of its run is not "
-            f"the one of its tag {STATEMENT_TAG} ({expected or 'not set'}). "
-            "Restore it, or delete the version and train again."
+            f"{name} version {number}: nothing is signed, since its run's files are not those of "
+            f"its provenance: {'; '.join(changed) or STATEMENT_FILE}. "
+            "Restore them, or delete the version and train again."
         )
-    for signature, text in sign_version(folder, name, raw, private_key).items():
+    with tempfile.TemporaryDirectory() as scratch:
+        model = model_of(download_unsigned(version, Path(scratch)))
+        signed = sign_version(model, f"{name}/{number}", raw, private_key)
+    for signature, text in signed.items():
         client.log_text(run_id, text, f"{SIGNATURES}/{signature}")
     client.set_model_version_tag(
         name, version.version, KEY_TAG, fingerprint(private_key.public_key())

@@ -70,17 +70,17 @@ def _summary(facts: Facts) -> str:
         f"F1, precision and recall are {evaluation['average']} averages; the test split has "
         f"{evaluation['rows']:,} rows, the loss is in nats.\n\n"
         + markdown_table(["split", *names], rows)
-        + _parts(evaluation)
+        + _parts(metrics, facts["settings"].get("calibration") or {})
         + _suppliers(metrics)
     )
 
 
-def _parts(evaluation: Facts) -> str:
+def _parts(metrics: Facts, calibration: Facts) -> str:
     """Return what encoder and n-grams are worth alone, where there are both."""
-    metrics, names = evaluation["metrics"], ("accuracy", "f1")
+    names = ("accuracy", "f1")
     if "test/ngrams_f1" not in metrics:
         return ""
-    fusion = evaluation["calibration"].get("fusion", {"encoder": 1.0, "ngrams": 0.0})
+    fusion = calibration.get("fusion", {"encoder": 1.0, "ngrams": 0.0})
     alone = {"encoder": "the encoder alone", "ngrams": "n-grams alone"}
     rows = [
         [title, *(format_number(metrics[f"test/{part}_{name}"]) for name in names), fusion[part]]

@@ -138,7 +138,7 @@ def register_model(
         client, run_id, registry_params["name"], registry_params["alias"], candidate
     )
     if key := registry_params.get("sign_key"):
-        sign_registered(client, registration["name"], registration["version"], folder, Path(key))
+        sign_registered(client, registration["name"], registration["version"], Path(key))
     log.info("%s is %s", registration["model_uri"], registration["alias"])
     return registration | {"metrics": test_evaluation["metrics"], "digests": facts["digests"]}
 

@@ -29,7 +29,15 @@ from account_tax.model.licence import base_package
 from account_tax.parameters.schema import reserved_by_mlflow
 from account_tax.provenance.environment import LOCKED
 from account_tax.registry.cold import load_cold
-from account_tax.storage.names import CONTENT_TAG, LONGEST_TEXT, PROBE_FILE, TAG, VERIFIED_TAG
+from account_tax.registry.download import files_around, find_classifier
+from account_tax.storage.names import (
+    CONTENT_TAG,
+    LONGEST_TEXT,
+    MODEL_FILES_TAG,
+    PROBE_FILE,
+    TAG,
+    VERIFIED_TAG,
+)
 
 LOGGED_MODEL_NAME = "classifier"
 CODE_FILE = Path(inspect.getfile(AccountClassifier))  # logged with the model
@@ -136,7 +144,7 @@ def create_version(
             f"tags longer than {LONGEST_TEXT} characters: {', '.join(too_long)}. "
             "Shorten the parameters they come from."
         )
-    model_id = log_model(client, run_id, candidate)
+    model_id, files = log_model(client, run_id, candidate)
     try:
         client.create_registered_model(name)
     except MlflowException as err:
@@ -147,7 +155,11 @@ def create_version(
         source=f"models:/{model_id}",  # the only link from a version back to its logged model
         run_id=run_id,
         model_id=model_id,
-        tags={**candidate.tags, CONTENT_TAG: candidate.content_sha256},
+        tags={
+            **candidate.tags,
+            CONTENT_TAG: candidate.content_sha256,
+            MODEL_FILES_TAG: json.dumps(files, ensure_ascii=False),
+        },
         description=candidate.description,
     )
 
@@ -155,8 +167,14 @@ def create_version(
 # --- the logged model -----------------------------------------------------------------------------
 
 
-def log_model(client: MlflowClient, run_id: str, candidate: Candidate) -> str:
-    """Log the classifier to the run as a pyfunc model and return the logged model's id."""
+def log_model(
+    client: MlflowClient, run_id: str, candidate: Candidate
+) -> tuple[str, dict[str, str]]:
+    """Log the classifier to the run as a pyfunc model.
+
+    Returns:
+        The logged model's id, and the digests of its files that are none of the classifier's.
+    """
     run = client.get_run(run_id)
     logged = client.create_logged_model(
         run.info.experiment_id,
@@ -169,6 +187,7 @@ def log_model(client: MlflowClient, run_id: str, candidate: Candidate) -> str:
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / LOGGED_MODEL_NAME
             save_pyfunc(path, candidate.folder, Model(run_id=run_id, model_id=logged.model_id))
+            files = files_around(path, find_classifier(path))
             client.log_model_artifacts(logged.model_id, str(path))
         client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
         _attach_test_metrics(client, run_id, logged.model_id)
@@ -176,7 +195,7 @@ def log_model(client: MlflowClient, run_id: str, candidate: Candidate) -> str:
         client.finalize_logged_model(logged.model_id, "FAILED")
         raise
     client.finalize_logged_model(logged.model_id, "READY")
-    return logged.model_id
+    return logged.model_id, files
 
 
 def save_pyfunc(path: Path, folder: Path, model: Model) -> None:
@@ -240,7 +259,8 @@ def verify_cold(version: ModelVersion, candidate: Candidate) -> dict[str, Any]:
     Raises:
         RegistrationError: If it can't be loaded there, or a file or a logit differs.
     """
-    outcome = load_cold(version, candidate.folder / PROBE_FILE, candidate.content_sha256)
+    uri = f"models:/{version.name}/{version.version}"
+    outcome = load_cold(uri, candidate.folder / PROBE_FILE, candidate.content_sha256)
     if outcome["verified"]:
         return outcome
     raise RegistrationError(

@@ -9,13 +9,25 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
+from account_tax.errors import Refused
 from account_tax.storage.names import CONTENT_TAG
 
-from .history import HISTORY_TAG, Entry, History, HistoryError, load_history, mark_of, read_digests
+from .history import (
+    HISTORY_TAG,
+    Entry,
+    History,
+    HistoryError,
+    find_marks,
+    load_history,
+    mark_of,
+    mark_runs,
+    read_digests,
+)
 from .states import (
     APPROVED,
     CHAMPION,
@@ -132,6 +144,7 @@ def verify_history(client: MlflowClient, name: str) -> list[str]:
         faults = [
             *registry.history.faults,
             *find_cuts(registry),
+            *find_lost_marks(client, registry),
             *find_false_steps(registry.history.entries),
             *find_deleted(registry),
             *(find_unshown(registry) or find_contradictions(registry)),
@@ -139,6 +152,58 @@ def verify_history(client: MlflowClient, name: str) -> list[str]:
         if not faults:
             break
     return faults
+
+
+# --- using a version -----------------------------------------------------------------------------
+
+
+def check_standing(
+    client: MlflowClient, version: ModelVersion, reference: str, allow_unapproved: bool
+) -> str:
+    """Return what the review history has against using a version; empty: nothing.
+
+    Args:
+        client: Of the registry.
+        version: Which.
+        reference: The number or alias it was asked for by.
+        allow_unapproved: Whether it may be used all the same.
+
+    Raises:
+        Refused: If it may not.
+    """
+    against = _objection(client, version, reference)
+    for _ in range(LOOKS if against else 0):
+        time.sleep(PAUSE_SECONDS)  # a decision may be on its way into the alias
+        against = _objection(client, version, reference)
+    if against and not allow_unapproved:
+        raise Refused(
+            f"{version.name} version {version.version}: {against} Take another version, or give "
+            "-P allow_unapproved=true, which is recorded."
+        )
+    return against
+
+
+def _objection(client: MlflowClient, version: ModelVersion, reference: str) -> str:
+    try:
+        registry = read_registry(client, version.name)
+    except HistoryError as err:
+        return str(err)
+    if faults := [*registry.history.faults, *find_cuts(registry)]:
+        return f"its review history is not as it was written: {faults[0]}"
+    entries, number = registry.history.entries, int(version.version)
+    said = registry.aliases_said
+    if entries and reference in (CHAMPION, PREVIOUS_CHAMPION) and number != said.get(reference):
+        return f"{reference} is {version_in_words(said.get(reference))} by the review history."
+    if (state := registry.standing.state_of(number)) in (REJECTED, RETIRED):
+        return f"it is {state} by the review history."
+    if (expired := expiry_of(entries, number)) and expired < f"{datetime.now(UTC):%Y-%m-%d}":
+        return f"its approval ended on {expired}."
+    return ""
+
+
+def expiry_of(entries: Iterable[Entry], version: int) -> str:
+    """Return the last day of a version's approval; empty: none is set."""
+    return "".join(each.expires for each in entries if each.version == version)  # approved once
 
 
 # --- what does not agree --------------------------------------------------------------------------
@@ -159,6 +224,16 @@ def find_cuts(registry: RegistryState) -> list[str]:
                 f"history of {len(digests)} entries has no such: entries were cut off or replaced."
             )
     return faults
+
+
+def find_lost_marks(client: MlflowClient, registry: RegistryState) -> list[str]:
+    """Return a fault for each run that bears an entry's digest which the history does not have."""
+    return [
+        f"run {run_id} bears entry {n}, sha256 {sha256[:12]}, and the history has no such: it was "
+        "replaced, or begun anew."
+        for run_id, n, sha256 in find_marks(client, registry.model)
+        if registry.history.digests.get(n) != sha256
+    ]
 
 
 def find_false_steps(entries: list[Entry]) -> list[str]:
@@ -253,6 +328,9 @@ def settle(client: MlflowClient, name: str, known: Iterable[Entry] = ()) -> None
         since = registry.shown if since is None else min(since, registry.shown)
         if since >= len(history.digests):
             return
+        for entry in history.entries[since:]:
+            version = registry.versions.get(entry.version)
+            mark_runs(client, registry.model, entry, version and version.run_id)
         _show_versions(client, registry, since)
         _show_aliases(client, registry)
         if registry.model.tags.get(HEAD_TAG) != history.head:
@@ -276,7 +354,7 @@ def _tags_of(registry: RegistryState, number: int) -> dict[str, str]:
     state = registry.standing.state_of(number)
     about = [entry for entry in registry.history.entries if entry.version == number]
     tags = {STATUS_TAG: state, ENTRY_TAG: mark_of(about[-1].n, registry.history.digests)}
-    if expires := "".join(entry.expires for entry in about):  # a version is approved once at most
+    if expires := expiry_of(about, number):
         tags[EXPIRES_TAG] = expires
     if state in DEPLOYMENT_VALUES:
         tags[DEPLOYMENT_TAG] = DEPLOYMENT_VALUES[state]

@@ -19,14 +19,14 @@ import os
 import socket
 import tempfile
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import LifecycleStage
+from mlflow.entities import LifecycleStage, ViewType
 from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
@@ -34,10 +34,13 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from account_tax.errors import Refused
 from account_tax.storage.files import canonical_sha256
 
+from .find import DENIED, GONE
+
 SCHEMA = 1  # of an entry; a reader refuses one it does not know
 RUN_NAME = "account-tax review history"
 RUN_TAG = "review_history_run"  # of the experiment
 HISTORY_TAG = "review_history"  # of the registered model and of decided versions: the run's id
+MARK_PARAM = "review_entry"  # of the runs that an entry is about: whose history, number, digest
 ENTRY_FOLDER = "entries"
 BEFORE_FIRST = "0" * 64  # previous_sha256 of entry 1
 
@@ -170,11 +173,6 @@ def file_of(n: int, sha256: str) -> str:
 # --- reading --------------------------------------------------------------------------------------
 
 
-def read_history(client: MlflowClient, name: str) -> list[Entry]:
-    """Return the entries of a registered model's history that are as recorded, oldest first."""
-    return load_history(client, client.get_registered_model(name)).entries
-
-
 def count_entries(client: MlflowClient, name: str) -> int:
     """Return how many decisions about a registered model are recorded; no file is read."""
     run_id = find_run(client, client.get_registered_model(name))
@@ -241,6 +239,40 @@ def experiment_name(model: RegisteredModel) -> str:
     and the old history stays.
     """
     return f"review history of {model.name}, created {model.creation_timestamp}"
+
+
+def marked_value(model: RegisteredModel, n: int, sha256: str) -> str:
+    """Return what a run's param says of an entry; the history is named by a digest of its name."""
+    return f"{canonical_sha256(experiment_name(model))[:16]}:{n}:{sha256}"
+
+
+def mark_runs(
+    client: MlflowClient, model: RegisteredModel, entry: Entry, trained_by: str | None
+) -> None:
+    """Leave an entry's digest as a param, which nobody can change, with the runs it is about.
+
+    Those are the run that decided and the one that trained the version. A run that is gone, that
+    another entry marked before, or that this user may not write to stays as it is.
+    """
+    for run_id in filter(None, (entry.run_id, trained_by)):
+        try:
+            client.log_param(run_id, MARK_PARAM, marked_value(model, entry.n, entry.sha256))
+        except MlflowException as err:
+            if err.error_code not in {*GONE, *DENIED}:
+                raise
+
+
+def find_marks(client: MlflowClient, model: RegisteredModel) -> Iterator[tuple[str, int, str]]:
+    """Yield run, number and digest of each mark of a model's history, deleted runs among them."""
+    experiments = [each.experiment_id for each in client.search_experiments(ViewType.ALL)]
+    whose = marked_value(model, 0, "").partition(":")[0]
+    token, wanted = None, f"params.{MARK_PARAM} LIKE '{whose}:%'"
+    while token != "":
+        found = client.search_runs(experiments, wanted, ViewType.ALL, page_token=token)
+        for run in found:
+            _, n, sha256 = run.data.params[MARK_PARAM].split(":")
+            yield run.info.run_id, int(n), sha256
+        token = found.token or ""
 
 
 def read_digests(client: MlflowClient, run_id: str) -> dict[int, str]:

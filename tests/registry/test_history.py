@@ -13,25 +13,25 @@ import pytest
 from mlflow import MlflowClient
 
 from account_tax.errors import Refused
-from account_tax.review.allowed import Proposal
-from account_tax.review.decision import decide
-from account_tax.review.history import (
+from account_tax.registry.history import (
     BEFORE_FIRST,
     EntryTakenError,
     count_entries,
+    experiment_name,
     file_of,
     open_run,
     parse_entry,
     read_digests,
-    read_history,
     record_entry,
     render_entry,
     seal_entry,
     write_entry,
 )
+from account_tax.registry.registry_state import HEAD_TAG, verify_history
+from account_tax.review.allowed import Proposal
+from account_tax.review.decision import decide
 from account_tax.review.history_text import format_history
-from account_tax.review.registry_state import HEAD_TAG, verify_history
-from tests.registered import FAILED, NOW, PASSED
+from tests.registered import FAILED, NOW, PASSED, read_history
 
 pytest_plugins = ["tests.registered"]  # client, new_model, model
 
@@ -367,3 +367,28 @@ def test_the_history_is_shown_as_a_table_with_the_reasons(client, model):
     assert "   expires: 2026-12-31" in lines
     assert max(len(line) for line in lines) <= 110
     assert lines[-1] == "   author: lee"
+
+
+def test_a_history_begun_anew_is_found_by_the_runs_that_were_decided_on(client, new_model):
+    model = new_model()
+    for decision, version in (("approve", 1), ("reject", 2)):
+        deciding = client.create_run("0").info.run_id
+        given = GIVEN | {"run_id": deciding, "gates": [PASSED] * (decision == "approve")}
+        decide(client, model, Proposal(decision, **given), version)
+    assert verify_history(client, model) == []
+    registered = client.get_registered_model(model)
+    experiment = client.get_experiment_by_name(experiment_name(registered))
+    client.rename_experiment(experiment.experiment_id, f"{model}, elsewhere")
+    for version in (1, 2):
+        for tag in client.get_model_version(model, str(version)).tags.keys() - {"content_sha256"}:
+            client.delete_model_version_tag(model, str(version), tag)
+    for tag in registered.tags:
+        client.delete_registered_model_tag(model, tag)
+    client.delete_registered_model_alias(model, "champion")
+    client.delete_run(deciding)
+    faults = verify_history(client, model)
+    assert sorted(fault.partition(", sha256")[0].partition(" bears ")[2] for fault in faults) == [
+        *("entry 1", "entry 1", "entry 2", "entry 2"),
+    ]
+    approve(client, model, 2)  # in a history of its own, where nobody rejected it
+    assert any(f"run {deciding} bears entry 2" in fault for fault in verify_history(client, model))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+
+SHOWN_LABELS = 10
 
 
 def tell(faults: Sequence[str], where: str) -> str:
@@ -21,3 +23,14 @@ def hint(name: str, known: Iterable[str]) -> str:
     known = list(known)
     near = nearest(name, known)
     return f"Did you mean {near}?" if near else f"There are: {', '.join(known)}."
+
+
+def shorten(items: Sequence[str]) -> str:
+    """Return the first of some labels in a line, and how many more there are."""
+    more = len(items) - SHOWN_LABELS
+    return ", ".join([*items[:SHOWN_LABELS], *[f"{more} more"] * (more > 0)])
+
+
+def with_rows(rows: Mapping[str, int]) -> list[str]:
+    """Return labels, each with its number of rows."""
+    return [f"{label} ({count:,})" for label, count in rows.items()]

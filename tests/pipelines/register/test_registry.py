@@ -173,7 +173,7 @@ def test_the_run_keeps_the_test_metrics_and_stays_open(registered):
         f"test/{name}"
         for name in (
             *("accuracy", "f1", "precision", "recall", "loss"),
-            *("ece", "ece_uncalibrated", "coverage", "coverage_precision"),
+            *("ece", "ece_uncalibrated", "coverage"),
         )
     }
     assert metrics["test/f1"] == float(registered.version.tags["test/f1"])

@@ -11,13 +11,13 @@ from pathlib import Path
 import pandas as pd
 
 from account_tax.errors import Failed, Refused
+from account_tax.faults import shorten, with_rows
 from account_tax.model.classifier import as_text
 
 from .formats import open_file
 from .windows import Wanted
 
 MAP_COLUMNS = ("old", "new")
-SHOWN_LABELS = 10
 NULLS = {
     *("n/a", "na", "nan", "nat", "null", "none", "nil", "<na>", "nv", "n/d", "k.a."),
     *("없음", "해당없음"),
@@ -126,17 +126,6 @@ def read_label_map(path: Path) -> dict[str, str]:
     if twice := len(pairs) - len(set(pairs["old"])):
         raise Refused(f"{twice} old labels stand there with another new one. Leave one of each.")
     return dict(zip(pairs["old"], pairs["new"], strict=True))
-
-
-def shorten(items: Sequence[str]) -> str:
-    """Return the first of some labels in a line, and how many more there are."""
-    more = len(items) - SHOWN_LABELS
-    return ", ".join([*items[:SHOWN_LABELS], *[f"{more} more"] * (more > 0)])
-
-
-def with_rows(rows: Mapping[str, int]) -> list[str]:
-    """Return labels, each with its number of rows."""
-    return [f"{label} ({count:,})" for label, count in rows.items()]
 
 
 def _differences(labels: Sequence[str]) -> list[str]:

@@ -18,7 +18,7 @@ import pandas as pd
 
 from account_tax.confidential import public_source
 from account_tax.errors import Failed, Refused
-from account_tax.faults import tell
+from account_tax.faults import shorten, tell, with_rows
 from account_tax.model.classifier import as_text, join_texts
 from account_tax.storage.names import SPLITS
 
@@ -26,7 +26,7 @@ from .amounts import mind_texts, read_amounts
 from .dates import cut_by_days, read_days
 from .formats import files_in_words
 from .joined import JoinedFiles
-from .labels import DoubtfulLabels, find_doubtful, read_label_map, shorten, with_rows
+from .labels import DoubtfulLabels, find_doubtful, read_label_map
 from .sources import digest_files, find_files
 from .units import find_rare, seen_texts
 from .windows import Wanted, Window

@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 
 from account_tax.confidential import public_source
+from account_tax.faults import shorten, with_rows
 from account_tax.storage.names import SPLITS
 
 from .dates import describe_days
-from .labels import shorten, with_rows
 from .reading import DataError, Ledger
 from .units import number_units
 

@@ -19,7 +19,7 @@ import torch
 import yaml
 from huggingface_hub.constants import HF_HUB_CACHE
 
-from account_tax.ledger.labels import shorten, with_rows
+from account_tax.faults import shorten, with_rows
 from account_tax.ledger.tokens import check_length, load_base
 from account_tax.model.classifier import PACKAGE_SCHEME
 from account_tax.pipelines.prepare.nodes import inputs_sha256, plan_data

@@ -13,7 +13,7 @@ from mlflow.models.evaluation.validation import (
     validate_evaluation_results,
 )
 
-from account_tax.ledger.labels import shorten
+from account_tax.faults import shorten
 from account_tax.provenance.code import BEFORE
 from account_tax.storage.names import VERDICT_TAG, VERIFIED_TAG
 

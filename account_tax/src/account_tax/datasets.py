@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +12,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class TensorsDataset(AbstractVersionedDataset["dict[str, Tensor]", "dict[str, Tensor]"]):
-    """Tensors by name as one safetensors file."""
+class _LocalDataset(AbstractVersionedDataset[Any, Any]):
+    """Something at a local path, with versions."""
 
     def __init__(
         self,
@@ -23,9 +22,22 @@ class TensorsDataset(AbstractVersionedDataset["dict[str, Tensor]", "dict[str, Te
         version: Version | None = None,
         metadata: dict[str, Any] | None = None,
     ):
-        """Describe the file; see `TokenizerDataset`."""
-        super().__init__(PurePosixPath(filepath), version, exists_function=os.path.isfile)
+        """Name the path; nothing is read yet.
+
+        Args:
+            filepath: The file or folder; with a version, the parent of the version's.
+            version: Kedro's, given by `versioned: true` in the catalog.
+            metadata: Free for the user; Kedro ignores it.
+        """
+        super().__init__(PurePosixPath(filepath), version)
         self.metadata = metadata
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._filepath), "version": self._version}
+
+
+class TensorsDataset(_LocalDataset):
+    """Tensors by name as one safetensors file."""
 
     def load(self) -> dict[str, Tensor]:
         """Return the tensors, on the CPU."""
@@ -41,35 +53,16 @@ class TensorsDataset(AbstractVersionedDataset["dict[str, Tensor]", "dict[str, Te
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(data, path)
 
-    def _describe(self) -> dict[str, Any]:
-        return {"filepath": str(self._filepath), "version": self._version}
+    def _exists(self) -> bool:
+        return Path(self._get_load_path()).is_file()
 
 
-class TokenizerDataset(
-    AbstractVersionedDataset["PreTrainedTokenizerBase", "PreTrainedTokenizerBase"]
-):
+class TokenizerDataset(_LocalDataset):
     """A tokenizer as a local folder of JSON and text files.
 
     It is written by `save_pretrained` and read by `from_pretrained`: a pickled tokenizer runs code
     when it is loaded and breaks across versions.
     """
-
-    def __init__(
-        self,
-        *,
-        filepath: str,
-        version: Version | None = None,
-        metadata: dict[str, Any] | None = None,
-    ):
-        """Describe the folder; nothing is read yet.
-
-        Args:
-            filepath: The folder; with a version, the parent of the version's folder.
-            version: Kedro's, given by `versioned: true` in the catalog.
-            metadata: Free for the user; Kedro ignores it.
-        """
-        super().__init__(PurePosixPath(filepath), version)
-        self.metadata = metadata
 
     def load(self) -> PreTrainedTokenizerBase:
         """Return the tokenizer, from its own files alone: no network, no code of a model's."""
@@ -85,6 +78,3 @@ class TokenizerDataset(
 
     def _exists(self) -> bool:
         return (Path(self._get_load_path()) / "tokenizer_config.json").is_file()
-
-    def _describe(self) -> dict[str, Any]:
-        return {"filepath": str(self._filepath), "version": self._version}

@@ -703,10 +703,13 @@ class LoadedClassifier:
         encoded = self.tokenizer(
             list(texts), truncation=True, max_length=self.settings["max_length"]
         )
-        logits = self.logits_of_ids(encoded["input_ids"], batch_size)
-        if self.ngrams:
-            logits = fuse(logits, self.ngrams.logits(texts), self.calibration["fusion"])
-        return logits
+        return self.add_ngrams(self.logits_of_ids(encoded["input_ids"], batch_size), texts)
+
+    def add_ngrams(self, encoder: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+        """Return the encoder's logits of the texts, (N, C), with the n-grams' part, if any."""
+        if self.ngrams is None:
+            return encoder
+        return fuse(encoder, self.ngrams.logits(texts), self.calibration["fusion"])
 
     @torch.inference_mode()
     def logits_of_ids(self, input_ids: Sequence[Sequence[int]], batch_size: int = 64) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 from account_tax.errors import RegistrationError
 
 from .calibration import compute_cross_entropy
-from .classifier import LoadedClassifier, fuse, load_classifier
+from .classifier import LoadedClassifier, load_classifier
 from .metrics import (
     compute_classification_metrics,
     compute_confusion_matrix,
@@ -33,9 +33,7 @@ def evaluate_test_split(
     """
     classifier = load_classifier(folder)
     logits, labels = answer_split(classifier, test)
-    if classifier.ngrams:
-        logits = fuse(logits, classifier.ngrams.logits(texts), classifier.calibration["fusion"])
-    return score_answers(classifier.labels, logits, labels, average)
+    return score_answers(classifier.labels, classifier.add_ngrams(logits, texts), labels, average)
 
 
 def answer_split(classifier: LoadedClassifier, split: Any) -> tuple[np.ndarray, np.ndarray]:

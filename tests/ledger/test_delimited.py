@@ -57,6 +57,20 @@ def test_line_numbers_count_blank_lines_and_lines_inside_quotes(tmp_path):
     assert read(path) == ([3, 5, 6], [(7, "1 fields where the header has 2")])
 
 
+def test_a_header_that_is_repeated_on_each_page_is_no_row(tmp_path):
+    path = tmp_path / "in.csv"
+    path.write_text("memo,merchant\na,x\n memo, merchant\nb,y\nmemo,x\n")
+    assert read(path) == ([2, 4, 5], [(3, "the header once more")])
+
+
+def test_a_delimiter_at_the_end_of_each_row_but_not_of_the_header_is_no_field(tmp_path):
+    path = tmp_path / "in.csv"
+    path.write_text("memo,merchant\na,x,\nb,y,,\nc,z,1\n")
+    assert read(path) == ([2, 3], [(4, "3 fields where the header has 2")])
+    rows = next(open_file(path, TEXT).windows(4)).rows
+    assert rows.records(rows.dialect) == ["a,x", "b,y"]  # more columns come behind them
+
+
 def test_a_quote_that_is_never_closed_costs_its_own_line_only(tmp_path):
     path = tmp_path / "in.csv"
     rows = ["a,x", '"b,x', *["c,x"] * 200]

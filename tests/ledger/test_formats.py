@@ -59,6 +59,11 @@ FORMS = {
     "utf16.csv": as_csv("\t", "\r\n").encode("utf-16"),
     "utf16be.txt": as_csv("\t").encode("utf-16-be"),
     "utf16le.txt": as_csv("\t").encode("utf-16-le"),
+    "utf32.csv": as_csv().encode("utf-32"),
+    "spaced.csv": as_csv(quote=True).replace(',"', ', "').encode(),
+    "delimiter_ends_rows.csv": "\n".join(
+        line + ";" * bool(at) for at, line in enumerate(as_csv(";").splitlines())
+    ).encode(),
     "spaces.csv": as_csv(names=("일자", " 적요 ", "거래처\u200b")).encode(),
     "packed.csv.gz": gzip.compress(as_csv().encode("cp949")),
     "packed_under_another.csv": gzip.compress(as_csv().encode()),
@@ -116,15 +121,15 @@ def test_json_lines_are_read(tmp_path, name):
 
 def test_a_value_that_is_none_costs_its_row(tmp_path):
     (tmp_path / "x.jsonl").write_text(
-        '{"a": "x", "b": [1]}\n{"a": ["x"]}\n{"a": {"x": 1}}\n{"a": null}\n{"a": true}\n'
+        '{"a": "x", "b": [1]}\n{"a": ["x"]}\n{"a": {"x": 1}}\n{"a": null}\n{"a": true}\n{"a": NaN}\n'
         + '{"a": ' + "[" * 100_000 + "\n"
     )  # fmt: skip
     rows, rejects, _ = read(tmp_path / "x.jsonl", ["a"])
-    assert rows == [["x"], [""], ["True"]]
+    assert rows == [["x"], [""], ["True"], [""]]
     assert rejects == [
         (2, "a list in a, which is not a single value"),
         (3, "a mapping in a, which is not a single value"),
-        (6, "no JSON object"),
+        (7, "no JSON object"),
     ]
 
 

@@ -19,8 +19,12 @@ def rows_of(*labels: str) -> dict[str, int]:
         (["Travel", "TRAVEL"], "case"),
         (["０８１１", "0811"], "full width"),
         (["0811", "811"], "leading zeros"),
-        (["811", "811.0"], "a .0 at the end"),
-        (["0811.00", "0811"], "a .0 at the end"),
+        (["811", "811.0"], "how a number is written"),
+        (["0811.00", "0811"], "how a number is written"),
+        (["8.11E+02", "811"], "how a number is written"),
+        (["1,811", "1811"], "how a number is written"),
+        (["여비 교통비", "여비교통비"], "spaces and dashes"),
+        (["A-1", "A\u20131"], "spaces and dashes"),
         (['="0811"', "0811"], 'as ="text"'),
         (["'0811", "0811"], 'as ="text"'),
         (["ＴＲＡＶＥＬ", "travel"], "full width, case"),
@@ -40,7 +44,7 @@ def test_the_spelling_with_most_rows_comes_first():
 
 @pytest.mark.parametrize(
     "label",
-    ["#N/A", "nan", "NULL", "-", "--", "?", "#REF!", "#DIV/0!", "#NV", "None", "N/A", "#n/a"],
+    ["#N/A", "nan", "NULL", "-", "--", "?", "#REF!", "#DIV/0!", "#NV", "None", "N/A", "n.a.", "#n/a"],
 )
 def test_words_for_nothing_are_found(label):
     assert find_doubtful(rows_of(label, "rent")).nulls == {label: 3}

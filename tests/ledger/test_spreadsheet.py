@@ -7,7 +7,8 @@ import zipfile
 from datetime import date, datetime
 
 import pytest
-from openpyxl import Workbook
+from openpyxl import Workbook, load_workbook
+from openpyxl.chart import BarChart, Reference
 
 from account_tax.errors import Refused
 
@@ -48,6 +49,13 @@ def test_a_sheet_gives_the_rows_of_its_csv_file(tmp_path, name):
         (date(2024, 1, 2), "yyyy-mm-dd", "2024-01-02"),
         (datetime(2024, 1, 2, 3, 4, 5), "yyyy-mm-dd hh:mm:ss", "2024-01-02 03:04:05"),
         (True, "General", "TRUE"),
+        (81123, "000-00", "811-23"),
+        (1181123, "000-00", "11811-23"),
+        (42, '"A-"0000', "A-0042"),
+        (42, "\\K000", "K042"),
+        (-5, "0000", "-5"),
+        (0.05, "0%", "5%"),
+        (0.125, "0.0%", "12.5%"),
         ("#N/A", "General", "#N/A"),
     ],
 )
@@ -77,6 +85,29 @@ def test_a_sheet_without_the_columns_shows_no_cell(tmp_path):
     with pytest.raises(Refused, match="found none of them") as caught:
         read(path)
     assert "Jane" not in str(caught.value)
+
+
+def test_merged_cells_have_the_value_that_is_shown_for_all_of_them(tmp_path):
+    rows = [("a", "x"), ("b", None), ("c", "y"), (None, None), ("d", None), ("e", "z")]
+    path = save(tmp_path / "x.xlsx", {"s": [["title"], ["memo", "account"], *rows]})
+    book = load_workbook(path)
+    for area in ("A1:B1", "B3:B4", "B5:B7"):
+        book.active.merge_cells(area)
+    book.save(path)
+    read_rows, _, found = read(path, ["memo", "account"])
+    assert read_rows == [["a", "x"], ["b", "x"], ["c", "y"], ["d", "y"], ["e", "z"]]
+    assert found["merged"] == 2
+
+
+def test_a_chart_beside_the_sheets_is_passed_over(tmp_path):
+    book = Workbook()
+    for row in (["a"], ["x"]):
+        book.active.append(row)
+    chart = BarChart()
+    chart.add_data(Reference(book.active, min_col=1, min_row=1))
+    book.create_chartsheet("chart", 0).add_chart(chart)
+    book.save(tmp_path / "x.xlsx")
+    assert read(tmp_path / "x.xlsx", ["a"])[0] == [["x"]]
 
 
 def test_a_sheet_of_many_empty_columns_is_read(tmp_path):

@@ -313,10 +313,22 @@ def test_part_files_are_filed_as_one_and_a_reject_names_its_file(file_with, tmp_
     assert json.loads(listed) == {"file": "part-1.csv", "line": lines, "reason": reason}
 
 
+@pytest.mark.parametrize("ending", [".csv", ".parquet", ".jsonl"])
+def test_part_files_may_have_their_columns_in_another_order(file_with, tmp_path, ending):
+    rows, folder, output = make_rows(40), tmp_path / "parts", tmp_path / f"out{ending}"
+    folder.mkdir()
+    write_ledger(folder / f"0{ending}", rows[:20])
+    write_ledger(folder / f"1{ending}", [dict(reversed(row.items())) for row in rows[20:]])
+    assert file_with(input=folder, output=output) == 0
+    read = read_ledger(output)
+    assert list(read)[: len(rows[0])] == list(rows[0])
+    assert read[list(rows[0])].to_dict("records") == rows
+
+
 def test_part_files_with_other_columns_are_refused(file_with, tmp_path, capfd):
     folder = tmp_path / "parts"
     folder.mkdir()
-    for number, names in enumerate(["memo,merchant", "merchant,memo", "memo"]):
+    for number, names in enumerate(["memo,merchant", "merchant,memo,id", "memo"]):
         (folder / f"{number}.csv").write_text(f"{names}\n{names}\n")
     said = refused(file_with, capfd, tmp_path, input=folder, output=tmp_path / "out.csv")
     assert "1.csv: it has other columns than the first file. 2.csv: expected the col" in said

@@ -20,10 +20,12 @@ from .windows import (
     bounded,
     check_columns,
     find_header,
+    header_again,
     in_windows,
 )
 
-DELIMITERS = (",", ";", "\t", "|")
+Form = tuple[str, bool]  # a delimiter, and whether spaces stand between it and a quote
+FORMS: list[Form] = [(mark, spaced) for spaced in (False, True) for mark in (",", ";", "\t", "|")]
 UNCLOSED = "a quote that is not closed"
 FIELD_LIMIT = csv.field_size_limit()
 
@@ -67,12 +69,13 @@ class CsvSource:
 
     def __init__(self, path: Path, wanted: Wanted):
         self._path, self._encoding = path, find_encoding(path, wanted.encoding)
-        headers = {mark: self._find_header(mark, wanted) for mark in DELIMITERS}
-        found = {mark: header for mark, header in headers.items() if header}
+        headers = {form: self._find_header(form, wanted) for form in FORMS}
+        found = {form: header for form, header in headers.items() if header}
         if not found:
             raise Refused(_no_header(wanted))
-        delimiter = max(found, key=lambda mark: found[mark].fits)  # the first among equals
-        self._header = found[delimiter]
+        self._form = max(found, key=lambda form: found[form].fits)  # the first among equals
+        self._header = found[self._form]
+        delimiter = self._form[0]
         self.columns = self._header.names
         check_columns(self.columns, wanted, self._header)
         # Excel takes a file without BOM for one in the country's old encoding.
@@ -85,9 +88,9 @@ class CsvSource:
             "header_row": self._header.number,
         }
 
-    def _find_header(self, delimiter: str, wanted: Wanted) -> Header | None:
+    def _find_header(self, form: Form, wanted: Wanted) -> Header | None:
         last = max(HEADER_LINES, wanted.header_row or 0)
-        records = self._records(delimiter)
+        records = self._records(form)
         near = takewhile(lambda record: record.number <= last, records)
         return find_header(
             ((each.number, each.values) for each in near if isinstance(each, Item)), wanted
@@ -98,36 +101,41 @@ class CsvSource:
             line = next(read_lines(file))
         return line[len(line.rstrip("\r\n")) :] or "\n"
 
-    def _records(self, delimiter: str) -> Iterator[Item | Reject]:
+    def _records(self, form: Form) -> Iterator[Item | Reject]:
         with self._encoding.open(self._path) as file:
-            yield from _read_records(read_lines(file), delimiter, self._encoding)
+            yield from _read_records(read_lines(file), form, self._encoding)
 
     def windows(self, size: int) -> Iterator[Window]:
         """Yield the rows, `size` at a time; one window without rows where there are none."""
-        records = self._records(self.dialect.delimiter)
+        records = self._records(self._form)
         below = (each for each in records if each.number > self._header.number)
         size = bounded(size, self.columns)
         yield from in_windows(
-            map(self._check_width, below),
+            map(self._check_record, below),
             size,
             lambda items: CsvRows(self.columns, items, self.dialect),
         )
 
-    def _check_width(self, record: Item | Reject) -> Item | Reject:
-        if isinstance(record, Reject) or len(record.values) == len(self.columns):
+    def _check_record(self, record: Item | Reject) -> Item | Reject:
+        if isinstance(record, Reject):
             return record
-        expected = len(self.columns)
-        return Reject(record.number, f"{len(record.values)} fields where the header has {expected}")
+        values, expected = record.values, len(self.columns)
+        if len(values) > expected and not any(values[expected:]):  # a delimiter ends each row
+            values = values[:expected]
+            record = Item(record.number, self.dialect.record(values), values)
+        if len(values) != expected:
+            return Reject(record.number, f"{len(values)} fields where the header has {expected}")
+        return header_again(record, self.columns)
 
 
 def _no_header(wanted: Wanted) -> str:
     if wanted.header_row is None:
-        return "the file is empty."
+        return "it has no header: the file is empty, or its first line never ends."
     return f"no row begins in line {wanted.header_row}. Set data.header_row to the header's line."
 
 
 def _read_records(
-    lines: Iterable[str], delimiter: str, encoding: Encoding
+    lines: Iterable[str], form: Form, encoding: Encoding
 ) -> Iterator[Item | Reject]:
     """Yield each record that is not blank.
 
@@ -135,7 +143,8 @@ def _read_records(
     the lines after it are read again as records of their own.
     """
     counted = _Lines(iter(lines))
-    reader = csv.reader(counted, delimiter=delimiter, strict=True)
+    delimiter, spaced = form
+    reader = csv.reader(counted, delimiter=delimiter, skipinitialspace=spaced, strict=True)
     while (line := counted.begin_record()) is not None:
         try:
             if '"' in line or len(line) > FIELD_LIMIT:

@@ -13,6 +13,8 @@ from account_tax.errors import Refused
 
 BOMS = {
     codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32-le",  # before UTF-16, whose mark it begins with
+    codecs.BOM_UTF32_BE: "utf-32-be",
     codecs.BOM_UTF16_LE: "utf-16-le",
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
@@ -67,7 +69,7 @@ def read_lines(file: TextIO) -> Iterator[str]:
 def find_encoding(path: Path, given: str | None = None) -> Encoding:
     """Return the encoding of a file: by a byte order mark, as given, or by what its bytes can be.
 
-    Found are UTF-8, UTF-16, CP949 (which holds EUC-KR) and CP1252. charset-normalizer takes short
+    Found are UTF-8, UTF-16, UTF-32 with a mark, CP949 (which holds EUC-KR) and CP1252. charset-normalizer takes short
     CP1252 for CP1250, and a Korean file with one broken byte for a Western one.
 
     Raises:

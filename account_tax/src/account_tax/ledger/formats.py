@@ -85,6 +85,7 @@ def _found_in_words(file: Mapping[str, Any]) -> str:
         "encoding": file.get("encoding"),
         "delimiter": MARKS.get(file.get("delimiter", "")),
         "sheet": file.get("sheet") and f"sheet {file['sheet']}",
+        "merged": file.get("merged") and f"{file['merged']} merged areas filled downwards",
         "header": file.get("header_row") and f"header in row {file['header_row']}",
     }
     return ", ".join(filter(None, shown.values()))

@@ -12,7 +12,7 @@ from account_tax.errors import Failed, Refused
 from .formats import ArrowSource, CsvSource, Source, files_in_words, open_file
 from .packed import unpack
 from .sources import SourceFile, digest_files, find_files
-from .windows import Wanted, Window
+from .windows import Wanted, Window, repeated
 
 SHOWN_FAULTS = 3
 
@@ -31,14 +31,22 @@ class JoinedFiles:
     """
 
     def __init__(self, source: str, wanted: Wanted, scratch: Path, alike: bool = False):
-        """Open all files; with `alike` one that has other columns than the first is a fault."""
-        self._files = find_files(source, scratch)
+        """Open all files.
+
+        Args:
+            source: A path, URI or glob.
+            wanted: What is looked for in each.
+            scratch: Takes what is packed or not on this disk.
+            alike: A file that has other columns than the first is a fault; rows have their columns
+                in the first one's order.
+        """
+        self._files, self._alike = find_files(source, scratch), alike
         self._opened: list[tuple[SourceFile, Source]] = []
         self.faults: list[tuple[SourceFile, str]] = []
         for file in self._files:
             try:
                 self._opened.append((file, open_file(unpack(file.path, scratch), wanted)))
-                if alike and len({_form(opened) for _, opened in self._opened}) > 1:
+                if alike and _form(self._opened[0][1]) != _form(self._opened[-1][1]):
                     raise Refused("it has other columns than the first file.")
             except Refused as err:
                 self.faults.append((file, str(err)))
@@ -78,11 +86,14 @@ class JoinedFiles:
         for file, opened in self._opened:
             try:
                 for window in opened.windows(size):
+                    if opened.columns != self.columns and self._alike:
+                        window.rows = window.rows.in_order(self.columns)
                     yield replace(window, file=file.label, split=file.split, unit=opened.unit)
             except Failed as err:
                 raise Failed(self._below(file, str(err))) from err
 
 
 def _form(opened: Source) -> tuple[object, ...]:
-    types = opened.schema.types if isinstance(opened, ArrowSource) else None
-    return opened.unit, tuple(opened.columns), types and tuple(types)
+    kinds = opened.schema.types if isinstance(opened, ArrowSource) else [""] * len(opened.columns)
+    columns = list(zip(opened.columns, map(str, kinds), strict=True))
+    return opened.unit, columns if repeated(opened.columns) else sorted(columns)

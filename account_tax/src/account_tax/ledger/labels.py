@@ -17,9 +17,10 @@ from account_tax.model.classifier import as_text
 from .formats import open_file
 from .windows import Wanted
 
+DASHES = "[\u2010-\u2015\u2212]"
 MAP_COLUMNS = ("old", "new")
 NULLS = {
-    *("n/a", "na", "nan", "nat", "null", "none", "nil", "<na>", "nv", "n/d", "k.a."),
+    *("n/a", "n.a.", "na", "nan", "nat", "null", "none", "nil", "<na>", "nv", "n/d", "k.a."),
     *("없음", "해당없음"),
 }
 SPREADSHEET_ERROR = re.compile(r"#[A-ZÄÉÖÜ]+(/[A-Z0]+)?[!?]?")
@@ -32,7 +33,11 @@ TOTAL_ENDINGS = ("합계", "소계", "총계", "누계")
 
 
 def _plain_number(label: str) -> str:
-    return re.sub(r"^(\d+)(\.0+|,0)$", r"\1", label)
+    """Return a whole number without what a spreadsheet or pandas adds: 811.0, 1,811 or 8.11E+02."""
+    if re.fullmatch(r"\d(\.\d+)?[eE]\+\d{1,2}", label) and float(label).is_integer():
+        return str(int(float(label)))
+    label = re.sub(r"^(\d+)(\.0+|,0)$", r"\1", label)
+    return label.replace(",", "") if re.fullmatch(r"\d{1,3}(,\d{3})+", label) else label
 
 
 def _outside_formula(label: str) -> str:
@@ -44,8 +49,9 @@ STEPS: dict[str, Callable[[str], str]] = {
     'as ="text"': _outside_formula,
     "full width": lambda label: unicodedata.normalize("NFKC", label),
     "case": str.casefold,
-    "a .0 at the end": _plain_number,
+    "how a number is written": _plain_number,
     "leading zeros": lambda label: re.sub(r"^0+(?=\d)", "", label),
+    "spaces and dashes": lambda label: re.sub(r"\s+", "", re.sub(DASHES, "-", label)),
 }
 
 

@@ -34,7 +34,9 @@ def unpack(path: Path, scratch: Path) -> Path:
     for _ in range(UNPACKED_DEPTH):
         try:
             inner = _unpack_once(path, scratch)
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError) as err:
+        except EOFError:
+            raise Refused("can't be unpacked: it is cut off. Copy it again.") from None
+        except (zipfile.BadZipFile, zlib.error, RuntimeError, OSError) as err:
             raise Refused(f"can't be unpacked ({type(err).__name__}).") from err
         if inner == path:
             return path

@@ -83,6 +83,12 @@ class CsvRows(TextRows):
         picked = [[item.values[place] for place in places] for item in self.items]
         return pd.DataFrame(picked, columns=list(columns), dtype=str)
 
+    def in_order(self, columns: Sequence[str]) -> Self:
+        """Return the rows with the same columns in another order."""
+        places = [self.columns.index(column) for column in columns]
+        items = [replace(item, values=[item.values[at] for at in places]) for item in self.items]
+        return replace(self, columns=[*columns], items=items, dialect=None)
+
     def records(self, dialect: Dialect) -> list[str]:
         """Return each row as the text of a CSV record, without its end."""
         if dialect == self.dialect:
@@ -114,6 +120,10 @@ class JsonRows(TextRows):
             for column, name in names.items()
         }
         return pd.DataFrame(picked, dtype=str)
+
+    def in_order(self, columns: Sequence[str]) -> Self:
+        """Return the rows with the same columns in another order."""
+        return replace(self, columns=[*columns])
 
     def records(self, dialect: Dialect) -> list[str]:
         """Return each row as a CSV record; null and a key that is missing are both empty."""
@@ -153,7 +163,12 @@ class ParquetRows:
 
     def keep(self, mask: np.ndarray) -> ParquetRows:
         """Return the rows for which the mask, (N,) bool, is true."""
-        return ParquetRows(_chosen(self.numbers, mask), self.arrow.filter(pa.array(mask)))
+        chosen = _chosen(self.numbers, mask)
+        return replace(self, numbers=chosen, arrow=self.arrow.filter(pa.array(mask)))
+
+    def in_order(self, columns: Sequence[str]) -> ParquetRows:
+        """Return the rows with the same columns in another order."""
+        return replace(self, arrow=self.arrow.select(columns))
 
     def records(self, dialect: Dialect) -> list[str]:
         """Return each row as the text of a CSV record; null is empty."""
@@ -177,8 +192,9 @@ Rows = CsvRows | JsonRows | ParquetRows
 def parse_object(line: str) -> dict[str, Any] | None:
     """Return the JSON object of a line, numbers as they are written; None if it is none."""
     keep: Callable[[str], Any] = str  # 0.50 must not become 0.5
+    drop: Callable[[str], Any] = lambda _: None  # NaN and Infinity are not JSON
     try:
-        found = json.loads(line, parse_int=keep, parse_float=keep)
+        found = json.loads(line, parse_int=keep, parse_float=keep, parse_constant=drop)
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

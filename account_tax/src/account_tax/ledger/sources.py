@@ -136,7 +136,10 @@ def _find_in_folder(filesystem: Any, folder: str) -> list[tuple[str, str | None]
     files = [each for each in inside if _ending(each)]
     if not files:
         expected = [f"{split}.csv" for split in SPLITS]
-        raise Refused(f"a folder without a file of a ledger. Expected {expected}, or part files.")
+        raise Refused(
+            f"a folder without a file of a ledger. Expected {expected}, or part files; a glob such "
+            f"as {PurePosixPath(folder).name}/*/*.csv reads those in its folders."
+        )
     _require_one_type(files)
     return [(each, None) for each in files]
 
@@ -170,10 +173,10 @@ def _require_one_type(paths: Sequence[str]) -> None:
 
 
 def _list_parts(filesystem: Any, folder: str) -> list[str]:
-    """Return what lies in a folder, without Spark's markers, hidden files and datasets' caches."""
+    """Return what lies in a folder, without hidden files and what Spark, Excel and datasets put there."""
     listed = sorted(str(path).rstrip("/") for path in filesystem.ls(folder, detail=False))
     return [
-        each for each in listed if not PurePosixPath(each).name.startswith(("_", ".", "cache-"))
+        each for each in listed if not PurePosixPath(each).name.startswith(("_", ".", "~$", "cache-"))
     ]
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import warnings
 import zipfile
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -19,14 +21,19 @@ from .rows import CsvRows, Item, clean_name
 from .windows import (
     HEADER_LINES,
     Header,
+    Reject,
     Wanted,
     Window,
     bounded,
     check_columns,
     find_header,
+    header_again,
     in_windows,
 )
 
+MERGED = re.compile(rb'mergeCell ref="([A-Z]+)(\d+):[A-Z]+(\d+)"[^>]*>')
+MASK_PART = re.compile(r'0|[-/ ]|"[^"]*"|\\.')
+MASK = re.compile(f"({MASK_PART.pattern})+")
 TEXT_LIMIT = 256 << 20  # bytes of the workbook's texts, which are all held in memory
 
 
@@ -43,15 +50,22 @@ class SheetSource:
                 headers = {
                     name: self._find_header(book[name], wanted) for name in _sheets(book, wanted)
                 }
+                self._sheet, self._header = _choose(headers)
+                self._merged = [
+                    area
+                    for area in _find_merged(path, book[self._sheet])
+                    if area.first > self._header.number and area.column < len(self._header.names)
+                ]
         except Refused:
             raise
         except Exception as err:  # openpyxl checks little, so a broken file fails anywhere
             raise Refused(f"not a spreadsheet that can be read ({type(err).__name__}).") from None
-        self._sheet, self._header = _choose(headers)
         self.columns = self._header.names
         check_columns(self.columns, wanted, self._header)
         header_row = self._header.number
         self.found = {"format": "xlsx", "sheet": self._sheet, "header_row": header_row}
+        if self._merged:
+            self.found["merged"] = len(self._merged)
 
     @contextmanager
     def _open(self) -> Iterator[Any]:
@@ -85,11 +99,51 @@ class SheetSource:
         except Exception as err:
             raise Failed(f"the sheet can't be read to its end ({type(err).__name__}).") from None
 
-    def _items(self, sheet: Any) -> Iterator[Item]:
+    def _items(self, sheet: Any) -> Iterator[Item | Reject]:
         width = len(self.columns)
+        waiting, here = deque(self._merged), list[_Area]()
         for number, cells in _read_rows(sheet):
             if number > self._header.number and any(cells):
-                yield Item(number, "", (cells + [""] * width)[:width])
+                values = (cells + [""] * width)[:width]
+                while waiting and waiting[0].first <= number:
+                    here.append(waiting.popleft())
+                here = [area for area in here if area.last >= number]
+                for area in here:
+                    area.fill(values, number)
+                yield header_again(Item(number, "", values), self.columns)
+
+
+@dataclass
+class _Area:
+    """Merged cells: the upper left one has the value, which stands for those below it too."""
+
+    column: int
+    first: int  # row, and the last one
+    last: int
+    value: str = ""
+
+    def fill(self, values: list[str], number: int) -> None:
+        if number == self.first:
+            self.value = values[self.column]
+        values[self.column] = self.value
+
+
+def _find_merged(path: Path, sheet: Any) -> list[_Area]:
+    """Return a sheet's areas of merged cells, by their first row.
+
+    They stand behind the rows, where openpyxl, reading row by row, does not come.
+    """
+    from openpyxl.utils import column_index_from_string
+
+    areas, rest = list[_Area](), b""
+    with zipfile.ZipFile(path) as packed, packed.open(sheet._worksheet_path) as file:
+        while piece := file.read(1 << 20):
+            rest += piece
+            for column, first, last in MERGED.findall(rest):
+                place = column_index_from_string(column.decode()) - 1
+                areas.append(_Area(place, int(first), int(last)))
+            rest = rest[rest.rfind(b">") + 1 :]
+    return sorted(areas, key=lambda area: area.first)
 
 
 def _choose(headers: dict[str, Header | None]) -> tuple[str, Header]:
@@ -134,9 +188,22 @@ def _as_shown(cell: Any) -> str:
         return str(value).removesuffix(" 00:00:00")
     if not isinstance(value, (int, float)):
         return str(value)
-    if zeros := re.fullmatch(r"(0+)(\.0+)?", cell.number_format):
-        return f"{value:0{len(zeros[0])}.{max(len(zeros[2] or '') - 1, 0)}f}"
+    shown = cell.number_format
+    if "0" in shown and MASK.fullmatch(shown) and value >= 0:
+        return _masked(round(value), MASK_PART.findall(shown))
+    if places := re.fullmatch(r"0+\.(0+)", shown):
+        return f"{value:0{len(shown)}.{len(places[1])}f}"
+    if places := re.fullmatch(r"0(?:\.(0+))?%", shown):
+        return f"{value:.{len(places[1] or '')}%}"
     return str(int(value)) if value == int(value) else f"{value:.15g}"
+
+
+def _masked(value: int, parts: list[str]) -> str:
+    """Return a number in a format of zeros and text, such as 0000, 000-00 or "A-"000."""
+    zeros = parts.count("0")
+    text = f"{value:0{zeros}d}"
+    digits = iter([text[: len(text) - zeros + 1], *text[len(text) - zeros + 1 :]])
+    return "".join(next(digits) if part == "0" else part.strip('"\\') for part in parts)
 
 
 def _refuse_what_fills_memory(path: Path) -> None:

@@ -113,6 +113,13 @@ def find_header(records: Iterable[tuple[int, list[str]]], wanted: Wanted) -> Hea
     return best
 
 
+def header_again(record: Item, names: Sequence[str]) -> Item | Reject:
+    """Return a row, or set it aside where it repeats the header, as on each page of a report."""
+    first, *rest = record.values
+    again = first.strip() == names[0] and [first.strip(), *map(clean_name, rest)] == [*names]
+    return Reject(record.number, "the header once more") if again else record
+
+
 def _fits(names: Sequence[str], wanted: Wanted) -> tuple[int, int]:
     folded = {name.casefold() for name in names}
     exact = sum(clean_name(column) in names for column in wanted.columns)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
+import pyarrow as pa
 import pytest
 from datasets import Dataset, load_from_disk
 
@@ -10,13 +13,18 @@ from account_tax.ledger.reading import DataError
 from account_tax.ledger.splitting import split_ledger
 from account_tax.ledger.tokens import (
     check_labels,
-    hash_tokens,
+    load_base,
     load_base_tokenizer,
+    number_tokens,
     read_seen_ledger,
     split_digest,
+    token_ids,
     tokenize_splits,
     tokenizer_digest,
 )
+from account_tax.parameters.config import resolve
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_num_labels_must_be_the_datas_or_null():
@@ -78,13 +86,37 @@ def test_a_tokenizer_that_does_not_fit_the_data_is_refused(model):
 # --- repeats --------------------------------------------------------------------------------------
 
 
-def test_texts_of_the_same_tokens_have_the_same_hash(tokenizer, monkeypatch):
+def test_texts_of_the_same_tokens_have_one_place_in_them(tokenizer, monkeypatch):
     texts = ["Taxi fare", "taxi  FARE", "taxi " * 9 + "home", "taxi " * 9 + "office", "bus", "bus"]
-    hashes = hash_tokens(texts, tokenizer, 8)
-    assert len(set(hashes[[0, 2, 4]])) == 3
-    assert hashes[::2].tolist() == hashes[1::2].tolist()
+    places, ids = number_tokens(texts, tokenizer, 8)
+    assert len(set(places[[0, 2, 4]])) == 3
+    assert places[::2].tolist() == places[1::2].tolist()
+    cut = tokenizer(texts, truncation=True, max_length=8)["input_ids"]
+    assert ids.take(pa.array(places)).to_pylist() == cut
     monkeypatch.setattr("account_tax.ledger.tokens.TOKENIZE_ROWS", 2)
-    assert hash_tokens(texts, tokenizer, 8).tolist() == hashes.tolist()
+    assert number_tokens(texts, tokenizer, 8)[0].tolist() == places.tolist()
+    assert number_tokens([], tokenizer, 8)[0].tolist() == []
+
+
+@pytest.mark.parametrize("name", ["starter", "english"])
+@pytest.mark.parametrize("options", [{}, {"truncation": True, "max_length": 6}])
+def test_texts_are_tokenized_as_the_tokenizer_does_it(name, options):
+    model = resolve(ROOT, [("recipe", name)]).values["train"]["model"]
+    tokenizer = load_base(model)[1]
+    texts = ["taxi to the airport, 12,000", "", "택시비 서울역", "<s> [CLS] \U0001f600 é"]
+    expected = tokenizer(texts, padding=False, **options)["input_ids"]
+    assert token_ids(texts, tokenizer, **options) == expected
+
+
+def test_rows_are_tokenized_once(parameters, ledger_csv, two_classes, model, tokenizer):
+    data = parameters(ledger_csv(*two_classes))
+    ledger = read_seen_ledger(data, model)
+    splits, labels = split_ledger(ledger, data)
+    again = tokenize_splits(splits, labels, tokenizer, data["max_length"])
+    taken = tokenize_splits(splits, labels, None, data["max_length"], ledger)
+    assert {name: rows.to_list() for name, rows in taken.items()} == {
+        name: rows.to_list() for name, rows in again.items()
+    }
 
 
 def test_rows_that_the_model_reads_alike_are_repeats(parameters, ledger_csv, two_classes, model):
@@ -96,7 +128,7 @@ def test_rows_that_the_model_reads_alike_are_repeats(parameters, ledger_csv, two
     assert ledger.frame["row_id"].tolist() == list(range(0, 80, 2))
     assert ledger.dropped["duplicate"] == 40
     splits, _ = split_ledger(ledger, data)
-    assert list(splits["test"]) == ["text", "label", "row_id"]
+    assert list(splits["test"]) == ["text", "label", "row_id", "seen"]
 
 
 def test_kept_repeats_stay_in_one_split(parameters, ledger_csv, two_classes, model, tokenizer):
@@ -104,7 +136,7 @@ def test_kept_repeats_stay_in_one_split(parameters, ledger_csv, two_classes, mod
     data = parameters(ledger_csv(*rows), duplicates="keep")
     splits, _ = split_ledger(read_seen_ledger(data, model), data)
     assert sum(map(len, splits.values())) == 80
-    seen = [set(hash_tokens(rows["text"].tolist(), tokenizer, 32)) for rows in splits.values()]
+    seen = [set(rows["seen"]) for rows in splits.values()]
     assert sum(map(len, seen)) == len(set.union(*seen)) == 40
 
 

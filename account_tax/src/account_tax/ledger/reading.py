@@ -8,13 +8,14 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from account_tax.confidential import public_source
 from account_tax.errors import Failed, Refused
@@ -72,6 +73,7 @@ class Ledger:
         rare: Labels with fewer texts (or groups) than `data.min_rows`, or, where splits follow each
             other in time, with none in train; and how many texts.
         typed: What was found of columns that are no text, in words by name.
+        token_ids: The lists of int32 of which `seen` is the place, where the texts are tokenized.
     """
 
     frame: pd.DataFrame
@@ -84,6 +86,7 @@ class Ledger:
     renamed: int
     rare: dict[str, int]
     typed: dict[str, str] = field(default_factory=dict)
+    token_ids: pa.ListArray | None = None
 
     def facts(self) -> dict[str, str]:
         """Return what reading found, in a person's words, by name."""
@@ -332,8 +335,8 @@ def _keep_out(
     rules: dict[str, Callable[[pd.DataFrame], Any]] = {
         "no_text": lambda rows: rows["text"] == "",
         "no_label": lambda rows: rows["label"] == "",
-        "null_label": lambda rows: rows["label"].isin(doubtful.nulls) & merges,
-        "total_label": lambda rows: rows["label"].isin(doubtful.totals) & merges,
+        "null_label": lambda rows: _among(rows["label"], doubtful.nulls) & merges,
+        "total_label": lambda rows: _among(rows["label"], doubtful.totals) & merges,
         "in_test": lambda rows: _is_also_in("test", rows, ["train", "validation"]),
         "in_validation": lambda rows: _is_also_in("validation", rows, ["train"]),
         "duplicate_conflicting_label": lambda rows: _contradicts_first(rows) & repeats,
@@ -345,6 +348,12 @@ def _keep_out(
         dropped[reason] = int(out.sum())
         frame = frame.loc[~out] if dropped[reason] else frame
     return frame.reset_index(drop=True), dropped
+
+
+def _among(column: pd.Series, names: Collection[str]) -> np.ndarray:
+    """Return which rows have one of the names, (N,); `isin` walks all rows of text in Python."""
+    places, different = pd.factorize(column)
+    return np.array([each in names for each in different], dtype=bool)[places]
 
 
 def _is_also_in(split: str, rows: pd.DataFrame, others: list[str]) -> Any:
@@ -387,7 +396,7 @@ def _label_map_of(data: dict[str, Any], faults: list[str]) -> dict[str, str]:
 
 def _rename_labels(frame: pd.DataFrame, names: Mapping[str, str]) -> int:
     """Give rows the new label by their old one; return how many have one."""
-    renamed = frame["label"].isin(names)
+    renamed = _among(frame["label"], names)
     frame.loc[renamed, "label"] = frame.loc[renamed, "label"].map(names)
     return int(np.count_nonzero(renamed))
 
@@ -458,11 +467,11 @@ def _settle_rare(kept: pd.DataFrame, data: dict[str, Any]) -> tuple[pd.DataFrame
         return kept, {}
     rare = find_rare(kept, data.get("min_rows", len(SPLITS)), tied=how == "train_only")
     in_train = (kept["split"] == "train").to_numpy() if by_time else np.full(len(kept), True)
-    new = kept.loc[~kept["label"].isin(kept.loc[in_train, "label"]), "label"]
+    new = kept.loc[~_among(kept["label"], {*kept.loc[in_train, "label"]}), "label"]
     rare = dict(sorted({**new.value_counts().to_dict(), **rare}.items()))
     if how == "refuse":
         return kept, rare
-    out = kept["label"].isin(rare).to_numpy() & (~in_train | (how == "drop"))
+    out = _among(kept["label"], rare) & (~in_train | (how == "drop"))
     return kept.loc[~out], rare
 
 

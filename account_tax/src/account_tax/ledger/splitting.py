@@ -20,7 +20,7 @@ from .dates import describe_days
 from .reading import DataError, Ledger
 from .units import number_units
 
-ROW_COLUMNS = ["text", "label", "row_id", "group", "day", "unseen", "amount"]
+ROW_COLUMNS = ["text", "label", "row_id", "seen", "group", "day", "unseen", "amount"]
 TRAIN, VALIDATION, TEST = range(len(SPLITS))
 
 

@@ -115,9 +115,9 @@ def find_header(records: Iterable[tuple[int, list[str]]], wanted: Wanted) -> Hea
 
 def header_again(record: Item, names: Sequence[str]) -> Item | Reject:
     """Return a row, or set it aside where it repeats the header, as on each page of a report."""
-    first, *rest = record.values
-    again = first.strip() == names[0] and [first.strip(), *map(clean_name, rest)] == [*names]
-    return Reject(record.number, "the header once more") if again else record
+    if record.values[0].strip() != names[0] or list(map(clean_name, record.values)) != [*names]:
+        return record
+    return Reject(record.number, "the header once more")
 
 
 def _fits(names: Sequence[str], wanted: Wanted) -> tuple[int, int]:

@@ -164,7 +164,8 @@ def _make_test_split(
     """Return the tokens of the test split, as prepare makes them, and its texts."""
     splits, labels = split_ledger(ledger, data)
     tokenizer = load_base_tokenizer(model, labels, data["max_length"])
-    tokens = tokenize_splits({"test": splits["test"]}, labels, tokenizer, data["max_length"])
+    test = {"test": splits["test"]}
+    tokens = tokenize_splits(test, labels, tokenizer, data["max_length"], ledger)
     return tokens["test"], splits["test"]["text"].tolist()
 
 

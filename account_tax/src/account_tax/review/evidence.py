@@ -20,7 +20,7 @@ from account_tax.confidential import public_source
 from account_tax.errors import Refused
 from account_tax.ledger.reading import DataError, read_columns, read_ledger
 from account_tax.ledger.splitting import split_ledger
-from account_tax.ledger.tokens import hash_tokens, split_digest, tokenize_splits
+from account_tax.ledger.tokens import number_tokens, split_digest, tokenize_splits
 from account_tax.model.calibration import compute_cross_entropy, softmax
 from account_tax.model.classifier import (
     LoadedClassifier,
@@ -324,14 +324,15 @@ def count_leaked_rows(
         splits, _ = split_ledger(ledger, data)
     except DataError:
         return None, "the ledger the champion was trained on can't be read"
-    return int(np.isin(see(list(texts)), see(splits["train"]["text"].tolist())).sum()), ""
+    seen = see([*texts, *splits["train"]["text"]])
+    return int(np.isin(seen[: len(texts)], seen[len(texts) :]).sum()), ""
 
 
 def _seen_by(contender: Contender) -> Callable[[list[str]], np.ndarray]:
     """Return what a version reads of texts, as `read_ledger` wants it."""
     classifier = contender.classifier
     length = classifier.settings["max_length"]
-    return lambda texts: hash_tokens(texts, classifier.tokenizer, length)
+    return lambda texts: number_tokens(texts, classifier.tokenizer, length)[0]
 
 
 # --- the answers ----------------------------------------------------------------------------------

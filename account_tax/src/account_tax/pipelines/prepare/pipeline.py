@@ -37,7 +37,7 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
             ),
             node(
                 tokenize_splits,
-                ["ledger_splits", "label_names", "tokenizer", "params:data.max_length"],
+                ["ledger_splits", "label_names", "tokenizer", "params:data.max_length", "ledger"],
                 "tokenized_datasets",
                 name="tokenize_splits_node",
             ),

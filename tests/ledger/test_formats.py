@@ -121,7 +121,8 @@ def test_json_lines_are_read(tmp_path, name):
 
 def test_a_value_that_is_none_costs_its_row(tmp_path):
     (tmp_path / "x.jsonl").write_text(
-        '{"a": "x", "b": [1]}\n{"a": ["x"]}\n{"a": {"x": 1}}\n{"a": null}\n{"a": true}\n{"a": NaN}\n'
+        '{"a": "x", "b": [1]}\n{"a": ["x"]}\n{"a": {"x": 1}}\n{"a": null}\n{"a": true}\n'
+        + '{"a": NaN}\n'
         + '{"a": ' + "[" * 100_000 + "\n"
     )  # fmt: skip
     rows, rejects, _ = read(tmp_path / "x.jsonl", ["a"])

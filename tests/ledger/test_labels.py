@@ -44,7 +44,7 @@ def test_the_spelling_with_most_rows_comes_first():
 
 @pytest.mark.parametrize(
     "label",
-    ["#N/A", "nan", "NULL", "-", "--", "?", "#REF!", "#DIV/0!", "#NV", "None", "N/A", "n.a.", "#n/a"],
+    ["#N/A", "nan", "NULL", "-", "--", "?", "#REF!", "#DIV/0!", "#NV", "None", "N/A", "n.a."],
 )
 def test_words_for_nothing_are_found(label):
     assert find_doubtful(rows_of(label, "rent")).nulls == {label: 3}

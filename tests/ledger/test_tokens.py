@@ -88,14 +88,14 @@ def test_a_tokenizer_that_does_not_fit_the_data_is_refused(model):
 
 def test_texts_of_the_same_tokens_have_one_place_in_them(tokenizer, monkeypatch):
     texts = ["Taxi fare", "taxi  FARE", "taxi " * 9 + "home", "taxi " * 9 + "office", "bus", "bus"]
-    places, ids = number_tokens(texts, tokenizer, 8)
+    places, ids = number_tokens(pd.Series(texts), tokenizer, 8)
     assert len(set(places[[0, 2, 4]])) == 3
     assert places[::2].tolist() == places[1::2].tolist()
     cut = tokenizer(texts, truncation=True, max_length=8)["input_ids"]
     assert ids.take(pa.array(places)).to_pylist() == cut
     monkeypatch.setattr("account_tax.ledger.tokens.TOKENIZE_ROWS", 2)
-    assert number_tokens(texts, tokenizer, 8)[0].tolist() == places.tolist()
-    assert number_tokens([], tokenizer, 8)[0].tolist() == []
+    assert number_tokens(pd.Series(texts), tokenizer, 8)[0].tolist() == places.tolist()
+    assert number_tokens(pd.Series([], dtype="str"), tokenizer, 8)[0].tolist() == []
 
 
 @pytest.mark.parametrize("name", ["starter", "english"])

@@ -134,9 +134,7 @@ def _no_header(wanted: Wanted) -> str:
     return f"no row begins in line {wanted.header_row}. Set data.header_row to the header's line."
 
 
-def _read_records(
-    lines: Iterable[str], form: Form, encoding: Encoding
-) -> Iterator[Item | Reject]:
+def _read_records(lines: Iterable[str], form: Form, encoding: Encoding) -> Iterator[Item | Reject]:
     """Yield each record that is not blank.
 
     Of one that is broken, such as by a quote that is never closed, only the first line is lost:

@@ -69,8 +69,9 @@ def read_lines(file: TextIO) -> Iterator[str]:
 def find_encoding(path: Path, given: str | None = None) -> Encoding:
     """Return the encoding of a file: by a byte order mark, as given, or by what its bytes can be.
 
-    Found are UTF-8, UTF-16, UTF-32 with a mark, CP949 (which holds EUC-KR) and CP1252. charset-normalizer takes short
-    CP1252 for CP1250, and a Korean file with one broken byte for a Western one.
+    Found are UTF-8, UTF-16, UTF-32 with a mark, CP949 (which holds EUC-KR) and CP1252.
+    charset-normalizer takes short CP1252 for CP1250, and a Korean file with one broken byte for a
+    Western one.
 
     Raises:
         Refused: If it is none of these and none is given.

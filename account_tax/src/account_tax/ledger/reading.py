@@ -107,7 +107,7 @@ class Ledger:
 
 
 def read_ledger(
-    data: dict[str, Any], see: Callable[[list[str]], np.ndarray] | None = None
+    data: dict[str, Any], see: Callable[[pd.Series], np.ndarray] | None = None
 ) -> Ledger:
     """Return the rows of the source that can be trained on.
 
@@ -141,7 +141,7 @@ def read_ledger(
     if data.get("labels") == "merge":
         _rename_labels(frame, doubtful.first_spellings)
     if see:
-        frame["seen"] = see(frame["text"].tolist())
+        frame["seen"] = see(pd.Series(frame["text"]))
     kept, dropped = _keep_out(frame, data, doubtful)
     if "day" in kept:
         kept = _split_by_time(kept, data)
@@ -350,7 +350,7 @@ def _keep_out(
     return frame.reset_index(drop=True), dropped
 
 
-def _among(column: pd.Series, names: Collection[str]) -> np.ndarray:
+def _among(column: Any, names: Collection[str]) -> np.ndarray:
     """Return which rows have one of the names, (N,); `isin` walks all rows of text in Python."""
     places, different = pd.factorize(column)
     return np.array([each in names for each in different], dtype=bool)[places]

@@ -173,11 +173,10 @@ def _require_one_type(paths: Sequence[str]) -> None:
 
 
 def _list_parts(filesystem: Any, folder: str) -> list[str]:
-    """Return what lies in a folder, without hidden files and what Spark, Excel and datasets put there."""
+    """Return what lies in a folder, less hidden files and what Spark, Excel and datasets add."""
     listed = sorted(str(path).rstrip("/") for path in filesystem.ls(folder, detail=False))
-    return [
-        each for each in listed if not PurePosixPath(each).name.startswith(("_", ".", "~$", "cache-"))
-    ]
+    added = ("_", ".", "~$", "cache-")
+    return [each for each in listed if not PurePosixPath(each).name.startswith(added)]
 
 
 def _stem(path: str) -> str:

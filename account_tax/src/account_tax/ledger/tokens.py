@@ -51,7 +51,7 @@ def read_seen_ledger(data: dict[str, Any], model: dict[str, Any]) -> Ledger:
     """
     read: list[pa.ListArray] = []
 
-    def see(texts: list[str]) -> np.ndarray:
+    def see(texts: pd.Series) -> np.ndarray:
         numbers, ids = number_tokens(texts, load_base(model)[1], data["max_length"])
         read.append(ids)
         return numbers
@@ -61,7 +61,7 @@ def read_seen_ledger(data: dict[str, Any], model: dict[str, Any]) -> Ledger:
 
 
 def number_tokens(
-    texts: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int
+    texts: pd.Series, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> tuple[np.ndarray, pa.ListArray]:
     """Return what a model reads of texts.
 
@@ -69,10 +69,10 @@ def number_tokens(
         Of each text the place of its token ids in the lists, (N,), one for those of the same ids;
         and the lists of int32.
     """
-    places, different = pd.factorize(np.array(texts, dtype=object))
+    places, different = pd.factorize(texts)
     hashes, lists = bytearray(), [_as_lists([])]
     for start in range(0, len(different), TOKENIZE_ROWS):
-        batch = list(different[start : start + TOKENIZE_ROWS])
+        batch = different[start : start + TOKENIZE_ROWS].tolist()
         ids = token_ids(batch, tokenizer, truncation=True, max_length=max_length)
         lists.append(_as_lists(ids))
         for each in ids:

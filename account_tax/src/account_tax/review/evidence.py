@@ -324,11 +324,11 @@ def count_leaked_rows(
         splits, _ = split_ledger(ledger, data)
     except DataError:
         return None, "the ledger the champion was trained on can't be read"
-    seen = see([*texts, *splits["train"]["text"]])
+    seen = see(pd.Series([*texts, *splits["train"]["text"]]))
     return int(np.isin(seen[: len(texts)], seen[len(texts) :]).sum()), ""
 
 
-def _seen_by(contender: Contender) -> Callable[[list[str]], np.ndarray]:
+def _seen_by(contender: Contender) -> Callable[[pd.Series], np.ndarray]:
     """Return what a version reads of texts, as `read_ledger` wants it."""
     classifier = contender.classifier
     length = classifier.settings["max_length"]

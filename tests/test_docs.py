@@ -13,7 +13,8 @@ import yaml
 
 from account_tax.cli import cli
 from account_tax.export.command import LOAD_CLS, LOAD_MEAN, USE
-from account_tax.parameters.config import LaunchOptions, parse_command_line
+from account_tax.parameters.config import LaunchOptions, parse_command_line, read_aliases
+from account_tax.parameters.help import train_options
 from account_tax.parameters.kinds import Section
 from account_tax.parameters.options import options_of, text_of
 from account_tax.parameters.schema import everything
@@ -31,11 +32,13 @@ each_guide = pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.name
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 
 ENTRY_POINTS = yaml.safe_load((REPOSITORY / "MLproject").read_text())["entry_points"]
-# -P name to key, as the command has it.
-ALIASES = {
-    name: key for key, name in re.findall(r"--([\w.]+) \{(\w+)\}", ENTRY_POINTS["train"]["command"])
+ALIASES = {name: key for key, name in read_aliases(REPOSITORY).items()}  # to key
+# Of `train` and what else a page shows.
+P_NAMES = {
+    *(option.name for options in DECLARED.values() for option in options_of(options)),
+    *(name for entry in ENTRY_POINTS.values() for name in entry.get("parameters", {})),
+    *(each.name for each in train_options(REPOSITORY) if each.listed),
 }
-P_NAMES = {name for entry in ENTRY_POINTS.values() for name in entry.get("parameters", {})}
 RECIPES = {path.stem for path in (REPOSITORY / "recipes").glob("*.yml")}
 TREE_FOLDERS = [REPOSITORY, PACKAGE, PACKAGE / "pipelines", REPOSITORY / "conf/base/parameters"]
 SOURCE_SUFFIXES = (".py", ".yml", ".yaml", ".toml", ".md", ".cfg")
@@ -284,10 +287,9 @@ def table(text, heading):
 
 def test_the_readme_lists_every_p_name_with_its_key_and_default():
     rows = {name: (key, note) for name, key, note in table(GUIDES[0].read_text(), "Parameters")}
-    declared = ENTRY_POINTS["train"]["parameters"]
-    assert set(rows) == set(declared)
+    assert set(rows) == {each.name for each in train_options(REPOSITORY) if each.listed}
     for name, (key, note) in rows.items():
-        assert key == ALIASES[name] or hasattr(LaunchOptions, name), name
+        assert key == ALIASES.get(name) or hasattr(LaunchOptions, name) or not key, name
         default = text_of(getattr(LaunchOptions, name, None))
         shown = re.search("default `(.*?)`", note)
         assert (shown[1] if shown else "") == default, name
@@ -302,8 +304,7 @@ def test_the_review_page_lists_every_p_name_with_its_default(entry_point):
     for names, default in re.findall(r"^\| (`[^|]+) \|([^|]*)\|", body, re.M):
         for name in re.findall(r"`(\w+)`", names):
             found[name] = default.strip(" `")
-    declared = ENTRY_POINTS[entry_point]["parameters"]
-    assert set(found) == set(declared)
+    assert set(found) == {option.name for option in options_of(DECLARED[entry_point])}
     for option in options_of(DECLARED[entry_point]):
         assert found[option.name] == option.default, option.name
 

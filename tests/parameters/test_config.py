@@ -24,7 +24,6 @@ REPOSITORY = Path(__file__).parents[2]
 def project(tmp_path: Path) -> Path:
     for folder in ("conf/base", "recipes"):
         shutil.copytree(REPOSITORY / folder, tmp_path / folder)
-    shutil.copy(REPOSITORY / "MLproject", tmp_path / "MLproject")
     return tmp_path
 
 
@@ -32,12 +31,10 @@ def run(project: Path, *words: str) -> Resolved:
     return resolve(project, parse_command_line(words))
 
 
-def from_mlflow(project: Path, **given: str) -> list[tuple[str, str]]:
-    """Return what MLproject's command hands over: each -P name, then the undeclared ones."""
-    train = yaml.safe_load((project / "MLproject").read_text())["entry_points"]["train"]
-    values = {name: given.pop(name, spec["default"]) for name, spec in train["parameters"].items()}
-    words = train["command"].format(**values).split()[2:]
-    return parse_command_line([*words, *(w for k, v in given.items() for w in (f"--{k}", v))])
+def from_mlflow(monkeypatch, **given: str) -> list[tuple[str, str]]:
+    """Return what MLproject's command hands over."""
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    return parse_command_line([word for k, v in given.items() for word in (f"--{k}", v)])
 
 
 def faults(project: Path, *words: str) -> list[str]:
@@ -90,12 +87,6 @@ def test_null_takes_a_section_away_and_a_key_below_brings_it_back(project):
     assert run(project).flat()[offload] is None  # the starter has none
     flat = run(project, f"--{offload}.device=cpu", "--zero_stage=1").flat()
     assert flat[f"{offload}.device"] == "cpu"
-
-
-def test_from_recipe_keeps_the_recipes_value(project):
-    resolved = run(project, "--train.lora.r", "from_recipe", "--recipe", "from_recipe")
-    assert resolved.values == run(project).values
-    assert resolved.launch.recipe == "starter"
 
 
 def test_another_base_drops_the_pins_of_the_one_below(project):
@@ -230,10 +221,10 @@ def test_every_fault_of_the_command_line_is_told_with_those_of_the_values(projec
     ]
 
 
-def test_messages_name_what_was_typed_after_p(project):
+def test_messages_name_what_was_typed_after_p(project, monkeypatch):
     given = {"lora_r": "abc", "train.lora.dropout": "2", "lora_rr": "8"}
     with pytest.raises(ConfigError) as caught:
-        resolve(project, from_mlflow(project, **given))
+        resolve(project, from_mlflow(monkeypatch, **given))
     assert caught.value.faults == [
         "train.lora.r = abc (-P lora_r): expected a whole number of at least 1.",
         "train.lora.dropout = 2 (-P train.lora.dropout): expected a number of at least 0 and "
@@ -242,20 +233,13 @@ def test_messages_name_what_was_typed_after_p(project):
     ]
 
 
-def test_mlflows_defaults_are_the_recipe(project):
-    resolved = resolve(project, from_mlflow(project))
-    assert resolved.values == run(project).values
-    assert resolved.launch == LaunchOptions()
-    assert resolved.sources["train.lora.r"] == "training.yml"
-
-
-def test_a_key_set_twice_with_two_values_is_refused(project):
+def test_a_key_set_twice_with_two_values_is_refused(project, monkeypatch):
     with pytest.raises(ConfigError) as caught:
-        resolve(project, from_mlflow(project, **{"lora_r": "8", "train.lora.r": "16"}))
+        resolve(project, from_mlflow(monkeypatch, **{"lora_r": "8", "train.lora.r": "16"}))
     assert caught.value.faults == [
         "train.lora.r = 16 (-P train.lora.r): -P lora_r sets it to 8; give it once."
     ]
-    same = resolve(project, from_mlflow(project, **{"lora_r": "8", "train.lora.r": "8"}))
+    same = resolve(project, from_mlflow(monkeypatch, **{"lora_r": "8", "train.lora.r": "8"}))
     assert same.flat()["train.lora.r"] == 8
 
 

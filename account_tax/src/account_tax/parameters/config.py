@@ -1,6 +1,7 @@
 """The typed parameters: merge, cast, check, hash; every fault in one message."""
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,9 +20,7 @@ from .conflicts import conflicts
 from .kinds import Section, cast_text, convert, describe
 from .schema import LAUNCH_FLAGS, LaunchOptions, everything, refusal
 
-# MLproject's defaults, which MLflow asks for: what is typed nowhere.
-NOT_GIVEN = "from_recipe"  # the recipe's value stands; `none` may be one
-NONE_GIVEN = ("none", NOT_GIVEN, "")  # of a command without a recipe
+NONE_GIVEN = ("none", "")  # of a command without a recipe; of one with, it may be a value
 RECIPE_SECTIONS = ("data", "train", "registry")
 PRECISION_KEYS = ("train.training.bf16", "train.training.fp16")
 PRECISIONS = {"fp32": ("false", "false"), "bf16": ("true", "false"), "fp16": ("false", "true")}
@@ -217,20 +216,18 @@ def batch_faults(values: Tree, world_size: int) -> list[str]:
 
 
 def read_aliases(project: Path) -> dict[str, str]:
-    """Return key -> -P name from the train command of MLproject, `--train.lora.r {lora_r}`."""
-    mlproject = project / "MLproject"
-    if not mlproject.exists():
-        return {}
-    entry_points = yaml.safe_load(mlproject.read_text(encoding="utf-8"))["entry_points"]
-    command = entry_points["train"]["command"]
-    return dict(re.findall(r"--([\w.]+)[ =]\{(\w+)\}", command))
+    """Return key -> short name, from conf/base/short_names.yml."""
+    file = project / "conf" / "base" / "short_names.yml"
+    lines = file.read_text(encoding="utf-8") if file.exists() else "{}"
+    names: dict[str, str] = yaml.safe_load(lines)
+    return {key: name for name, key in names.items()}
 
 
 def _read_settings(
     overrides: Sequence[Pair],
     aliases: Mapping[str, str],
     faults: list[Fault],
-    not_given: Sequence[str] = (NOT_GIVEN,),
+    not_given: Sequence[str] = (),
 ) -> dict[str, Setting]:
     """Return the given values by key. A key given twice with two values is a fault."""
     settings: dict[str, Setting] = {}
@@ -253,19 +250,11 @@ def _read_settings(
 def _name_sources(
     overrides: Sequence[Pair], aliases: Mapping[str, str]
 ) -> Iterator[tuple[str, str | None, str]]:
-    """Yield (key, text, what the user typed) for each value.
-
-    MLflow fills in MLproject's command, every -P name in it, and appends the undeclared ones. Where
-    all of several are there, the first of a key is its -P name's, and any other a key given by -P.
-    """
+    """Yield (key, text, what the user typed) for each value."""
     keys = {alias: key for key, alias in aliases.items()}
-    whole = len(aliases) > 1 and set(aliases) <= {name for name, _ in overrides}
-    declared = set(aliases) if whole else set[str]()
-    by_mlflow = bool(declared)
+    mark = "-P " if "MLFLOW_RUN_ID" in os.environ else "--"  # `mlflow run` hands -P over as --
     for name, text in overrides:
-        source = f"-P {aliases[name] if name in declared else name}" if by_mlflow else f"--{name}"
-        declared.discard(name)
-        yield name if text is None else keys.get(name, name), text, source
+        yield name if text is None else keys.get(name, name), text, f"{mark}{name}"
 
 
 def _expand(setting: Setting, faults: list[Fault]) -> list[Setting]:

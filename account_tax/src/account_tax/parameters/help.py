@@ -95,7 +95,7 @@ def _limits(kind: Any) -> str:
 
 
 def train_options(project: Path) -> list[Option]:
-    """Return what `kedro train` takes: MLproject's -P names, the launcher's, every dotted key."""
+    """Return what `kedro train` takes: the short names, the launcher's, every dotted key."""
     launch = {each.name: each for each in options_of(LaunchOptions)}
     recipes = [file.stem for file in sorted((project / "recipes").glob("*.yml"))]
     launch["recipe"] = replace(launch["recipe"], values=recipes)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -13,6 +11,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 from kedro.framework.cli.project import run as kedro_run
 
+from account_tax.terminal import quieten_libraries  # isort: skip  (before what warns)
 from account_tax.backends import runs as backend_runs
 from account_tax.commands import run_in_mlflow
 from account_tax.export import request as export_request
@@ -57,7 +56,7 @@ def _run(
 ) -> NoReturn:
     """Read the words, do the work in its MLflow run and exit; only the work may import torch."""
     project = Path.cwd()
-    _quieten_libraries()
+    quieten_libraries()
     sys.exit(run_in_mlflow(project, lambda: read(project, words), work, own_run))
 
 
@@ -67,7 +66,7 @@ def train(words: Words) -> None:
 
     Any other key of conf/base/parameters/ goes by its dotted name, as in --train.lora.bias all.
     """
-    _quieten_libraries()
+    quieten_libraries()
     sys.exit(launcher.train(Path.cwd(), words))
 
 
@@ -127,7 +126,7 @@ def predict(words: Words) -> None:
 @_command(launch_register.Options)
 def register(words: Words) -> None:
     """Register what a run has trained, where that was not done, and end the run."""
-    _quieten_libraries()
+    quieten_libraries()
     sys.exit(launch_register.register(Path.cwd(), words))
 
 
@@ -143,7 +142,7 @@ def preflight(words: Words) -> None:
 
     Parameters are given as to `kedro train`. The exit status is 0, or 2 with every fault.
     """
-    _quieten_libraries()
+    quieten_libraries()
     sys.exit(launch_preflight.preflight(Path.cwd(), words))
 
 
@@ -161,14 +160,6 @@ def run(context: click.Context, **options: Any) -> None:
     except Stopped as err:
         click.echo(err)
     end_rank()
-
-
-def _quieten_libraries() -> None:
-    """Keep bars, hints to developers and logs off the terminal, where a person reads the result."""
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    warnings.simplefilter("ignore")
-    for name in ("mlflow", "account_tax"):
-        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _prepared_version(options: dict[str, Any]) -> str | None:

@@ -23,7 +23,7 @@ from account_tax.tracking.store import short_waits, tracking_uri
 SHOWN = 20
 LOOKED_AT = 200  # among which those to show are, unless nearly all were refused
 LONGEST_REASON = 100
-COLUMNS = ("run", "status", "job", "since", "reason")
+COLUMNS = ("run", "name", "status", "job", "since", "macro-F1", "version", "reason")
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,11 @@ class Options:
     """What is asked."""
 
     all: Annotated[bool, Help("Show also runs whose command was refused.")] = False
+    kind: Annotated[str | None, Help("Only those of a kind, such as train or review.")] = None
+    recipe: Annotated[str | None, Help("Only those of a recipe.")] = None
+    base: Annotated[str | None, Help("Only those on a base.")] = None
+    version: Annotated[str | None, Help("Only those of a version, as in account-tax/3.")] = None
+    status: Annotated[str | None, Help("Only those that ended so, such as FINISHED.")] = None
 
 
 def show_runs(project: Path, words: Sequence[str]) -> int:
@@ -41,7 +46,7 @@ def show_runs(project: Path, words: Sequence[str]) -> int:
         with short_waits():
             client = MlflowClient(uri)
             experiments = [each.experiment_id for each in client.search_experiments()]
-            found = client.search_runs(experiments, max_results=LOOKED_AT)
+            found = client.search_runs(experiments, _filter(options), max_results=LOOKED_AT)
             runs = [run for run in found if options.all or REFUSED_TAG not in run.data.tags]
             rows = [_row(client, run) for run in runs[:SHOWN]]
     except Refused as err:
@@ -54,6 +59,14 @@ def show_runs(project: Path, words: Sequence[str]) -> int:
     if left_out := len(found) - len(runs):
         click.echo(f"{left_out} refused, left out here: kedro runs --all shows them")
     return 0
+
+
+def _filter(options: Options) -> str:
+    """Return what is asked for as MLflow's filter."""
+    tags = ("kind", "recipe", "base", "version")
+    given = {f"tags.`{TAG}{name}`": getattr(options, name) for name in tags}
+    given |= {"attributes.status": options.status and options.status.upper()}
+    return " and ".join(f"{key} = {text}" for key, text in given.items() if text)
 
 
 def _row(client: MlflowClient, run: Run) -> tuple[str, ...]:
@@ -70,9 +83,11 @@ def _row(client: MlflowClient, run: Run) -> tuple[str, ...]:
             reason = state.never_starts or state.reason or tags.get(REASON_TAG, "")
     since = datetime.fromtimestamp((run.info.end_time or run.info.start_time) / 1000)
     first = next(iter(reason.splitlines()), "")
+    f1, version = run.data.metrics.get("test/f1"), run.data.tags.get(f"{TAG}version", "")
     return (
-        *(run.info.run_id, status, job.job_id if job else ""),
-        *(f"{since:%Y-%m-%d %H:%M:%S}", first[:LONGEST_REASON]),
+        *(run.info.run_id, run.info.run_name or "", status, job.job_id if job else ""),
+        *(f"{since:%Y-%m-%d %H:%M:%S}", "" if f1 is None else f"{f1:.4f}", version),
+        first[:LONGEST_REASON],
     )
 
 

@@ -103,13 +103,13 @@ def export(project: Path, request: Request, run: OwnedRun | None) -> None:
     version = find_version(client, request.name, request.reference)
     if against := check_standing(client, version, request.reference, request.allow_unapproved):
         click.echo(f"mind this: {version.name} version {version.version}: {against}", err=True)
-        assert run is not None, "one is made where this may be"
-        run.set_tags({UNAPPROVED_TAG: against})
     title = f"{version.name} version {version.version}"
     with tempfile.TemporaryDirectory() as scratch:
         with refuse_broken(title):
             classifier = download_version(version, Path(scratch), request.verify_key)
         difference = write_export(classifier, project / request.output, version)
+    if run:
+        run.introduce("export", title, {UNAPPROVED_TAG: against or None})
     click.echo(
         f"{version.name} version {version.version} is in {request.output}; largest difference of "
         f"logits {difference:.3g}, allowed {TOLERANCE:g}"

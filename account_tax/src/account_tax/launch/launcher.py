@@ -7,6 +7,7 @@ import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -18,8 +19,10 @@ from account_tax.processes.groups import run_stage
 from account_tax.processes.ranks import free_port
 from account_tax.provenance.code import CODE_TAGS
 from account_tax.provenance.environment import environment_tags
+from account_tax.storage.files import read_json
 from account_tax.storage.names import (
     CONFIG_VARIABLE,
+    DATASET_METADATA_FILE,
     INTERRUPTED_FILE,
     PARAMETERS_FILE,
     PATCH_FILE,
@@ -30,10 +33,11 @@ from account_tax.storage.names import (
     TAG,
 )
 from account_tax.storage.prepared import find_prepared, publish_prepared
+from account_tax.tracking.inputs import machine_watched, split_inputs
 from account_tax.tracking.owned_run import OwnedRun
 
 from .hang import HangWatch
-from .plan import Plan, make_plan
+from .plan import Plan, make_plan, show_values
 from .progress import ProgressLine
 from .register import finish, salvaged
 from .resume import Start, begin
@@ -48,7 +52,10 @@ def train(project: Path, args: Sequence[str]) -> int:
 
     def work(asked: tuple[Resolved, list[str]], run: OwnedRun | None) -> None:
         if asked[0].launch.dry_run:
+            show_values(asked[0])
             make_plan(project, *asked).show()
+            if run:
+                run.introduce("dry run", asked[0].launch.recipe)
             return
         assert run is not None
         with warm_stages(project):
@@ -77,8 +84,10 @@ def _run_plan(project: Path, plan: Plan, run: OwnedRun, start: Start) -> None:
     _record(run, plan, resolved)
     for name in ("rows", "global batch", "optimizer steps", "trainable parameters", "code"):
         click.echo(f"{name:<24} {plan.facts()[name]}")
-    with salvaged(stages, run):
-        _prepare(stages, plan.report["inputs_sha256"])
+    seconds = plan.resolved.launch.system_metrics_seconds
+    watched = machine_watched(run.run_id, run.tracking_uri, seconds)
+    with salvaged(stages, run), watched:
+        run.log_datasets(split_inputs(_prepare(stages, plan.report["inputs_sha256"])))
         start.say(run.run_id)
         _train(stages, plan)
         finish(stages, run, plan.resolved.launch.register)
@@ -86,19 +95,27 @@ def _run_plan(project: Path, plan: Plan, run: OwnedRun, start: Start) -> None:
 
 def _record(run: OwnedRun, plan: Plan, resolved: Resolved) -> None:
     """Tell the MLflow run what it is made of: parameters, code, environment."""
-    run.log_params(resolved.flat() | {"launch.world_size": plan.world_size})
+    run.log_params(resolved.deciding() | {"launch.world_size": plan.world_size})
     run.log_text(plan.resolved.to_yaml(), PARAMETERS_FILE)
     run.log_text(json.dumps(plan.environment, indent=2), RECORD_FILE)
     if plan.code.patch:
         run.log_bytes(plan.code.patch, PATCH_FILE)
     # Of an interrupted attempt, whose code may have been another, none stays.
+    train, recipe = resolved.values["train"], resolved.launch.recipe
     tags = dict.fromkeys(CODE_TAGS) | {
-        "recipe": resolved.launch.recipe,
+        "recipe": recipe,
         "config_sha256": resolved.sha256,
+        "artifacts_root": resolved.values["artifacts_root"],
+        "base": train["model"]["name"],
+        "pooling": train["model"]["pooling"],
+        "precision": resolved.precision,
+        "parameters_trained": str(plan.report["trainable_parameters"]),
+        "data_sha256": plan.report["source_sha256"],
         **plan.code.tags(),
         **environment_tags(plan.environment),
     }
-    run.set_tags({f"{TAG}{name}": value for name, value in tags.items()})
+    rank = f" r{train['lora']['r']}" if train["lora"]["enable"] else ", all weights"
+    run.introduce("train", f"{recipe}{rank}", {f"{TAG}{name}": text for name, text in tags.items()})
 
 
 def _into_folder(resolved: Resolved, root: Path, checkpoints: Path) -> Resolved:
@@ -109,8 +126,8 @@ def _into_folder(resolved: Resolved, root: Path, checkpoints: Path) -> Resolved:
     return Resolved(resolved.launch, values, resolved.sources)
 
 
-def _prepare(stages: Stages, key: str) -> None:
-    """Prepare the data, unless that was done from the same bytes and parameters."""
+def _prepare(stages: Stages, key: str) -> dict[str, Any]:
+    """Prepare the data, unless that was done before; return what is known of it."""
     folder = stages.project / PREPARED_FOLDER
     version = find_prepared(folder, key)
     if version:
@@ -119,6 +136,7 @@ def _prepare(stages: Stages, key: str) -> None:
         click.echo("prepare: reading, splitting and tokenizing the ledger")
         version = _prepare_anew(stages, folder, key)
     stages.use_prepared(version)
+    return read_json(folder / DATASET_METADATA_FILE / version / DATASET_METADATA_FILE)
 
 
 def _prepare_anew(stages: Stages, folder: Path, key: str) -> str:

@@ -20,6 +20,7 @@ from account_tax.parameters.config import (
     Resolved,
     batch_faults,
 )
+from account_tax.parameters.options import text_of
 from account_tax.processes.answers import last_lines
 from account_tax.processes.groups import run_stage
 from account_tax.provenance.code import Code, code_in_words, describe_code
@@ -35,6 +36,7 @@ from .schedule import Schedule
 from .stages import stage_environment
 
 SHOWN = 30  # lines of a check that failed itself
+LONGEST_VALUE = 60  # characters
 
 
 @dataclass(frozen=True)
@@ -84,16 +86,25 @@ class Plan:
         }
 
     def show(self) -> None:
-        """Print every value with where it came from, and the facts."""
-        flat = self.resolved.flat()
-        width = max(map(len, flat))
-        for key, value in flat.items():
-            source = self.resolved.sources.get(key, "training.yml")
-            click.echo(f"{key:<{width}} = {value}  ({source})")
-        click.echo("")
+        """Print the facts."""
         for name, value in self.facts().items():
             click.echo(f"{name:<24} {value}")
         click.echo("\ndry run: nothing was started, nothing was written.")
+
+
+def show_values(resolved: Resolved) -> None:
+    """Print what was given, or with dry_run=full every value, and where each came from."""
+    flat, whole = resolved.flat(), resolved.launch.dry_run == "full"
+    sources = {key: resolved.sources.get(key, "training.yml") for key in flat}
+    shown = [key for key in flat if whole or sources[key].startswith(("-P", "--", "conf/local"))]
+    width = max(map(len, shown), default=0)
+    for key in shown:
+        value = text_of(flat[key]) or "null"
+        value = value if len(value) <= LONGEST_VALUE else f"{value[: LONGEST_VALUE - 3]}..."
+        click.echo(f"{key:<{width}} = {value}  ({sources[key]})")
+    if others := len(flat) - len(shown):
+        click.echo(f"{others} values are the recipe's or defaults; -P dry_run=full shows them")
+    click.echo("")
 
 
 def make_plan(project: Path, resolved: Resolved, conflicts: Sequence[str]) -> Plan:

@@ -173,8 +173,8 @@ def _restore_stages(project: Path, run: Run) -> Stages:
 
 
 def _folder_of(project: Path, run: Run) -> Path:
-    """Return a run's own folder: below its parameter artifacts_root, else the project's."""
-    given = run.data.params.get("artifacts_root")
+    """Return a run's own folder: below its tag artifacts_root, else the project's."""
+    given = run.data.tags.get(f"{TAG}artifacts_root")
     root = Path(given or resolve(project, []).values["artifacts_root"])
     if root.name != run.info.run_id:
         root = root / run.info.run_id

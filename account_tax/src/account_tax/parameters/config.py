@@ -64,15 +64,24 @@ class Resolved:
         """Return the values by dotted key."""
         return dict(_leaves(self.values))
 
-    @property
-    def sha256(self) -> str:
-        """The digest of what decides the result, so of all but places, gates and launch."""
-        kept = {
+    def deciding(self) -> Tree:
+        """Return what decides the result by dotted key, so all but places, gates and launch."""
+        return {
             key: value
             for key, value in self.flat().items()
             if key not in NO_PART and not key.startswith(GATES)
         }
-        return canonical_sha256(kept)
+
+    @property
+    def sha256(self) -> str:
+        """The digest of what decides the result."""
+        return canonical_sha256(self.deciding())
+
+    @property
+    def precision(self) -> str:
+        """The one word for two keys."""
+        given = {word: self.flat().get(f"train.training.{word}") for word in ("bf16", "fp16")}
+        return next((word for word, on in given.items() if on), "fp32")
 
     def to_yaml(self) -> str:
         """Return the values as YAML, in their own order."""

@@ -114,9 +114,10 @@ class LaunchOptions:
         Literal["auto"] | Count, Help("Ranks; auto: the GPUs there are, or one CPU rank.")
     ] = "auto"
     register: Annotated[bool, Help("false: score the test split, register nothing.")] = True
-    dry_run: Annotated[bool, Help("Check all, show each value and its source, start nothing.")] = (
-        False
-    )
+    dry_run: Annotated[
+        bool | Literal["full"],
+        Help("Check all, show what is given, full: each value and its source; start nothing."),
+    ] = False
     master_port: Annotated[Literal["auto"] | Port, Help("Where ranks meet.")] = "auto"
     resume: Annotated[
         Literal["auto", "never"] | RunId,
@@ -126,6 +127,9 @@ class LaunchOptions:
     hang_timeout_seconds: Annotated[
         NonNegative | None, Help("Without a sign of life until a run counts as hung; null: never.")
     ] = 600.0
+    system_metrics_seconds: Annotated[
+        Count | None, Help("Between two samples of processors, memory and GPUs; null: none.")
+    ] = 10
     hostfile: Annotated[Name | None, Help("Hosts that ranks run on, by ssh.")] = None
 
 

@@ -60,7 +60,7 @@ def _file(plan: Plan, run: OwnedRun) -> dict[str, float]:
     options = plan.options
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with open_journal(options.output, plan.key(device)) as (journal, removed):
-        run.set_tags(_tags(plan))
+        run.introduce("predict", f"with {plan.model.title}", _tags(plan))
         if removed:
             click.echo("predict: removed the parts of another input, model or set of options")
         begun = f", going on after row {journal.total('read'):,}" if journal.notes else ""

@@ -125,6 +125,7 @@ def _conclude(
     """Log the report, mark the version, and raise where it could not be reproduced."""
     verdict = judge(rungs)
     at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    run.introduce("reproduce", f"{version.name} version {version.version}")
     content = report_json(version, rungs, verdict, at)
     run.log_text(json.dumps(content, ensure_ascii=False, indent=2), f"{FOLDER}/report.json")
     run.log_text(report_markdown(version, rungs, verdict, at), f"{FOLDER}/report.md")

@@ -33,7 +33,7 @@ from account_tax.provenance.code import (
 from account_tax.provenance.environment import describe_environment
 from account_tax.registry.record import Difference, Record, read_artifacts
 from account_tax.storage.files import sha256_of
-from account_tax.storage.names import ADAPTER_FOLDER, PARAMETERS_FILE, PATCH_FILE
+from account_tax.storage.names import ADAPTER_FOLDER, PARAMETERS_FILE, PATCH_FILE, TAG
 
 from .differences import configuration_differences, environment_differences, first_cause
 from .rungs import BITWISE, DIFFERENT, FAIL, PASS, WITHIN, Rung, recorded_metrics, skip
@@ -273,7 +273,7 @@ def _read_training(workshop: Workshop) -> Trained:
     client = MlflowClient(workshop.store)
     experiments = [each.experiment_id for each in client.search_experiments()]
     run = client.search_runs(experiments, max_results=1)[0]  # the newest
-    adapter = workshop.project / run.data.params["artifacts_root"] / ADAPTER_FOLDER
+    adapter = workshop.project / run.data.tags[f"{TAG}artifacts_root"] / ADAPTER_FOLDER
     raw = read_artifacts(client, run.info.run_id, (PARAMETERS_FILE,))
     return Trained(
         {file.name: file for file in sorted(adapter.glob("*.safetensors"))},

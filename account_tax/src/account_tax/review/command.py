@@ -187,7 +187,9 @@ def log_review(
         sha256 = sha256_of(Path(folder) / REPORT)
         client.log_artifacts(run.run_id, folder, FOLDER)
     _log_metrics(client, run.run_id, findings)
-    run.set_tags({f"{TAG}reviewed": f"models:/{version.name}/{version.version}"})
+    what = f"{version.name} version {version.version}"
+    reviewed = {f"{TAG}reviewed": f"models:/{version.name}/{version.version}"}
+    run.introduce("review", what, reviewed)
     experiment = client.get_run(run.run_id).info.experiment_id
     write_section(client, version, "review", describe_review(findings, experiment))
     tags = {

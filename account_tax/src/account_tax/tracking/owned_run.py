@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -16,10 +17,14 @@ from typing import Any
 
 import click
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import DatasetInput, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
+from mlflow.utils.mlflow_tags import (
+    MLFLOW_PARENT_RUN_ID,
+    MLFLOW_RUN_NAME,
+    MLFLOW_RUN_NOTE,
+)
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 
 from account_tax.processes.identity import identify
@@ -40,6 +45,8 @@ from .store import (
     tracking_uri,
 )
 
+KIND_TAG = f"{TAG}kind"
+GENERATED_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")  # as MLflow makes them up
 CONTINUES_TAG = f"{TAG}continues"  # of an attempt: the run that it let go on
 MAX_BATCH = 100  # params a request; the server's own limit
 
@@ -154,6 +161,23 @@ class OwnedRun:
         if gone := tags.keys() - given.keys():
             for key in gone & self._client.get_run(self.run_id).data.tags.keys():
                 self._client.delete_tag(self.run_id, key)
+
+    def introduce(self, kind: str, what: str, tags: Mapping[str, str | None] | None = None) -> None:
+        """Say what the run is, as tags and, unless a person named it, as its name.
+
+        Args:
+            kind: Such as train or review.
+            what: Which one, in a few words.
+            tags: More of them.
+        """
+        said: dict[str, str | None] = {KIND_TAG: kind, **(tags or {})}
+        if GENERATED_NAME.fullmatch(self._client.get_run(self.run_id).info.run_name or ""):
+            said[MLFLOW_RUN_NAME] = f"{kind} {what}"
+        self.set_tags(said)
+
+    def log_datasets(self, datasets: Iterable[DatasetInput]) -> None:
+        """Log what the run reads."""
+        self._client.log_inputs(self.run_id, list(datasets))
 
     def tag_other(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags of another run, if the server knows it."""

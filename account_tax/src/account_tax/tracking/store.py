@@ -13,7 +13,7 @@ from mlflow.exceptions import MlflowException
 
 from account_tax.errors import Failed, Refused
 
-DEFAULT_EXPERIMENT = "account-tax"
+DEFAULT_EXPERIMENT = "Default"  # where `mlflow run` puts its runs, too
 PATIENCE_VARIABLE = "ACCOUNT_TAX_TRACKING_PATIENCE"  # seconds
 PATIENCE_SECONDS = 120.0  # how long the end of a run waits for a server that is away
 RETRY_SECONDS = 2.0

@@ -17,7 +17,7 @@ from typing import Any
 import mlflow
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelOutput, Metric
+from mlflow.entities import LoggedModelOutput, Metric, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
@@ -40,6 +40,11 @@ from account_tax.storage.names import (
 )
 
 LOGGED_MODEL_NAME = "classifier"
+MODEL_DESCRIPTION = (
+    "Files ledger lines under tax accounts: a LoRA adapter and what it takes to use it, without its "
+    "base. Alias `challenger`: registered and checked; `champion`: approved by a review. Each "
+    "version's card says what it was trained on and how well it does."
+)
 CODE_FILE = Path(inspect.getfile(AccountClassifier))  # logged with the model
 REQUIREMENTS = (
     "mlflow", "torch", "transformers", "peft", "safetensors", "huggingface_hub", "pandas", "numpy",
@@ -146,7 +151,7 @@ def create_version(
         )
     model_id, files = log_model(client, run_id, candidate)
     try:
-        client.create_registered_model(name)
+        client.create_registered_model(name, description=MODEL_DESCRIPTION)
     except MlflowException as err:
         if err.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
@@ -176,11 +181,13 @@ def log_model(
         The logged model's id, and the digests of its files that are none of the classifier's.
     """
     run = client.get_run(run_id)
+    recipe = run.data.tags.get(f"{TAG}recipe", LOGGED_MODEL_NAME)
     logged = client.create_logged_model(
         run.info.experiment_id,
-        name=LOGGED_MODEL_NAME,
+        name=f"{recipe}-{candidate.content_sha256[:8]}",
         source_run_id=run_id,
         tags={CONTENT_TAG: candidate.content_sha256},
+        params=run.data.params,
         model_type="classifier",
     )
     try:
@@ -190,7 +197,7 @@ def log_model(
             files = files_around(path, find_classifier(path))
             client.log_model_artifacts(logged.model_id, str(path))
         client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
-        _attach_test_metrics(client, run_id, logged.model_id)
+        _attach_test_metrics(client, run, logged.model_id)
     except BaseException:
         client.finalize_logged_model(logged.model_id, "FAILED")
         raise
@@ -237,14 +244,18 @@ def pinned_requirements(base: Mapping[str, Any]) -> list[str]:
     return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in names]
 
 
-def _attach_test_metrics(client: MlflowClient, run_id: str, model_id: str) -> None:
-    names = [key for key in client.get_run(run_id).data.metrics if key.startswith("test/")]
+def _attach_test_metrics(client: MlflowClient, run: Run, model_id: str) -> None:
+    """Log the test metrics of a run as the model's, on the dataset that they are of."""
+    run_id, inputs = run.info.run_id, run.inputs.dataset_inputs if run.inputs else []
+    read = next((each.dataset for each in inputs if each.tags[0].value == "test"), None)
+    of = {"dataset_name": read.name, "dataset_digest": read.digest} if read else {}
+    names = [key for key in run.data.metrics if key.startswith("test/")]
     newest = [client.get_metric_history(run_id, name)[-1] for name in names]
     client.log_batch(
         run_id,
         metrics=[
-            Metric(point.key, point.value, point.timestamp, point.step, model_id=model_id)
-            for point in newest
+            Metric(each.key, each.value, each.timestamp, each.step, model_id=model_id, **of)
+            for each in newest
         ],
         synchronous=True,
     )

@@ -363,7 +363,10 @@ def test_a_fault_is_one_short_line_whatever_was_typed(project):
         ("--train.lora.task_type=CAUSAL_LM", "SEQ_CLS, the only task here"),
         ("--train.lora=3", "keys below it (alpha, bias, "),
         ("--train.deepspeed.zero_optimization.offload_param.device=disk", "one of none, cpu, nvme"),
-        ("--registered_model_name=a/b", "a name without / and :"),
+        *(
+            (f"--registered_model_name={name}", "no quotes and none of / : @ # ? %")
+            for name in ("a/b", "a:b", "a@b", "it's", 'a"b', "a\\b", "a\nb", "a#b", "a" * 257, " ")
+        ),
         ("--registry.alias=latest", "neither latest nor v1"),
         ("--registry.alias=V3", "neither latest nor v1"),
         ("--precision=fp8", "one of fp32, bf16, fp16"),

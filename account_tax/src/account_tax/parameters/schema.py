@@ -42,7 +42,8 @@ def _encoding(value: str) -> str:
 
 
 def _registered_name(value: str) -> str:
-    if not value.strip() or re.search("[/:]", value):
+    fits = value.isprintable() and len(value.strip()) > 0 and len(value) <= LONGEST_NAME
+    if not fits or re.search(r"""[/:@#?%"'`\\]""", value):
         raise ValueError("not a registered model's name")
     return value
 
@@ -59,6 +60,7 @@ def _metric_name(value: str) -> str:
     return value
 
 
+LONGEST_NAME = 256  # of a registered model in MLflow's database
 METRICS = ("loss", "accuracy", "f1", "precision", "recall")
 Count = Annotated[int, Field(ge=1), Words("a whole number of at least 1")]
 Natural = Annotated[int, Field(ge=0), Words("a whole number of at least 0")]
@@ -91,7 +93,11 @@ Reference = Annotated[str, Field(pattern=r"^[\w-]+$"), Words("a version's number
 Encoding = Annotated[
     str, AfterValidator(_encoding), Words("an encoding, such as cp949, cp1252 or utf-16")
 ]
-RegisteredName = Annotated[str, AfterValidator(_registered_name), Words("a name without / and :")]
+RegisteredName = Annotated[
+    str,
+    AfterValidator(_registered_name),
+    Words(f"a name of at most {LONGEST_NAME} characters, no quotes and none of / : @ # ? %"),
+]
 Metric = Annotated[
     str, AfterValidator(_metric_name), Words(f"one of {', '.join(METRICS)} (eval_ may precede)")
 ]

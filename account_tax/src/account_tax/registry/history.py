@@ -33,6 +33,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 
 from account_tax.errors import Refused
 from account_tax.storage.files import canonical_sha256
+from account_tax.tracking.store import condition
 
 from .find import DENIED, GONE
 
@@ -266,7 +267,7 @@ def find_marks(client: MlflowClient, model: RegisteredModel) -> Iterator[tuple[s
     """Yield run, number and digest of each mark of a model's history, deleted runs among them."""
     experiments = [each.experiment_id for each in client.search_experiments(ViewType.ALL)]
     whose = marked_value(model, 0, "").partition(":")[0]
-    token, wanted = None, f"params.{MARK_PARAM} LIKE '{whose}:%'"
+    token, wanted = None, condition(f"params.{MARK_PARAM}", f"{whose}:%", "LIKE")
     while token != "":
         found = client.search_runs(experiments, wanted, ViewType.ALL, page_token=token)
         for run in found:

@@ -34,6 +34,7 @@ from .store import (
     TrackingAway,
     TrackingError,
     answers_soon,
+    condition,
     experiment_id,
     is_final,
     refuse_another_store,
@@ -192,15 +193,15 @@ class OwnedRun:
     def _withdraw_unverified(self) -> None:
         """Delete this run's versions that no cold load has confirmed, and models of no version."""
         client, kept = self._client, set[str | None]()
-        for version in client.search_model_versions(f"run_id = '{self.run_id}'"):
+        for version in client.search_model_versions(condition("run_id", self.run_id)):
             if version.tags.get(VERIFIED_TAG) == "true":
                 kept.add(version.source)
                 continue
             client.delete_model_version(version.name, version.version)
-            if not client.search_model_versions(f"name = '{version.name}'"):
+            if not client.search_model_versions(condition("name", version.name)):
                 client.delete_registered_model(version.name)
         experiment = self._client.get_run(self.run_id).info.experiment_id
-        mine = f"source_run_id = '{self.run_id}'"
+        mine = condition("source_run_id", self.run_id)
         for model in client.search_logged_models([experiment], filter_string=mine):
             if f"models:/{model.model_id}" not in kept:
                 client.delete_logged_model(model.model_id)

@@ -113,6 +113,18 @@ def refuse_another_store(uri: str, run_id: str) -> None:
     )
 
 
+def condition(key: str, value: object, how: str = "=") -> str:
+    """Return MLflow's condition on a key's value; every filter string is made of these.
+
+    Raises:
+        Refused: If MLflow has no way to write the value.
+    """
+    quote = '"' if "'" in str(value) else "'"
+    if quote in str(value) or "\\" in str(value):
+        raise Refused(f"{key} = {value}: MLflow can't search for a name with such quotes.")
+    return f"{key} {how} {quote}{value}{quote}"
+
+
 @contextmanager
 def answers_soon(uri: str) -> Iterator[None]:
     """Turn errors of the store to TrackingError, and wait for a server seconds, not minutes."""

@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from account_tax.commands import close, close_dead, end_of, run_in_mlflow
+from account_tax.confidential import hidden_logs
 from account_tax.errors import Refused
 from account_tax.parameters.config import resolve
 from account_tax.parameters.kinds import Help
@@ -93,7 +94,8 @@ def salvaged(stages: Stages, run: OwnedRun) -> Iterator[None]:
         Interrupted: If a signal came; with what became of the work and how to go on.
     """
     try:
-        yield
+        with hidden_logs(stages.logs):
+            yield
     except TrackingAway:
         raise  # and closing the run says so once more
     except Exception as err:

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict, get_origin, 
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from account_tax.confidential import holds_secret
+
 from .kinds import Help, Section, Words, is_flag
 from .library_fields import class_fields
 
@@ -48,6 +50,12 @@ def _registered_name(value: str) -> str:
     return value
 
 
+def _source(value: str) -> str:
+    if holds_secret(value):
+        raise ValueError("says who asks for it")
+    return value
+
+
 def _sizes(value: list[int]) -> list[int]:
     if len(value) != 2 or value[0] > value[1]:
         raise ValueError("not a shortest and a longest size")
@@ -77,6 +85,16 @@ Steps = Annotated[
     Words("a whole number of at least 1, or a fraction of the run below 1"),
 ]
 Name = Annotated[str, Field(min_length=1), Words("a name")]
+Source = Annotated[
+    str,
+    Field(min_length=1),
+    AfterValidator(_source),
+    Words(
+        "a path or URI without password and query, since it is recorded. Give credentials by the "
+        "environment (AWS_ACCESS_KEY_ID, AZURE_STORAGE_CONNECTION_STRING), download what a signed "
+        "link leads to, and change what you have typed: `mlflow run` stores every -P"
+    ),
+]
 File = Annotated[Path, Words("a path")]
 Names = Annotated[list[Name], Field(min_length=1), Words("a list of at least one name")]
 Sizes = Annotated[
@@ -156,7 +174,7 @@ class Split(TypedDict):
 class Data(TypedDict):
     """The ledger and how it is read."""
 
-    source: Name
+    source: Source
     encoding: Encoding | None
     header_row: Count | None
     sheet: Name | None

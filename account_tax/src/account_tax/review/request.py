@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from account_tax.parameters.kinds import Help
 from account_tax.parameters.options import VersionOptions
-from account_tax.parameters.schema import Name
+from account_tax.parameters.schema import Name, Source
 
 from .allowed import KNOWN_AUTHOR, faults_of_words
 from .gates import gate_names
@@ -32,7 +32,7 @@ class Request(VersionOptions):
     slices: Annotated[list[Name], Help("Columns of the ledger: region,merchant_type.")] = field(
         default_factory=list[str]
     )
-    data: Annotated[Name | None, Help("Where the ledger is now, if it has moved.")] = None
+    data: Annotated[Source | None, Help("Where the ledger is now, if it has moved.")] = None
     history: Annotated[bool, Help("Print every decision.")] = False
     verify_history: Annotated[bool, Help("Check the chain of decisions.")] = False
 

@@ -22,6 +22,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 
+from account_tax.confidential import hide_secrets
 from account_tax.processes.identity import identify
 from account_tax.provenance.code import PACKAGE, git
 from account_tax.storage.names import TAG, VERIFIED_TAG
@@ -71,8 +72,11 @@ class OwnedRun:
                 tags = client.get_run(run_id).data.tags
                 had_owner = OWNER_TAG in tags
                 owned = cls.reopen(client, run_id, uri)
-                for key in origin_of(project).keys() - tags.keys():
-                    client.set_tag(run_id, key, origin_of(project)[key])
+                # MLflow has tagged where the project came from, with a git remote's password.
+                clean = {key: hide_secrets(text) for key, text in tags.items()}
+                for key, text in (origin_of(project) | clean).items():
+                    if tags.get(key) != text:
+                        client.set_tag(run_id, key, text)
                 owned._is_new = not had_owner
                 return owned
             # From its first moment, so that it can be closed, and is somebody's.
@@ -139,7 +143,7 @@ class OwnedRun:
         """
         logged = self._client.get_run(self.run_id).data.params
         params = [
-            Param(key, str(value)[:MAX_PARAM_VAL_LENGTH])
+            Param(key, hide_secrets(str(value))[:MAX_PARAM_VAL_LENGTH])
             for key, value in sorted(values.items())
             if key not in logged
         ]
@@ -149,7 +153,11 @@ class OwnedRun:
     def set_tags(self, tags: Mapping[str, str | None]) -> None:
         """Set tags of the run; one that is None goes."""
         self._is_new = False
-        given = {key: text[:MAX_TAG_VAL_LENGTH] for key, text in tags.items() if text is not None}
+        given = {
+            key: hide_secrets(text)[:MAX_TAG_VAL_LENGTH]
+            for key, text in tags.items()
+            if text is not None
+        }
         entries = [RunTag(key, text) for key, text in given.items()]
         self._client.log_batch(self.run_id, tags=entries)
         if gone := tags.keys() - given.keys():
@@ -160,7 +168,7 @@ class OwnedRun:
         """Set tags of another run, if the server knows it."""
         with suppress(MlflowException):
             for key, value in tags.items():
-                self._client.set_tag(run_id, key, value[:MAX_TAG_VAL_LENGTH])
+                self._client.set_tag(run_id, key, hide_secrets(value)[:MAX_TAG_VAL_LENGTH])
 
     def log_metrics(self, metrics: Mapping[str, float]) -> None:
         """Log each metric once, as the command's result."""
@@ -170,7 +178,7 @@ class OwnedRun:
 
     def log_text(self, text: str, name: str) -> None:
         """Store a text as an artifact of the run."""
-        self._client.log_text(self.run_id, text, name)
+        self._client.log_text(self.run_id, hide_secrets(text), name)
 
     def log_bytes(self, raw: bytes, name: str) -> None:
         """Store bytes as an artifact of the run."""

@@ -219,6 +219,7 @@ class Gates(TypedDict):
     locked_environment: bool
     clean_tree: bool
     cold_load_verified: bool
+    signed: bool
     reproduced: Literal["bitwise", "within tolerance"] | None
 
 

@@ -99,7 +99,7 @@ def _review_and_decide(client: MlflowClient, run: OwnedRun, request: Request) ->
     now = datetime.now(UTC)
     proposal = Proposal(
         request.decision or "", request.reviewer, request.reason, now, run.run_id,
-        waive=request.waive, expires=request.expires,
+        waive=request.waive, expires=request.expires, sign_key=request.registry.get("sign_key"),
     )  # fmt: skip
     if request.decision == "rollback":
         _roll_back(client, request.name, proposal)

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from account_tax.parameters.kinds import Help
 from account_tax.parameters.options import VersionOptions
 from account_tax.parameters.schema import Name, Source
+from account_tax.provenance.signing import signer_faults
 
 from .allowed import KNOWN_AUTHOR, faults_of_words
 from .gates import gate_names
@@ -60,6 +61,7 @@ def _decision_faults(asked: Request) -> Iterator[str]:
     if asked.reads_only:
         shown = f"decision = {asked.decision} (-P decision)"
         yield f"{shown}: history only shows what was decided. Leave one of them out."
+    yield from signer_faults(asked.registry.get("sign_key"))
     yield from faults_of_words(
         asked.decision, asked.reviewer, asked.reason, asked.waive, asked.expires,
         [*gate_names(), KNOWN_AUTHOR], datetime.now(UTC),

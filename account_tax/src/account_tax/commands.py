@@ -15,7 +15,7 @@ import click
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from account_tax.confidential import describe_error, hide_secrets
+from account_tax.confidential import describe_error, hide_secrets, is_outspoken
 from account_tax.errors import Failed, Preempted, Refused, Unmeasured
 from account_tax.processes.groups import Interrupted, raise_on_signals
 from account_tax.tracking.owned_run import OwnedRun
@@ -114,7 +114,8 @@ def end_of(err: Exception) -> End:
         case Interrupted():
             return End(128 + err.signum, "KILLED", f"ended by {err}", insist=False)
         case _:  # a bug, or a server or disk that went away: say it, close the run
-            traceback.print_tb(err.__traceback__)  # without the words of any library
+            if not is_outspoken(err):
+                traceback.print_tb(err.__traceback__)  # without the words of any library
             return End(1, "FAILED", describe_error(err))
 
 

@@ -158,7 +158,7 @@ def without_quotes(function: Callable[Given, Result]) -> Callable[Given, Result]
         try:
             return function(*args, **kwargs)
         except Exception as err:
-            if _is_outspoken(err):
+            if is_outspoken(err):
                 raise
             raise Failed(describe_error(err)) from None
 
@@ -168,7 +168,7 @@ def without_quotes(function: Callable[Given, Result]) -> Callable[Given, Result]
 def describe_error(err: BaseException) -> str:
     """Return what an error that nobody expected says, or where it was raised."""
     kind = f"unexpected {type(err).__name__}"
-    if _is_outspoken(err):
+    if is_outspoken(err):
         return f"{kind}: {err}"
     raised = [(Path(e.filename), e.lineno) for e in traceback.extract_tb(err.__traceback__)]
     ours = [each for each in raised if "site-packages" not in each[0].parts and each[0].is_file()]
@@ -176,7 +176,8 @@ def describe_error(err: BaseException) -> str:
     return f"{kind} at {', '.join(places)}; its words may quote the ledger and are not shown"
 
 
-def _is_outspoken(err: BaseException) -> bool:
+def is_outspoken(err: BaseException) -> bool:
+    """Return whether an error's words are its own, not a cell's that it could not take."""
     # An error of the system has a number; pyarrow raises others of the same kind.
     of_system = isinstance(err, OSError) and err.errno is not None
     return of_system or type(err).__module__.partition(".")[0] in OUTSPOKEN

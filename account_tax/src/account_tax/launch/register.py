@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,13 +25,13 @@ from account_tax.parameters.options import read_options
 from account_tax.parameters.schema import RunId
 from account_tax.processes.groups import Interrupted
 from account_tax.processes.identity import state_of
+from account_tax.storage.files import Held, hold
 from account_tax.storage.names import CONFIG_VARIABLE, PREPARED_FILE, REGISTRATION_FILE, TAG
 from account_tax.tracking.metric_journal import count_unsent, journal_file
 from account_tax.tracking.owned_run import OwnedRun
 from account_tax.tracking.ownership import OWNER_TAG
 from account_tax.tracking.store import (
     TrackingAway,
-    TrackingError,
     answers_soon,
     patience_seconds,
     tracking_uri,
@@ -39,6 +39,7 @@ from account_tax.tracking.store import (
 
 from .stages import TRAINED, Stages, stage_environment
 
+LOCK_FILE = "register.lock"
 SALVAGE_SECONDS = 5.0  # a person who has pressed Ctrl-C waits; the file keeps the rest
 
 
@@ -99,9 +100,9 @@ def salvaged(stages: Stages, run: OwnedRun) -> Iterator[None]:
     except TrackingAway:
         raise  # and closing the run says so once more
     except Exception as err:
-        with suppress(TrackingError, TrackingAway):
+        with suppress(Exception):  # why it did not finish goes before whatever fails now
             run.send_metrics(journal_file(stages.root, run.run_id), within=SALVAGE_SECONDS)
-            run.salvage(sorted(stages.logs.rglob("*.log")))
+        run.salvage(sorted(stages.logs.rglob("*.log")))
         if isinstance(err, Interrupted):
             raise Interrupted(err.signum, stages.outcome_of_interruption()) from err
         raise
@@ -127,19 +128,35 @@ def register(project: Path, words: Sequence[str]) -> int:
         close_dead(uri)
         with answers_soon(uri):
             found = client.get_run(run_id)
-        stages = _restore_stages(project, found)
-        with answers_soon(uri):
-            run = OwnedRun.reopen(client, run_id, uri)
-        try:
-            with salvaged(stages, run):
-                stages.environment |= run.environment()
-                finish(stages, run, register=True)
-                run.close("FINISHED", patience=patience_seconds())
-        except Exception as err:
-            close(run, end_of(err))
-            raise
+        with _alone(_folder_of(project, found)):
+            _register_again(_restore_stages(project, found), client, run_id, uri)
 
     return run_in_mlflow(project, lambda: read_options(Options, words)[0], work, lambda _: False)
+
+
+def _register_again(stages: Stages, client: MlflowClient, run_id: str, uri: str) -> None:
+    with answers_soon(uri):
+        run = OwnedRun.reopen(client, run_id, uri)
+    try:
+        with salvaged(stages, run):
+            stages.environment |= run.environment()
+            finish(stages, run, register=True)
+            run.close("FINISHED", patience=patience_seconds())
+    except Exception as err:
+        close(run, end_of(err))
+        raise
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Let one process at a time register what lies in a run's folder."""
+    with ExitStack() as held:
+        try:
+            if root.is_dir():
+                held.enter_context(hold(root / LOCK_FILE))({})
+        except Held as err:
+            raise Refused(f"run {root.name} is being registered: {err}. Wait for its end.") from err
+        yield
 
 
 def _restore_stages(project: Path, run: Run) -> Stages:

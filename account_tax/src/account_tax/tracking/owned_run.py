@@ -188,15 +188,15 @@ class OwnedRun:
             self._client.log_artifact(self.run_id, str(file))
 
     def salvage(self, logs: Iterable[Path]) -> None:
-        """Attach the logs of a run that did not finish, and take back what it half registered.
+        """Take back what a run that did not finish half registered, and attach its logs.
 
-        Raises:
-            TrackingError: If the server does not answer.
+        It never raises: where server or disk can't do it, the next attempt does.
         """
-        with answers_soon(self.tracking_uri):
+        with suppress(Exception), answers_soon(self.tracking_uri):
+            self._withdraw_unverified()
+        with suppress(Exception), answers_soon(self.tracking_uri):
             for log in logs:
                 self._client.log_artifact(self.run_id, str(log), "logs")
-            self._withdraw_unverified()
 
     def _withdraw_unverified(self) -> None:
         """Delete this run's versions that no cold load has confirmed, and models of no version."""

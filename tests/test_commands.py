@@ -1,7 +1,9 @@
 """Every way out of a command leaves its MLflow run ended."""
 
 import os
+import re
 import signal
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
@@ -54,7 +56,7 @@ def fail(err):
         (TrackingAway("away"), 1, "FAILED", "away"),
         (Preempted("taken back", goes_on=True), 75, "SCHEDULED", "taken back"),
         (Preempted("taken back", goes_on=False), 143, "KILLED", "taken back"),
-        (KeyError("bug"), 1, "FAILED", "unexpected KeyError: 'bug'"),
+        (OSError(28, "full"), 1, "FAILED", "unexpected OSError: [Errno 28] full"),
     ],
 )
 def test_a_run_ends_however_the_work_ended(client, tmp_path, err, status, state, reason):
@@ -62,6 +64,32 @@ def test_a_run_ends_however_the_work_ended(client, tmp_path, err, status, state,
     run = newest_run(client)
     assert run.info.status == state
     assert run.data.tags[REASON_TAG] == reason
+
+
+def test_a_run_holds_neither_a_secret_nor_a_librarys_words(client, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", "hf_123456")
+
+    def work(run):
+        run.set_tags({"told": "with hf_123456"})
+        run.log_params({"uri": "s3://me:hunter22@bucket/x"})
+        run.log_text("https://h/x?sig=hunter22", "note.txt")
+        raise KeyError("a cell"[::-1])
+
+    assert run_in_mlflow(tmp_path, work) == 1
+    run = newest_run(client)
+    stored = str(run.to_dictionary())
+    stored += Path(client.download_artifacts(run.info.run_id, "note.txt")).read_text()
+    said = stored + "".join(capsys.readouterr())
+    assert not [each for each in ("hf_123456", "hunter22", "llec a") if each in said]
+    assert re.search(r"unexpected KeyError at .*test_commands.py:\d+; its words may quote", said)
+
+
+def test_mlflows_own_tags_of_a_remote_lose_its_password(client, tmp_path, monkeypatch):
+    tags = {"mlflow.source.name": "https://ghp_123@host/x.git"}
+    run = client.create_run(client.create_experiment("x"), tags=tags)
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+    assert run_in_mlflow(tmp_path, lambda run: None) == 0
+    assert "ghp_123" not in str(client.get_run(run.info.run_id).to_dictionary())
 
 
 def refuse(run):

@@ -379,3 +379,18 @@ def test_a_registry_host_is_found(text):
 @pytest.mark.parametrize("text", ["`/home/me/x`", "in /tmp/run", "=/root/venv"])
 def test_a_machine_path_is_found(text):
     assert MACHINE_PATH.search(text)
+
+
+# --- the promises ---------------------------------------------------------------------------------
+
+
+def test_every_promise_names_tests_that_exist():
+    there = "\n".join(file.read_text() for file in REPOSITORY.glob("tests/**/test_*.py"))
+    rows = re.findall(
+        r"^\| (?!promise|---)(.*) \| (.*) \|$", (REPOSITORY / "docs/security.md").read_text(), re.M
+    )
+    assert len(rows) > 20
+    for promise, tests in rows:
+        named = re.findall(r"`(test_\w+)`", tests)
+        assert named, promise
+        assert [name for name in named if f"def {name}(" not in there] == []

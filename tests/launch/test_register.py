@@ -7,7 +7,7 @@ import pytest
 from mlflow import MlflowClient
 
 from account_tax.errors import Failed, Refused
-from account_tax.launch.register import _folder_of, _restore_stages, in_words, salvaged
+from account_tax.launch.register import _alone, _folder_of, _restore_stages, in_words, salvaged
 from account_tax.processes.groups import Interrupted
 from account_tax.processes.identity import identify
 from account_tax.storage.names import (
@@ -101,6 +101,16 @@ def test_what_is_registered_and_finished_is_refused(client, trained):
     client.set_terminated(run_id, "FINISHED")
     with pytest.raises(Refused, match="registered and finished already: account-tax version 3"):
         restore(client, run_id)
+
+
+def test_of_two_that_register_a_run_at_once_one_is_refused(trained):
+    run_id, folder = trained
+    with _alone(folder):
+        with pytest.raises(Refused, match=f"run {run_id} is being registered: .* Wait") as refused:
+            _alone(folder).__enter__()
+        assert "\n" not in str(refused.value)
+    with _alone(folder):
+        pass
 
 
 def test_a_deleted_run_is_refused(client, trained):

@@ -59,6 +59,12 @@ def test_cpu_ranks_share_the_cores_unless_told_otherwise(stages, monkeypatch):
     assert "DS_ACCELERATOR" not in stages.rank_environment(2, 2, {})
 
 
+def test_ranks_never_get_the_passphrase_of_the_signing_key(stages):
+    stages.environment["ACCOUNT_TAX_SIGN_KEY_PASSPHRASE"] = "hush-hush"
+    assert "hush-hush" not in stages.rank_environment(1, 1, {}).values()
+    assert "hush-hush" in stages.environment.values()  # what registers has it
+
+
 def test_determinism_is_set_before_a_rank_starts(stages):
     assert "CUBLAS_WORKSPACE_CONFIG" not in stages.rank_environment(1, 1, {})
     settings = stages.rank_environment(1, 1, {"full_determinism": True})

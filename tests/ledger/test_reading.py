@@ -441,3 +441,17 @@ def test_dates_and_amounts_in_the_text_are_warned_of(parameters, ledger_csv):
         "(under 100, 100 to 1000)"
     )
     assert "mind this" not in read_ledger(parameters(path)).facts()
+
+
+@pytest.mark.parametrize(
+    "first", [["text", "account", SECRET], [SECRET, "label", "12.50"], ["text", SECRET, "-12,50"]]
+)
+def test_a_row_of_cells_is_never_shown_as_the_header(parameters, tmp_path, first):
+    """A ledger without a header, one of whose cells is the name of a column."""
+    path = tmp_path / "ledger.csv"
+    rows = [first, *([SECRET, "x", "3"] for _ in range(5))]
+    path.write_text("\n".join(",".join(row) for row in rows))
+    wanted = {"text_columns": ["text", "memo"], "label_column": "label"}
+    (fault,) = faults_of({**parameters(path), **wanted})
+    assert "found none of them" in fault
+    assert SECRET not in fault

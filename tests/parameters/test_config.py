@@ -333,7 +333,7 @@ def test_a_fault_is_one_short_line_whatever_was_typed(project):
         ("--max_steps=0", "a whole number of at least 1, or null"),
         ("--zero_stage=4", "one of 0, 1, 2, 3"),
         ("--seed=-1", "a whole number from 0 to"),
-        ("--data=", "a name"),
+        ("--data=", "a path or URI"),
         ("--text_columns=[]", "a list of at least one name"),
         ("--max_length=2", "at least 3"),
         ("--train.training.warmup_ratio=1", "at least 0 and below 1"),
@@ -347,7 +347,14 @@ def test_a_fault_is_one_short_line_whatever_was_typed(project):
         ("--train.lora.task_type=CAUSAL_LM", "SEQ_CLS, the only task here"),
         ("--train.lora=3", "keys below it (alpha, bias, "),
         ("--train.deepspeed.zero_optimization.offload_param.device=disk", "one of none, cpu, nvme"),
-        ("--registered_model_name=a/b", "a name without / and :"),
+        *(
+            (f"--registered_model_name={name}", "no quotes and none of / : @ # ? %")
+            for name in ("a/b", "a:b", "a@b", "it's", 'a"b', "a\\b", "a\nb", "a#b", "a" * 257, " ")
+        ),
+        *(
+            (f"--data={source}", "a path or URI without password and query")
+            for source in ("s3://AK:hunter2@b/l.csv", "https://h/l.csv?sig=hunter2")
+        ),
         ("--registry.alias=latest", "neither latest nor v1"),
         ("--registry.alias=V3", "neither latest nor v1"),
         ("--precision=fp8", "one of fp32, bf16, fp16"),
@@ -360,6 +367,7 @@ def test_a_value_out_of_its_type_says_what_fits(project, words, expected):
     lines = faults(project, words)
     assert any(expected in line for line in lines), lines
     assert all(line.endswith(".") for line in lines)
+    assert "hunter2" not in str(lines)
 
 
 @pytest.mark.parametrize(

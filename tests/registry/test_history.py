@@ -10,9 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from mlflow import MlflowClient
 
 from account_tax.errors import Refused
+from account_tax.provenance.signing import signer_faults
 from account_tax.registry.history import (
     BEFORE_FIRST,
     EntryTakenError,
@@ -31,6 +33,7 @@ from account_tax.registry.registry_state import HEAD_TAG, verify_history
 from account_tax.review.allowed import Proposal
 from account_tax.review.decision import decide
 from account_tax.review.history_text import format_history
+from tests.provenance.test_signing import write_key
 from tests.registered import FAILED, NOW, PASSED, read_history
 
 pytest_plugins = ["tests.registered"]  # client, new_model, model
@@ -392,3 +395,62 @@ def test_a_history_begun_anew_is_found_by_the_runs_that_were_decided_on(client, 
     ]
     approve(client, model, 2)  # in a history of its own, where nobody rejected it
     assert any(f"run {deciding} bears entry 2" in fault for fault in verify_history(client, model))
+
+
+# --- signatures -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def key(tmp_path, monkeypatch):
+    """A signing key, whose public half every command knows."""
+    private, public = write_key(tmp_path / "keys", ec.generate_private_key(ec.SECP256R1()))
+    monkeypatch.setenv("ACCOUNT_TAX_VERIFY_KEY", str(public))
+    return str(private)
+
+
+def test_a_signed_history_is_whole_and_vouches_for_what_came_before_the_key(
+    client, model, key, monkeypatch
+):
+    monkeypatch.delenv("ACCOUNT_TAX_VERIFY_KEY")
+    approve(client, model, 1)  # before there was a key
+    approve(client, model, 2, sign_key=key)
+    rollback(client, model, sign_key=key)
+    monkeypatch.setenv("ACCOUNT_TAX_VERIFY_KEY", str(Path(key).with_suffix(".pub")))
+    assert verify_history(client, model) == []
+    client.rename_registered_model(model, f"{model}-renamed")
+    assert verify_history(client, f"{model}-renamed") == []
+
+
+def test_a_decision_that_the_key_has_not_signed_is_named(client, model, key, tmp_path):
+    approve(client, model, 1, sign_key=key)
+    other, _ = write_key(tmp_path / "other", ec.generate_private_key(ec.SECP256R1()))
+    approve(client, model, 2, sign_key=str(other))
+    assert "entry 2: it is not signed by the key" in "".join(verify_history(client, model))
+    assert "entry 2: it is not signed by the key" in refuse_next(client, model)
+
+
+def test_a_signature_of_another_entry_or_model_is_none(client, new_model, key):
+    signed, forged = new_model(), new_model()
+    approve(client, signed, 1, sign_key=key)
+    approve(client, forged, 1)
+    signature = file_at(client, signed, 1)
+    Path(f"{file_at(client, forged, 1)}.sig").write_bytes(Path(f"{signature}.sig").read_bytes())
+    assert "entry 1: it is not signed" in "".join(verify_history(client, forged))
+
+
+def test_an_entry_without_signature_after_a_signed_one_is_named(client, model, key):
+    approve(client, model, 1, sign_key=key)
+    approve(client, model, 2, sign_key=key)
+    rollback(client, model, sign_key=key)
+    Path(f"{file_at(client, model, 2)}.sig").unlink()
+    (fault,) = verify_history(client, model)
+    assert fault.startswith("entry 2: it is not signed")
+
+
+def test_where_a_key_is_in_use_a_decision_has_to_be_signed_by_it(key, tmp_path):
+    other, _ = write_key(tmp_path / "other", ec.generate_private_key(ec.SECP256R1()))
+    assert signer_faults(key) == []
+    for given in (None, str(other)):
+        (fault,) = signer_faults(given)
+        assert "a decision has to be signed by that key" in fault
+    assert "can't be read" in signer_faults(str(tmp_path / "none.pem"))[0]

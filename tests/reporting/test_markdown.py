@@ -15,6 +15,11 @@ from account_tax.reporting.markdown import escape_cell, format_number, markdown_
         ("R&D <b>tax</b>", "R&amp;D &lt;b&gt;tax&lt;/b&gt;"),
         ("two\nlines\r\nor three", "two lines or three"),
         ("접대비", "접대비"),
+        ("[x](javascript:alert(1))", r"\[x\](javascript:alert(1))"),
+        ("![x](http://there/a.png)", r"!\[x\](http://there/a.png)"),
+        ("`rm` *all* `", r"\`rm\` \*all\* \`"),
+        ("`a` <script>`", r"\`a\` &lt;script&gt;\`"),
+        ("`0a1b`", "`0a1b`"),  # code of our own
     ],
 )
 def test_a_label_stays_in_its_cell(text, cell):

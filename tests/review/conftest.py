@@ -17,7 +17,11 @@ from account_tax.review.evidence import Contender, Evidence, Scored
 from account_tax.review.findings import find
 from tests.test_mlproject import REPOSITORY
 
-LABELS = ["접대비", "통신비", "fees & <tax> | misc"]  # what HTML and Markdown would stumble over
+LABELS = [
+    "접대비",
+    "통신비",
+    "fees & <tax> | [x](javascript:y) `",
+]  # what HTML and Markdown would stumble over
 ROWS = 120
 
 

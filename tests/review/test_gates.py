@@ -38,11 +38,12 @@ GOOD = Measured(
     tags={"verified": "true", "reproduced": "within tolerance"},
     run_tags={"dirty": "false"},
     environment={"differences": []},
+    checked_by="0123456789abcdef" * 4,
 )
 NO_CHAMPION = replace(
     GOOD, reference=None, difference=None, missing="the champion could not be scored"
 )
-UNRECORDED = replace(GOOD, tags={}, run_tags={}, environment=None)
+UNRECORDED = replace(GOOD, tags={}, run_tags={}, environment=None, checked_by="")
 
 
 def with_nan(metric):
@@ -83,6 +84,7 @@ def run(name, wanted, measured=GOOD, **more):
         ("locked_environment", True, "passed", "0 differences"),
         ("clean_tree", True, "passed", "clean"),
         ("cold_load_verified", True, "passed", "true"),
+        ("signed", True, "passed", "key 0123456789abcdef"),
         ("reproduced", "within tolerance", "passed", "within tolerance"),
         ("reproduced", "bitwise", "failed", "within tolerance"),
     ],
@@ -104,6 +106,7 @@ def test_a_gate_shows_both_numbers(name, wanted, status, found):
         ("f1_change_lower_bound", -0.05, NO_CHAMPION, "could not be scored"),
         ("locked_environment", True, UNRECORDED, "does not record its environment"),
         ("clean_tree", True, UNRECORDED, "does not record its commit"),
+        ("signed", True, UNRECORDED, "No key is known to check a signature with"),
         ("reproduced", "bitwise", UNRECORDED, "Nobody has reproduced"),
         (
             "max_loss",

@@ -112,7 +112,10 @@ def test_ids_stand_once_or_mean_the_same(findings):
 def test_names_are_text_and_no_markup(findings):
     html = render_html(findings)
     assert "<tax>" not in html
-    assert "fees &amp; &lt;tax&gt; | misc" in html
+    assert "fees &amp; &lt;tax&gt; | [x](javascript:y) `" in html
+    markdown = render_markdown(findings)
+    assert r"fees &amp; &lt;tax&gt; \| \[x\](javascript:y) \`" in markdown
+    assert "[x](" not in markdown.replace(r"\[x\]", "")
     for label in LABELS:
         assert label in Page(html).text
 

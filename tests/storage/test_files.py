@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from account_tax.storage.files import Held, hold, read_json
+from account_tax.storage.files import Held, hold, read_json, write_json
 
 HOLDER = """
 import sys
@@ -21,6 +21,11 @@ with hold(Path(sys.argv[1])) as sign:
     print("held", flush=True)
     sys.stdin.read()
 """
+
+
+def hold_and_sign(lock: Path, owner: dict) -> None:
+    with hold(lock) as sign:
+        sign(owner)
 
 
 def test_a_lock_names_its_holder_and_ends_with_it_however_that_ends(tmp_path):
@@ -39,3 +44,14 @@ def test_a_lock_names_its_holder_and_ends_with_it_however_that_ends(tmp_path):
         sign({})
         assert read_json(lock)["pid"] == os.getpid()
     holder.communicate()
+
+
+@pytest.mark.parametrize("write", [write_json, hold_and_sign])
+def test_a_planted_link_is_never_followed(tmp_path, write):
+    mine = tmp_path / "mine"
+    mine.write_text("keep this")
+    for name in ("launch.lock", ".launch.lock.new"):
+        (tmp_path / name).symlink_to(mine)
+    with pytest.raises(OSError, match="symbolic links"):
+        write(tmp_path / "launch.lock", {})
+    assert mine.read_text() == "keep this"

@@ -257,6 +257,19 @@ def test_a_logged_model_that_never_became_a_version_is_withdrawn(client, run):
     assert not client.search_logged_models([experiment])
 
 
+def test_salvage_never_raises(client, run, tmp_path, monkeypatch):
+    add_version(client, run, "gone", {})
+
+    def away(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    run.salvage([tmp_path / "no such.log"])
+    assert not client.search_registered_models("name = 'gone'")  # the logs come after
+    for call in ("log_artifact", "search_model_versions"):
+        monkeypatch.setattr(MlflowClient, call, away)
+    run.salvage([tmp_path / "no such.log"])
+
+
 # --- a server that is not there -------------------------------------------------------------------
 
 

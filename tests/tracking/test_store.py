@@ -1,6 +1,23 @@
-"""A store by its URI, whichever folder is the current one."""
+"""A store by its URI, whichever folder is the current one; and what can be asked of it."""
 
-from account_tax.tracking.store import absolute_store
+import sqlite3
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from account_tax.errors import Refused
+from account_tax.tracking.store import (
+    LOCKED_SECONDS,
+    TrackingError,
+    absolute_store,
+    condition,
+    experiment_id,
+    rewrite_places,
+    tracking_uri,
+)
 
 
 def test_a_relative_sqlite_store_is_made_absolute(tmp_path, monkeypatch):
@@ -8,3 +25,77 @@ def test_a_relative_sqlite_store_is_made_absolute(tmp_path, monkeypatch):
     assert absolute_store("sqlite:///mlflow.db") == f"sqlite:///{tmp_path}/mlflow.db"
     for uri in ("sqlite:////srv/mlflow.db", "http://127.0.0.1:5000"):
         assert absolute_store(uri) == uri
+
+
+def test_a_filter_finds_a_name_with_a_quote_and_none_breaks_out_of_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    for name in ("O'Brien", 'the "books"', "plain"):
+        client.create_registered_model(name)
+        (found,) = client.search_registered_models(condition("name", name))
+        assert found.name == name
+    with pytest.raises(Refused, match="can't search for a name with such quotes"):
+        condition("name", "a' or name LIKE \"%")
+
+
+# --- a file that can't be the store ---------------------------------------------------------------
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A project with a store of its own, in which a run has an artifact."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    project = tmp_path / "project"
+    project.mkdir()
+    monkeypatch.chdir(project)
+    client = MlflowClient(tracking_uri(project))
+    run_id = client.create_run(client.create_experiment("account-tax")).info.run_id
+    client.log_text(run_id, "kept", "note.txt")
+    return project
+
+
+def refusal(project):
+    began = time.monotonic()
+    with pytest.raises(TrackingError) as refused:
+        tracking_uri(project)
+    assert time.monotonic() - began < LOCKED_SECONDS + 5
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_a_locked_store_is_said(own):
+    with closing(sqlite3.connect(own / "mlflow.db")) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        assert "database is locked. Another process holds it" in refusal(own)
+
+
+def test_a_file_that_is_no_database_is_said(own):
+    (own / "mlflow.db").write_text("no database at all" * 100)
+    assert "file is not a database. Restore it from a backup" in refusal(own)
+
+
+@pytest.mark.parametrize("place", ["/proc/nowhere/mlflow.db", "{project}/mlruns"])
+def test_a_place_that_can_not_be_written_to_is_said_at_once(own, monkeypatch, place):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place.format(project=own)}")
+    assert "Give a file that can be written to." in refusal(own)
+
+
+def test_a_deleted_experiment_is_said_with_how_to_restore_it(own):
+    client = MlflowClient(tracking_uri(own))
+    client.delete_experiment("1")
+    with pytest.raises(TrackingError, match=r"deleted\. Restore it \(mlflow experiments restore"):
+        experiment_id(client)
+
+
+def test_a_moved_project_is_said_and_its_own_store_rewritten(own, monkeypatch):
+    moved = own.rename(own.with_name("moved"))
+    monkeypatch.chdir(moved)
+    (moved / "somewhere").mkdir()
+    assert f"recorded below {own}, where nothing is" in (said := refusal(moved))
+    assert f"kedro runs --moved_from {own}" in said
+    with pytest.raises(TrackingError, match="was not moved from /elsewhere"):
+        rewrite_places(moved / "mlflow.db", "/elsewhere")
+    assert rewrite_places(moved / "mlflow.db", str(own)) >= 2
+    client = MlflowClient(tracking_uri(moved))
+    (run,) = client.search_runs(["1"])
+    assert Path(client.download_artifacts(run.info.run_id, "note.txt")).read_text() == "kept"

@@ -14,6 +14,7 @@ from kedro.framework.cli.project import run as kedro_run
 from account_tax.terminal import quieten_libraries  # isort: skip  (before what warns)
 from account_tax.backends import runs as backend_runs
 from account_tax.commands import run_in_mlflow
+from account_tax.confidential import hidden_output
 from account_tax.export import request as export_request
 from account_tax.launch import launcher
 from account_tax.launch import preflight as launch_preflight
@@ -45,7 +46,8 @@ def _command(
 ) -> Callable[[Callable[[Words], None]], click.Command]:
     """Return what makes a function a command with the options of a dataclass, or with these."""
     listed = (lambda: options_of(options)) if isinstance(options, type) else options
-    return cli.command(cls=WordsCommand, options=listed)
+    made = cli.command(cls=WordsCommand, options=listed)
+    return lambda function: made(hidden_output()(function))
 
 
 def _run(

@@ -15,6 +15,7 @@ import click
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from account_tax.confidential import describe_error, hide_secrets, is_outspoken
 from account_tax.errors import Failed, Preempted, Refused, Unmeasured
 from account_tax.processes.groups import Interrupted, raise_on_signals
 from account_tax.tracking.owned_run import OwnedRun
@@ -77,7 +78,7 @@ def _adopt(project: Path) -> OwnedRun | None:
 def _tell(run: OwnedRun | None, end: End) -> int:
     """Say why it was not done, end the run and return the exit status."""
     if end.reason:
-        click.echo(end.reason, err=True)
+        click.echo(hide_secrets(end.reason), err=True)
     return close(run, end) if run else end.status
 
 
@@ -100,7 +101,7 @@ class End:
 
 
 def end_of(err: Exception) -> End:
-    """Return how a command ends by an exception; one of a bug is shown with its traceback."""
+    """Return how a command ends by an exception; of a bug it is shown where it was raised."""
     match err:
         case TrackingAway():
             return End(err.status, "FAILED", str(err), insist=False)  # it was waited for
@@ -113,8 +114,9 @@ def end_of(err: Exception) -> End:
         case Interrupted():
             return End(128 + err.signum, "KILLED", f"ended by {err}", insist=False)
         case _:  # a bug, or a server or disk that went away: say it, close the run
-            traceback.print_exception(err)
-            return End(1, "FAILED", f"unexpected {type(err).__name__}: {err}")
+            if not is_outspoken(err):
+                traceback.print_tb(err.__traceback__)  # without the words of any library
+            return End(1, "FAILED", describe_error(err))
 
 
 def close(run: OwnedRun, end: End) -> int:

@@ -2,45 +2,116 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import re
 import shlex
-from collections.abc import Mapping
-from typing import Any
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any, ParamSpec, TextIO, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-SECRET_NAME = r"\w*(?:TOKEN|PASSW|SECRET|ACCESS_KEY|API_KEY|PRIVATE_KEY|CREDENTIAL)\w*"
+from account_tax.errors import Failed
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+SECRET_NAME = (
+    r"\w*(?:TOKEN|PASSW|PASSPHRASE|SECRET|ACCESS_KEY|API_KEY|ACCOUNT_KEY|STORAGE_KEY|PRIVATE_KEY|"
+    r"CREDENTIAL|CONNECTION_STRING)\w*"
+)
 SHORTEST_SECRET = 6  # a shorter one stands in any text by chance
 HIDDEN = "[hidden]"
+# Of a URI in any text: a user's password, whoever a web server is told (a token, say), and a query.
+PASSWORD = re.compile(r"(?<=://)[^\s@'\"]*:[^\s@'\"]*(?=@)")
+WEB_USER = re.compile(r"(?<=http://)[^\s/@'\"]+(?=@)|(?<=https://)[^\s/@'\"]+(?=@)")
+QUERY = re.compile(r"(\w://[^\s?'\"]*\?)[^\s?'\"]*=[^\s'\"]*")
+# Of a connection string of Azure's: what opens the account.
+OPENING = re.compile(r"(?:AccountKey|SharedAccessSignature|sig)=([^;&\s]+)", re.IGNORECASE)
+# Libraries whose errors tell of servers and devices; those of others may quote a cell.
+OUTSPOKEN = ("account_tax", "mlflow", "torch", "requests", "click")
 
 
-def find_secrets(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return name -> value of what must not be written anywhere; of a URI its password."""
-    found = {}
+# --- secrets --------------------------------------------------------------------------------------
+
+
+def find_secrets(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield name and value of what must not be written anywhere; of a URI its password."""
     for name, value in environment.items():
-        if re.fullmatch(SECRET_NAME, name, re.IGNORECASE):
-            found[name] = value
-        elif "://" in value and "@" in value:
-            found[name] = _password(value)
-    return {name: value for name, value in found.items() if len(value) >= SHORTEST_SECRET}
+        found = {value, *OPENING.findall(value)} if re.fullmatch(SECRET_NAME, name, re.I) else set()
+        if "://" in value and "@" in value:
+            found |= _passwords(value)
+        # The longest first: what is a part of it must not leave the rest.
+        for secret in sorted(found, key=len, reverse=True):
+            if len(secret) >= SHORTEST_SECRET:
+                yield name, secret
 
 
-def _password(uri: str) -> str:
+def _passwords(uri: str) -> set[str]:
     try:
-        return unquote(urlsplit(uri).password or "")
+        password = urlsplit(uri).password or ""
     except ValueError:  # no URI after all
-        return ""
+        return set()
+    return {password, unquote(password)}
 
 
 def secrets_in(text: str, environment: Mapping[str, str]) -> list[str]:
     """Return the names of the variables whose secret value stands in a text."""
-    return sorted(name for name, value in find_secrets(environment).items() if value in text)
+    return sorted({name for name, value in find_secrets(environment) if value in text})
 
 
-def hide_secrets(text: str, environment: Mapping[str, str]) -> str:
-    """Return a text without the secrets of the environment."""
-    for value in find_secrets(environment).values():
+def hide_secrets(text: str, environment: Mapping[str, str] | None = None) -> str:
+    """Return a text without the secrets of an environment, this process's, and of the URIs in it.
+
+    All that is printed, tagged, logged or attached goes through here.
+    """
+    for _, value in find_secrets(os.environ if environment is None else environment):
         text = text.replace(value, HIDDEN)
-    return text
+    for secret in (PASSWORD, WEB_USER):
+        text = secret.sub(HIDDEN, text)
+    return QUERY.sub(rf"\1{HIDDEN}", text)
+
+
+def holds_secret(source: str) -> bool:
+    """Return whether a source's URI says who asks for it: a password, or a query as signed ones."""
+    return "://" in source and hide_secrets(source, {}) != source
+
+
+@contextmanager
+def hidden_logs(folder: Path) -> Iterator[None]:
+    """Take the secrets out of the logs below a folder, when what writes them has ended."""
+    try:
+        yield
+    finally:
+        for log in folder.rglob("*.log"):
+            text = log.read_text(encoding="utf-8", errors="surrogateescape")
+            if (hidden := hide_secrets(text)) != text:
+                log.write_text(hidden, encoding="utf-8", errors="surrogateescape")
+
+
+class _Hiding:
+    """A stream of text that shows no secret."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(hide_secrets(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def hidden_output() -> Iterator[None]:
+    """Show no secret of what is printed meanwhile; bytes, such as a filed ledger, go by."""
+    out: Any = _Hiding(sys.stdout)
+    err: Any = _Hiding(sys.stderr)
+    with redirect_stdout(out), redirect_stderr(err):
+        yield
 
 
 def find_written_secrets(
@@ -74,3 +145,39 @@ def public_words(command: str) -> str:
     uri = re.compile(r"\w[\w+.-]*://.+", re.DOTALL)
     words = (uri.sub(lambda found: public_source(found[0]), word) for word in shlex.split(command))
     return shlex.join(words)
+
+
+# --- cells ----------------------------------------------------------------------------------------
+
+
+def without_quotes(function: Callable[Given, Result]) -> Callable[Given, Result]:
+    """Make a function that reads a ledger fail without a library's words, which may quote it."""
+
+    @functools.wraps(function)
+    def quoteless(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        try:
+            return function(*args, **kwargs)
+        except Exception as err:
+            if is_outspoken(err):
+                raise
+            raise Failed(describe_error(err)) from None
+
+    return quoteless
+
+
+def describe_error(err: BaseException) -> str:
+    """Return what an error that nobody expected says, or where it was raised."""
+    kind = f"unexpected {type(err).__name__}"
+    if is_outspoken(err):
+        return f"{kind}: {err}"
+    raised = [(Path(e.filename), e.lineno) for e in traceback.extract_tb(err.__traceback__)]
+    ours = [each for each in raised if "site-packages" not in each[0].parts and each[0].is_file()]
+    places = [f"{file.name}:{line}" for file, line in (ours or raised)[-3:]]
+    return f"{kind} at {', '.join(places)}; its words may quote the ledger and are not shown"
+
+
+def is_outspoken(err: BaseException) -> bool:
+    """Return whether an error's words are its own, not a cell's that it could not take."""
+    # An error of the system has a number; pyarrow raises others of the same kind.
+    of_system = isinstance(err, OSError) and err.errno is not None
+    return of_system or type(err).__module__.partition(".")[0] in OUTSPOKEN

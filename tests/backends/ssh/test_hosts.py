@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from account_tax.backends.ssh.hosts import Hosts, read_hosts
+from account_tax.parameters.config import ConfigError
 
 
 def test_hosts_keep_the_files_order_and_their_slots(tmp_path):
@@ -47,3 +48,10 @@ def test_more_slots_than_gpus_are_refused_before_a_rank_starts(ssh, tmp_path, sl
     found = [fault for fault in hosts.faults([tmp_path], {}) if "slots" in fault]
     assert len(found) == len(said)
     assert all(part in fault for part, fault in zip(said, found, strict=True))
+
+
+@pytest.mark.parametrize("host", ["-oProxyCommand=touch", "-F", ".hidden"])
+def test_a_hosts_name_is_never_an_option_of_ssh(tmp_path, host):
+    (tmp_path / "hosts").write_text(f"{host} slots=1\n")
+    with pytest.raises(ConfigError, match="expected NAME slots=N"):
+        read_hosts(tmp_path / "hosts", "auto", {})

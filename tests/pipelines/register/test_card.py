@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from account_tax.pipelines.register.card import UNLOCKED_MARK, describe_version, write_card
@@ -43,6 +45,19 @@ def test_training_without_lora_is_said(facts):
 def test_a_pipe_in_a_label_does_not_break_the_table(facts):
     facts["evaluation"]["per_class"][0]["label"] = "meals | gifts"
     assert "| meals \\| gifts | 0.0000 |" in write_card(facts)
+
+
+def test_a_ledgers_names_are_text_and_no_markup(facts):
+    bad = "x\n# <script>|`[x](javascript:y)"
+    facts["evaluation"]["per_class"][0]["label"] = bad
+    facts["settings"]["text_columns"] = [bad, "a\n```\n<script>"]
+    rare = {"rare_accounts": {bad: 2}, "min_rows": 3, "rare": "train_only", "source": f"/a/{bad}"}
+    facts["dataset"] = facts["dataset"] | rare
+    card = write_card(facts)
+    prose, _, after = re.sub("`[^`\n]+`", "", card).partition("```python")
+    assert "<script>" not in prose + after.partition("\n```\n")[2]
+    assert not re.search(r"(?<!\\)\]\(javascript", prose)
+    assert not re.search(r"^# <", card, re.MULTILINE)
 
 
 def test_description_keeps_its_limit_and_the_weakest_classes(facts):

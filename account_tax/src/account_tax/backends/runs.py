@@ -17,8 +17,10 @@ from account_tax.backends.slurm.runs import end_with_job, job_of
 from account_tax.errors import Refused
 from account_tax.parameters.kinds import Help
 from account_tax.parameters.options import read_options
+from account_tax.parameters.schema import Name
+from account_tax.storage.names import TAG
 from account_tax.tracking.ownership import REASON_TAG, REFUSED_TAG
-from account_tax.tracking.store import short_waits, tracking_uri
+from account_tax.tracking.store import condition, rewrite_places, short_waits, tracking_uri
 
 SHOWN = 20
 LOOKED_AT = 200  # among which those to show are, unless nearly all were refused
@@ -31,20 +33,25 @@ class Options:
     """What is asked."""
 
     all: Annotated[bool, Help("Show also runs whose command was refused.")] = False
-    kind: Annotated[str | None, Help("Only those of a kind, such as train or review.")] = None
-    recipe: Annotated[str | None, Help("Only those of a recipe.")] = None
-    base: Annotated[str | None, Help("Only those on a base.")] = None
-    version: Annotated[str | None, Help("Only those of a version, as in account-tax/3.")] = None
-    status: Annotated[str | None, Help("Only those that ended so, such as FINISHED.")] = None
+    kind: Annotated[Name | None, Help("Only those of a kind, such as train or review.")] = None
+    recipe: Annotated[Name | None, Help("Only those of a recipe.")] = None
+    base: Annotated[Name | None, Help("Only those on a base.")] = None
+    version: Annotated[Name | None, Help("Only those of a version, as in account-tax/3.")] = None
+    status: Annotated[Name | None, Help("Only those that ended so, such as FINISHED.")] = None
+    moved_from: Annotated[
+        Name | None, Help("The project's former folder: rewrites the paths in its own store.")
+    ] = None
 
 
 def show_runs(project: Path, words: Sequence[str]) -> int:
     """Print the newest runs of the store, newest first; return the exit status."""
-    uri = tracking_uri(project)
     try:
         options, _ = read_options(Options, words)
+        if options.moved_from:
+            count = rewrite_places(project.resolve() / "mlflow.db", options.moved_from)
+            click.echo(f"{count} recorded paths below {options.moved_from} were rewritten")
         with short_waits():
-            client = MlflowClient(uri)
+            client = MlflowClient(tracking_uri(project))
             experiments = [each.experiment_id for each in client.search_experiments()]
             found = client.search_runs(experiments, _filter(options), max_results=LOOKED_AT)
             runs = [run for run in found if options.all or REFUSED_TAG not in run.data.tags]
@@ -53,7 +60,7 @@ def show_runs(project: Path, words: Sequence[str]) -> int:
         click.echo(err, err=True)
         return 2
     except MlflowException as err:
-        click.echo(f"MLFLOW_TRACKING_URI = {uri}: {err.message}", err=True)
+        click.echo(f"MLFLOW_TRACKING_URI: {err.message}", err=True)
         return 2
     click.echo(_table([COLUMNS, *rows]) if rows else "no runs")
     if left_out := len(found) - len(runs):
@@ -66,7 +73,7 @@ def _filter(options: Options) -> str:
     tags = ("kind", "recipe", "base", "version")
     given = {f"tags.`{TAG}{name}`": getattr(options, name) for name in tags}
     given |= {"attributes.status": options.status and options.status.upper()}
-    return " and ".join(f"{key} = {text}" for key, text in given.items() if text)
+    return " and ".join(condition(key, text) for key, text in given.items() if text)
 
 
 def _row(client: MlflowClient, run: Run) -> tuple[str, ...]:

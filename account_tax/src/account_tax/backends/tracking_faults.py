@@ -11,6 +11,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.utils.uri import is_databricks_uri
 
+from account_tax.confidential import hide_secrets
 from account_tax.tracking.store import short_waits
 
 URI, IN_CLUSTER = "MLFLOW_TRACKING_URI", "KUBE_MLFLOW_TRACKING_URI"
@@ -30,7 +31,7 @@ def find_tracking_faults() -> list[str]:
             f"{URI} = {uri or '(not set)'}: {IN_CLUSTER} is for the job; the run itself is made "
             "from here, on the same server. Give its address as seen from here."
         )
-    return faults or list(_server_faults(uri))
+    return [hide_secrets(fault) for fault in faults or _server_faults(uri)]
 
 
 def _outside_faults(name: str, uri: str) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import click
 import yaml
 
 from account_tax.backends.place import OneMachine, Place, find_place
+from account_tax.confidential import secrets_in
 from account_tax.errors import Failed
 from account_tax.parameters.config import (
     ConfigError,
@@ -30,6 +32,7 @@ from account_tax.provenance.environment import (
     unlocked_fault,
 )
 from account_tax.storage.checkpoints import size_of
+from account_tax.storage.names import PATCH_FILE
 
 from .refusals import find_machine_faults
 from .schedule import Schedule
@@ -144,6 +147,9 @@ def make_plan(project: Path, resolved: Resolved, conflicts: Sequence[str]) -> Pl
         raise ConfigError(faults)
     assert schedule is not None  # whatever it is read from has no fault
     pinned, code = _pin_base(resolved, report["base"]), describe_code(project)
+    if named := secrets_in(code.patch.decode(errors="replace"), os.environ):
+        changed = "changed files, which the run would keep"
+        raise ConfigError([f"{PATCH_FILE}: the value of {', '.join(named)} is in {changed}."])
     return Plan(pinned, report, place, world_size, schedule, environment, code)
 
 

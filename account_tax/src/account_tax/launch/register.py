@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from account_tax.commands import close, close_dead, end_of, run_in_mlflow
+from account_tax.confidential import hidden_logs
 from account_tax.errors import Refused
 from account_tax.parameters.config import resolve
 from account_tax.parameters.kinds import Help
@@ -24,20 +25,22 @@ from account_tax.parameters.options import read_options
 from account_tax.parameters.schema import RunId
 from account_tax.processes.groups import Interrupted
 from account_tax.processes.identity import state_of
+from account_tax.storage.files import Held, hold
 from account_tax.storage.names import CONFIG_VARIABLE, PREPARED_FILE, REGISTRATION_FILE, TAG
 from account_tax.tracking.metric_journal import count_unsent, journal_file
 from account_tax.tracking.owned_run import OwnedRun
 from account_tax.tracking.ownership import OWNER_TAG
 from account_tax.tracking.store import (
     TrackingAway,
-    TrackingError,
     answers_soon,
+    page,
     patience_seconds,
     tracking_uri,
 )
 
 from .stages import TRAINED, Stages, stage_environment
 
+LOCK_FILE = "register.lock"
 SALVAGE_SECONDS = 5.0  # a person who has pressed Ctrl-C waits; the file keeps the rest
 
 
@@ -63,6 +66,8 @@ def finish(stages: Stages, run: OwnedRun, register: bool) -> None:
         return
     result = stages.prove_registration(stages.run("register"))
     click.echo(in_words(result))
+    path = f"models/{result['name']}/versions/{result['version']}"
+    click.echo(f"see {page(run.tracking_uri, path)}")
 
 
 def in_words(result: Mapping[str, Any]) -> str:
@@ -93,13 +98,14 @@ def salvaged(stages: Stages, run: OwnedRun) -> Iterator[None]:
         Interrupted: If a signal came; with what became of the work and how to go on.
     """
     try:
-        yield
+        with hidden_logs(stages.logs):
+            yield
     except TrackingAway:
         raise  # and closing the run says so once more
     except Exception as err:
-        with suppress(TrackingError, TrackingAway):
+        with suppress(Exception):  # why it did not finish goes before whatever fails now
             run.send_metrics(journal_file(stages.root, run.run_id), within=SALVAGE_SECONDS)
-            run.salvage(sorted(stages.logs.rglob("*.log")))
+        run.salvage(sorted(stages.logs.rglob("*.log")))
         if isinstance(err, Interrupted):
             raise Interrupted(err.signum, stages.outcome_of_interruption()) from err
         raise
@@ -125,19 +131,35 @@ def register(project: Path, words: Sequence[str]) -> int:
         close_dead(uri)
         with answers_soon(uri):
             found = client.get_run(run_id)
-        stages = _restore_stages(project, found)
-        with answers_soon(uri):
-            run = OwnedRun.reopen(client, run_id, uri)
-        try:
-            with salvaged(stages, run):
-                stages.environment |= run.environment()
-                finish(stages, run, register=True)
-                run.close("FINISHED", patience=patience_seconds())
-        except Exception as err:
-            close(run, end_of(err))
-            raise
+        with _alone(_folder_of(project, found)):
+            _register_again(_restore_stages(project, found), client, run_id, uri)
 
     return run_in_mlflow(project, lambda: read_options(Options, words)[0], work, lambda _: False)
+
+
+def _register_again(stages: Stages, client: MlflowClient, run_id: str, uri: str) -> None:
+    with answers_soon(uri):
+        run = OwnedRun.reopen(client, run_id, uri)
+    try:
+        with salvaged(stages, run):
+            stages.environment |= run.environment()
+            finish(stages, run, register=True)
+            run.close("FINISHED", patience=patience_seconds())
+    except Exception as err:
+        close(run, end_of(err))
+        raise
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Let one process at a time register what lies in a run's folder."""
+    with ExitStack() as held:
+        try:
+            if root.is_dir():
+                held.enter_context(hold(root / LOCK_FILE))({})
+        except Held as err:
+            raise Refused(f"run {root.name} is being registered: {err}. Wait for its end.") from err
+        yield
 
 
 def _restore_stages(project: Path, run: Run) -> Stages:

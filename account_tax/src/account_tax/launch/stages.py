@@ -22,6 +22,7 @@ from account_tax.processes.groups import run_stage
 from account_tax.processes.identity import identify
 from account_tax.processes.warm import warm_interpreter
 from account_tax.provenance.code import python_path
+from account_tax.provenance.signing import PASSPHRASE_VARIABLE
 from account_tax.storage.files import read_json, sha256_of, write_json
 from account_tax.storage.names import (
     ADAPTER_FOLDER,
@@ -134,7 +135,8 @@ class Stages:
             gpus: GPUs this one shows.
             training: The section of the parameters.
         """
-        settings = dict(self.environment)
+        settings = {**self.environment}
+        settings.pop(PASSPHRASE_VARIABLE, None)  # only what registers signs
         if not gpus:
             settings["DS_ACCELERATOR"] = "cpu"
             threads = max(1, (len(os.sched_getaffinity(0))) // ranks_here)

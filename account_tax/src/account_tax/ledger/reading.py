@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from account_tax.confidential import public_source
+from account_tax.confidential import public_source, without_quotes
 from account_tax.errors import Failed, Refused
 from account_tax.faults import shorten, tell, with_rows
 from account_tax.model.classifier import as_text, join_texts
@@ -106,6 +106,7 @@ class Ledger:
         return facts | {name: words for name, words in more.items() if words}
 
 
+@without_quotes
 def read_ledger(
     data: dict[str, Any], see: Callable[[pd.Series], np.ndarray] | None = None
 ) -> Ledger:
@@ -158,6 +159,7 @@ def read_ledger(
     return Ledger(kept, digest, rows_read, dropped, found, rejects, doubtful, renamed, rare, typed)
 
 
+@without_quotes
 def read_columns(data: dict[str, Any], columns: Sequence[str]) -> pd.DataFrame:
     """Return columns of every row of the source that can be read, as stripped text.
 

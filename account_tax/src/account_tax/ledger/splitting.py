@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from account_tax.confidential import public_source
+from account_tax.confidential import public_source, without_quotes
 from account_tax.faults import shorten, with_rows
 from account_tax.storage.names import SPLITS
 
@@ -24,6 +24,7 @@ ROW_COLUMNS = ["text", "label", "row_id", "seen", "group", "day", "unseen", "amo
 TRAIN, VALIDATION, TEST = range(len(SPLITS))
 
 
+@without_quotes
 def split_ledger(ledger: Ledger, data: dict[str, Any]) -> tuple[dict[str, pd.DataFrame], list[str]]:
     """Return the rows of train, validation and test in the source's order, and the sorted labels.
 

@@ -33,11 +33,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from account_tax.model.classifier import BaseReference
+from account_tax.confidential import without_quotes
 from account_tax.storage.files import canonical_sha256
 
 TOKENIZE_ROWS = 10_000  # rows a tokenizer call; bounds the memory that Python's lists take
 
 
+@without_quotes
 def read_seen_ledger(data: dict[str, Any], model: dict[str, Any]) -> Ledger:
     """Return the ledger with its repeats found among what the base reads of the texts.
 
@@ -166,6 +168,7 @@ def check_length(max_length: int, tokenizer: PreTrainedTokenizerBase, name: str)
     return []
 
 
+@without_quotes
 def tokenize_splits(
     splits: Mapping[str, pd.DataFrame],
     labels: list[str],

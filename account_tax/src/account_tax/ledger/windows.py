@@ -5,6 +5,7 @@ Messages have column names, line and row numbers and counts; never a cell.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -152,7 +153,7 @@ def _missing_fault(names: Sequence[str], wanted: Wanted, header: Header | None) 
     spelt = [
         near[name] for name in (clean_name(each).casefold() for each in missing) if name in near
     ]
-    if header is None or header.fits[0]:
+    if header is None or _may_be_shown(header, wanted):
         text = f"{expected} {sorted(names)}"
     elif wanted.header_row is not None:
         text = f"{expected} none of them in row {wanted.header_row}, which has {len(names)} fields"
@@ -162,6 +163,12 @@ def _missing_fault(names: Sequence[str], wanted: Wanted, header: Header | None) 
     text += f"; spelt in another case: {spelt}" if spelt else ""
     keys = ", ".join(dict.fromkeys(filter(None, (wanted.columns[name] for name in missing))))
     return f"{text}. Rename the column{f' or set {keys}' if keys else ''}."
+
+
+def _may_be_shown(header: Header, wanted: Wanted) -> bool:
+    """Return whether a row is a header after all, not one of cells that has a name by chance."""
+    cells = any(re.fullmatch(r"[\W\d_]+", name) for name in header.names)
+    return not cells and 0 < len(wanted.columns) <= 2 * header.fits[0]
 
 
 def repeated(names: Sequence[str]) -> list[str]:

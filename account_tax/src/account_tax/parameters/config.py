@@ -12,6 +12,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from account_tax.confidential import hide_secrets
 from account_tax.errors import Refused
 from account_tax.faults import hint, nearest, tell
 from account_tax.storage.files import canonical_sha256
@@ -433,6 +434,7 @@ def kind_of(key: str, section: Section) -> Any:
 
 def _show(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    text = hide_secrets(text)
     if not text.isprintable():  # a fault is one line
         text = json.dumps(text, ensure_ascii=False)
     return text if 0 < len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…" if text else "''"

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict, get_origin, 
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from account_tax.confidential import holds_secret
+
 from .kinds import Help, Section, Words, is_flag
 from .library_fields import class_fields
 
@@ -42,8 +44,15 @@ def _encoding(value: str) -> str:
 
 
 def _registered_name(value: str) -> str:
-    if not value.strip() or re.search("[/:]", value):
+    fits = value.isprintable() and len(value.strip()) > 0 and len(value) <= LONGEST_NAME
+    if not fits or re.search(r"""[/:@#?%"'`\\]""", value):
         raise ValueError("not a registered model's name")
+    return value
+
+
+def _source(value: str) -> str:
+    if holds_secret(value):
+        raise ValueError("says who asks for it")
     return value
 
 
@@ -59,6 +68,7 @@ def _metric_name(value: str) -> str:
     return value
 
 
+LONGEST_NAME = 256  # of a registered model in MLflow's database
 METRICS = ("loss", "accuracy", "f1", "precision", "recall")
 Count = Annotated[int, Field(ge=1), Words("a whole number of at least 1")]
 Natural = Annotated[int, Field(ge=0), Words("a whole number of at least 0")]
@@ -75,6 +85,16 @@ Steps = Annotated[
     Words("a whole number of at least 1, or a fraction of the run below 1"),
 ]
 Name = Annotated[str, Field(min_length=1), Words("a name")]
+Source = Annotated[
+    str,
+    Field(min_length=1),
+    AfterValidator(_source),
+    Words(
+        "a path or URI without password and query, since it is recorded. Give credentials by the "
+        "environment (AWS_ACCESS_KEY_ID, AZURE_STORAGE_CONNECTION_STRING), download what a signed "
+        "link leads to, and change what you have typed: `mlflow run` stores every -P"
+    ),
+]
 File = Annotated[Path, Words("a path")]
 Names = Annotated[list[Name], Field(min_length=1), Words("a list of at least one name")]
 Sizes = Annotated[
@@ -91,7 +111,11 @@ Reference = Annotated[str, Field(pattern=r"^[\w-]+$"), Words("a version's number
 Encoding = Annotated[
     str, AfterValidator(_encoding), Words("an encoding, such as cp949, cp1252 or utf-16")
 ]
-RegisteredName = Annotated[str, AfterValidator(_registered_name), Words("a name without / and :")]
+RegisteredName = Annotated[
+    str,
+    AfterValidator(_registered_name),
+    Words(f"a name of at most {LONGEST_NAME} characters, no quotes and none of / : @ # ? %"),
+]
 Metric = Annotated[
     str, AfterValidator(_metric_name), Words(f"one of {', '.join(METRICS)} (eval_ may precede)")
 ]
@@ -154,7 +178,7 @@ class Split(TypedDict):
 class Data(TypedDict):
     """The ledger and how it is read."""
 
-    source: Name
+    source: Source
     encoding: Encoding | None
     header_row: Count | None
     sheet: Name | None
@@ -199,6 +223,7 @@ class Gates(TypedDict):
     locked_environment: bool
     clean_tree: bool
     cold_load_verified: bool
+    signed: bool
     reproduced: Literal["bitwise", "within tolerance"] | None
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from account_tax.confidential import without_quotes
 from account_tax.ledger.amounts import sum_amounts
 from account_tax.ledger.joined import JoinedFiles
 from account_tax.ledger.rows import Rows
@@ -57,6 +58,7 @@ class Desk:
         return answers
 
 
+@without_quotes
 def file_ledger(
     desk: Desk,
     source: JoinedFiles,

@@ -7,6 +7,7 @@ one move after it, is there; parts of another input, model or set of options are
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -117,6 +118,8 @@ def open_journal(output: Path, key: Mapping[str, Any]) -> Iterator[tuple[Journal
     with ExitStack() as held:
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
+            if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+                raise OSError(0, f"{folder.name} there is not this user's own")
             held.enter_context(hold(folder / "lock"))
         except Held as err:
             raise Refused(

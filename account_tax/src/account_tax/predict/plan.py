@@ -11,6 +11,7 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
+from account_tax.confidential import without_quotes
 from account_tax.errors import Refused
 from account_tax.faults import tell
 from account_tax.ledger.joined import JoinedFiles
@@ -78,6 +79,7 @@ class Plan:
         }
 
 
+@without_quotes
 def make_plan(client: MlflowClient, options: Options, scratch: Path) -> Plan:
     """Return the prediction that is asked for.
 

@@ -27,6 +27,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
 
+from account_tax.storage.files import no_link
+
 LAUNCH = "deepspeed.launcher.launch"
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg", "/dev/accel")
 # What stops a stage or the launcher; a fork has its parent's handlers until it sets its own.
@@ -150,7 +152,7 @@ def start_process(
     words = _module_words(command)
     if words and _interpreter and (forked := _interpreter.start(words, cwd, environment, log)):
         return forked
-    with log.open("ab") as output:
+    with open(log, "ab", opener=no_link) as output:
         return subprocess.Popen(
             command,
             cwd=cwd,
@@ -231,7 +233,7 @@ def _answer(orders: socket.socket, unread: bytes) -> bytes:
         pass
     *lines, unread = unread.split(b"\n")
     for order in map(json.loads, lines):
-        with open(order["log"], "ab") as log:
+        with open(order["log"], "ab", opener=no_link) as log:
             pid = _fork(order["words"], order["env"], log, log, order["cwd"])
         _say(orders, pid, None)
     with suppress(ChildProcessError):

@@ -102,6 +102,26 @@ def verify_key(given: Path | None = None) -> Path | None:
     return given or (Path(set_for_all) if set_for_all else None)
 
 
+def key_in_use() -> str:
+    """Return the fingerprint of the key that everything has to be signed by; empty: none is set."""
+    file = verify_key()
+    return fingerprint(load_public_key(file)) if file else ""
+
+
+def signer_faults(sign_key: str | None) -> list[str]:
+    """Return why a decision can't be signed as the key that is in use asks."""
+    try:
+        own = sign_key and fingerprint(load_private_key(Path(sign_key)).public_key())
+        if (wanted := key_in_use()) and own != wanted:
+            return [
+                f"registry.sign_key = {sign_key}: {VERIFY_VARIABLE} is set, so a decision has to "
+                "be signed by that key. Give it (-P registry.sign_key=FILE)."
+            ]
+    except SignatureError as err:
+        return [str(err)]
+    return []
+
+
 def key_faults(given: Path | None) -> list[str]:
     """Return what is wrong with the file of the key that signatures are to be by."""
     try:
@@ -197,8 +217,13 @@ def read_signed(bundle: Path, key: PublicKey) -> bytes:
             f"{bundle.name}: there is no such signature. Train with -P sign_key=FILE, or do "
             "without a key to verify with."
         )
+    return read_bundle(bundle.name, bundle.read_bytes(), key)
+
+
+def read_bundle(name: str, bundle: bytes | str, key: PublicKey) -> bytes:
+    """Return what the signature of a bundle of this name is over; raises as `read_signed`."""
     try:
-        content: Mapping[str, Any] = json.loads(bundle.read_text(encoding="utf-8"))
+        content: Mapping[str, Any] = json.loads(bundle)
         envelope = content["dsseEnvelope"]
         payload = base64.b64decode(envelope["payload"], validate=True)
         (signature,) = envelope["signatures"]
@@ -206,17 +231,17 @@ def read_signed(bundle: Path, key: PublicKey) -> bytes:
         hint = content["verificationMaterial"]["publicKey"].get("hint")
         known = content["mediaType"] == MEDIA_TYPE and envelope["payloadType"] == PAYLOAD_TYPE
     except (ValueError, KeyError, TypeError, AttributeError) as err:
-        raise SignatureError(f"{bundle.name}: not a signature ({type(err).__name__}).") from None
+        raise SignatureError(f"{name}: not a signature ({type(err).__name__}).") from None
     if not known:
-        raise SignatureError(f"{bundle.name}: a signature of another kind.")
+        raise SignatureError(f"{name}: a signature of another kind.")
     if hint and hint != fingerprint(key):
         raise SignatureError(
-            f"{bundle.name}: signed by the key {hint[:16]}…, expected {fingerprint(key)[:16]}…."
+            f"{name}: signed by the key {hint[:16]}…, expected {fingerprint(key)[:16]}…."
         )
     try:
         key.verify(raw, _pre_authentication(payload), ECDSA(SHA256()))
     except InvalidSignature:
-        raise SignatureError(f"{bundle.name}: the signature is not of what it holds.") from None
+        raise SignatureError(f"{name}: the signature is not of what it holds.") from None
     return payload
 
 

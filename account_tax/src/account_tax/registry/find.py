@@ -9,6 +9,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from account_tax.errors import Refused
+from account_tax.tracking.store import condition
 
 GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # deleted for good, or never one
 DENIED = {"PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"}
@@ -38,7 +39,8 @@ def find_version(client: MlflowClient, name: str, reference: str) -> ModelVersio
 
 
 def _what_there_is(client: MlflowClient, name: str) -> str:
-    numbers = sorted(int(each.version) for each in client.search_model_versions(f"name = '{name}'"))
+    found = client.search_model_versions(condition("name", name))
+    numbers = sorted(int(each.version) for each in found)
     if not numbers:
         return f"Nothing is registered as {name}."
     aliases = client.get_registered_model(name).aliases

@@ -32,7 +32,15 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from account_tax.errors import Refused
+from account_tax.provenance.signing import (
+    VERIFY_VARIABLE,
+    SignatureError,
+    load_public_key,
+    read_bundle,
+    verify_key,
+)
 from account_tax.storage.files import canonical_sha256
+from account_tax.tracking.store import condition
 
 from .find import DENIED, GONE
 
@@ -42,6 +50,7 @@ RUN_TAG = "review_history_run"  # of the experiment
 HISTORY_TAG = "review_history"  # of the registered model and of decided versions: the run's id
 MARK_PARAM = "review_entry"  # of the runs that an entry is about: whose history, number, digest
 ENTRY_FOLDER = "entries"
+SIGNED = ".sig"  # after the name of an entry's file: its signature's
 BEFORE_FIRST = "0" * 64  # previous_sha256 of entry 1
 
 
@@ -198,9 +207,10 @@ def load_history(
         return History(None, {}, [], [])
     digests = read_digests(client, run_id)
     texts = {file_of(entry.n, entry.sha256): render_entry(entry) for entry in known}
+    entries, faults = list[Entry](), list[str]()
     if not {file_of(*each) for each in digests.items()} <= texts.keys():
         texts = _read_files(client, run_id)
-    entries, faults = [], []
+        faults += _signature_faults(model, digests, texts)
     for n in range(1, max(digests, default=0) + 1):
         entry, fault = _check_entry(n, digests, texts)
         entries += [entry] if entry else []
@@ -266,7 +276,7 @@ def find_marks(client: MlflowClient, model: RegisteredModel) -> Iterator[tuple[s
     """Yield run, number and digest of each mark of a model's history, deleted runs among them."""
     experiments = [each.experiment_id for each in client.search_experiments(ViewType.ALL)]
     whose = marked_value(model, 0, "").partition(":")[0]
-    token, wanted = None, f"params.{MARK_PARAM} LIKE '{whose}:%'"
+    token, wanted = None, condition(f"params.{MARK_PARAM}", f"{whose}:%", "LIKE")
     while token != "":
         found = client.search_runs(experiments, wanted, ViewType.ALL, page_token=token)
         for run in found:
@@ -333,6 +343,46 @@ def _check_entry(
     return entry, None
 
 
+def _signature_faults(
+    model: RegisteredModel, digests: Mapping[int, str], texts: Mapping[str, str]
+) -> list[str]:
+    """Return a fault for each entry from the first signed one on, else the last, without signature.
+
+    A signature covers the entries before it too: each names the digest of the one before.
+    """
+    if not (file := verify_key()) or not digests:
+        return []
+    key = load_public_key(file)
+
+    def is_signed(n: int) -> bool:
+        name = file_of(n, digests[n]) + SIGNED
+        with suppress(SignatureError):
+            return read_bundle(name, texts.get(name, ""), key) == entry_statement(
+                model, n, digests[n]
+            )
+        return False
+
+    signed = {n for n in digests if is_signed(n)}
+    first = min(signed, default=max(digests))
+    return [
+        f"entry {n}: it is not signed by the key that {VERIFY_VARIABLE} names."
+        for n in digests
+        if n >= first and n not in signed
+    ]
+
+
+def entry_statement(model: RegisteredModel, n: int, sha256: str) -> bytes:
+    """Return what a reviewer signs of an entry: in-toto, without the name, which may change."""
+    subject = f"entry {n} about the registered model created {model.creation_timestamp}"
+    statement = {
+        "_type": "https://in-toto.io/Statement/v1",
+        "subject": [{"name": subject, "digest": {"sha256": sha256}}],
+        "predicateType": "https://account-tax/review/v1",
+        "predicate": {},
+    }
+    return json.dumps(statement, sort_keys=True).encode()
+
+
 # --- appending ------------------------------------------------------------------------------------
 
 
@@ -360,14 +410,18 @@ def open_run(client: MlflowClient, model: RegisteredModel) -> str:
     return run_id
 
 
-def write_entry(client: MlflowClient, run_id: str, entry: Entry) -> None:
-    """Write the file of a sealed entry; nothing refers to it yet, so nothing is decided.
+def write_entry(
+    client: MlflowClient, run_id: str, entry: Entry, signature: Mapping[str, Any] | None = None
+) -> None:
+    """Write the file of a sealed entry, and its signature's; nothing refers to it yet.
 
     Raises:
         HistoryError: If the store does not give back what was written.
     """
     name = file_of(entry.n, entry.sha256)
     path = f"{ENTRY_FOLDER}/{name}"
+    if signature:
+        client.log_text(run_id, json.dumps(signature), path + SIGNED)
     client.log_text(run_id, render_entry(entry), path)
     if _read_files(client, run_id, path) != {name: render_entry(entry)}:
         raise HistoryError(f"the artifact store does not give back what was written to {name}.")

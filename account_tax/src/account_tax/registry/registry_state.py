@@ -16,6 +16,7 @@ from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 from account_tax.errors import Refused
 from account_tax.storage.names import CONTENT_TAG
+from account_tax.tracking.store import condition
 
 from .history import (
     HISTORY_TAG,
@@ -94,7 +95,7 @@ def read_registry(client: MlflowClient, name: str, known: Iterable[Entry] = ()) 
         HistoryError: If its history is deleted.
     """
     model = client.get_registered_model(name)  # first: its tags may lag behind entries, not lead
-    found = client.search_model_versions(f"name = '{name}'")
+    found = client.search_model_versions(condition("name", name))
     versions = {int(version.version): version for version in found}
     return RegistryState(model, versions, load_history(client, model, known))
 

@@ -2,6 +2,7 @@
 
 import html
 import math
+import re
 from collections.abc import Iterable, Sequence
 
 
@@ -12,9 +13,16 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def escape_cell(text: object) -> str:
-    """Return a text that stays within one cell and shows as it is."""
-    line = html.escape(" ".join(str(text).split()), quote=False)
-    return line.replace("\\", "\\\\").replace("|", "\\|")
+    """Return a text that stays within one cell, or line, and shows as it is; so does code."""
+    line = " ".join(str(text).split())
+    if re.fullmatch(r"`[^`|<>]+`", line):
+        return line
+    return re.sub(r"([\\`*|\[\]])", r"\\\1", html.escape(line, quote=False))
+
+
+def code(text: object) -> str:
+    """Return a name as code, whatever it is made of."""
+    return f"`{re.sub('[`|<>]', '?', ' '.join(str(text).split()))}`"
 
 
 def format_number(value: float | None, form: str = ".4f") -> str:

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator
 
 from account_tax.parameters.kinds import Help, Words
 from account_tax.parameters.options import VersionOptions
-from account_tax.parameters.schema import File, Name, Natural
+from account_tax.parameters.schema import File, Natural, Source
 from account_tax.provenance.signing import key_faults
 
 Rung = Literal["R0", "R1", "R2", "R3"]
@@ -40,7 +40,7 @@ class Request(VersionOptions):
         Literal["ask", "yes", "no"], Help("Whether R3 may run the recorded code here.")
     ] = "ask"
     seeds: Annotated[Natural, Help("Trainings with other seeds, where weights differ.")] = 3
-    data: Annotated[Name | None, Help("Where the ledger is now, if it has moved.")] = None
+    data: Annotated[Source | None, Help("Where the ledger is now, if it has moved.")] = None
     verify_key: Annotated[File | None, Help("PEM file of the key that has to have signed.")] = None
 
 

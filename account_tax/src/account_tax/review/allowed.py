@@ -36,6 +36,7 @@ class Proposal:
         gates: The gates' results for the version.
         waive: Names of gates that did not pass and shall not hinder the approval.
         expires: Last day of the approval, ISO 8601.
+        sign_key: PEM file of the key that signs the entry.
     """
 
     decision: str
@@ -46,6 +47,7 @@ class Proposal:
     gates: list[GateResult] = field(default_factory=list)
     waive: list[str] = field(default_factory=list)
     expires: str | None = None
+    sign_key: str | None = None
 
     def faults(self) -> list[str]:
         """Return what is wrong with its words, the gates being those that were measured."""

@@ -31,7 +31,7 @@ from account_tax.reporting.description import write_section
 from account_tax.storage.files import sha256_of
 from account_tax.storage.names import TAG
 from account_tax.tracking.owned_run import OwnedRun
-from account_tax.tracking.store import tracking_uri
+from account_tax.tracking.store import page, tracking_uri
 
 from .allowed import Proposal
 from .decision import decide
@@ -99,7 +99,7 @@ def _review_and_decide(client: MlflowClient, run: OwnedRun, request: Request) ->
     now = datetime.now(UTC)
     proposal = Proposal(
         request.decision or "", request.reviewer, request.reason, now, run.run_id,
-        waive=request.waive, expires=request.expires,
+        waive=request.waive, expires=request.expires, sign_key=request.registry.get("sign_key"),
     )  # fmt: skip
     if request.decision == "rollback":
         _roll_back(client, request.name, proposal)
@@ -158,7 +158,9 @@ def review_version(
     }
     show(findings)
     log_review(client, run, version, findings)
-    click.echo(f"report: {FOLDER}/{REPORT} of run {run.run_id}")
+    experiment = client.get_run(run.run_id).info.experiment_id
+    path = f"experiments/{experiment}/runs/{run.run_id}/artifacts/{FOLDER}/{REPORT}"
+    click.echo(f"report: {FOLDER}/{REPORT} of run {run.run_id}\nsee {page(run.tracking_uri, path)}")
     return gate_results(findings)
 
 

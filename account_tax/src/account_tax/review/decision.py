@@ -10,17 +10,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date
+from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from account_tax.errors import Failed, Refused
+from account_tax.provenance.signing import load_private_key, sign_statement
 from account_tax.registry.find import DENIED, find_version
 from account_tax.registry.history import (
     BEFORE_FIRST,
     Entry,
     EntryTakenError,
+    entry_statement,
     open_run,
     read_digests,
     record_entry,
@@ -122,7 +125,7 @@ def decide(
                 author = author_of(client, subject)
                 check_proposal(registry, subject, author, proposal)
             entry = _draft(registry, subject, author, proposal)
-        recorded = _record(client, registry, entry)
+        recorded = _record(client, registry, entry, proposal.sign_key)
         return Decision(
             recorded, _notes(recorded, expiry_of(registry.history.entries, entry.version))
         )
@@ -167,16 +170,21 @@ def _draft(
     )
 
 
-def _record(client: MlflowClient, registry: RegistryState, entry: Entry) -> Entry:
+def _record(
+    client: MlflowClient, registry: RegistryState, entry: Entry, sign_key: str | None
+) -> Entry:
     """Return the entry, recorded and shown. Recording it is the moment the decision stands."""
-    name = registry.model.name
+    name, signature = registry.model.name, None
+    if sign_key:
+        raw = entry_statement(registry.model, entry.n, entry.sha256)
+        signature = sign_statement(raw, load_private_key(Path(sign_key)))
     with _before_recording(client, name):
         run_id = open_run(client, registry.model)
         link_history(client, registry, run_id, entry.version)
         if entry.aliases_before.keys() - entry.aliases_after.keys():
             # Some servers let a user set an alias and not delete one: learn it before, not after.
             client.delete_registered_model_alias(name, PROBE_ALIAS)
-        write_entry(client, run_id, entry)
+        write_entry(client, run_id, entry, signature)
     with _while_recording(client, name, run_id, entry):
         record_entry(client, run_id, entry)
     try:

@@ -16,7 +16,7 @@ import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
-from account_tax.confidential import public_source
+from account_tax.confidential import public_source, without_quotes
 from account_tax.errors import Refused
 from account_tax.ledger.reading import DataError, read_columns, read_ledger
 from account_tax.ledger.splitting import split_ledger
@@ -136,6 +136,7 @@ class Evidence:
         return found
 
 
+@without_quotes
 def gather_evidence(
     challenger: Contender,
     champion: Contender | None,

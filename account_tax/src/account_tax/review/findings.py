@@ -12,6 +12,7 @@ import pandas as pd
 from account_tax.confidential import public_source
 from account_tax.ledger.reading import describe_rare
 from account_tax.model.ngrams import MOST_ROWS
+from account_tax.provenance.signing import key_in_use
 from account_tax.provenance.statement import NOT_RECORDED
 from account_tax.storage.names import CONTENT_TAG
 
@@ -303,6 +304,7 @@ def _measured(evidence: Evidence, findings: Findings) -> Measured:
         tags=evidence.challenger.version.tags,
         run_tags=evidence.challenger.record.tags,
         environment=evidence.challenger.record.environment,
+        checked_by=key_in_use(),  # it is what the download was checked by
         rare=[each["label"] for each in classes if each["label"] in rare and not each["rows"]],
     )
 

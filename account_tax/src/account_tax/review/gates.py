@@ -15,6 +15,7 @@ from mlflow.models.evaluation.validation import (
 
 from account_tax.faults import shorten
 from account_tax.provenance.code import BEFORE
+from account_tax.provenance.signing import VERIFY_VARIABLE
 from account_tax.storage.names import VERDICT_TAG, VERIFIED_TAG
 
 from .baselines import TFIDF, TITLES
@@ -62,6 +63,7 @@ class Measured:
         tags: Of the version.
         run_tags: Of the run that trained it, without their prefix.
         environment: environment.json of that run; None where it was not recorded.
+        checked_by: Fingerprint of the key it was found signed by; empty: none is set.
         rare: Labels that were kept out of the test split.
     """
 
@@ -76,6 +78,7 @@ class Measured:
     run_tags: Mapping[str, str]
     environment: Mapping[str, Any] | None
     rare: Collection[str] = ()
+    checked_by: str = ""
 
 
 def evaluate_gates(gates: Mapping[str, Any], measured: Measured) -> list[GateResult]:
@@ -134,6 +137,7 @@ def _measures(floor_rows: int) -> dict[str, Callable[[str, Any, Measured], GateR
         "locked_environment": _locked_environment,
         "clean_tree": _clean_tree,
         "cold_load_verified": _cold_load_verified,
+        "signed": _signed,
         "reproduced": _reproduced,
     }
 
@@ -299,6 +303,14 @@ def _cold_load_verified(name: str, _: bool, measured: Measured) -> GateResult:
         else "No fresh process has repeated the trainer's logits."
     )
     return _result(name, verified, str(verified).lower(), "true", why)
+
+
+def _signed(name: str, _: bool, measured: Measured) -> GateResult:
+    if not measured.checked_by:
+        why = f"No key is known to check a signature with; {VERIFY_VARIABLE} names one."
+        return _not_measured(name, "signed", why)
+    why = "All that is loaded, read or run of the version is signed by this key."
+    return _result(name, True, f"key {measured.checked_by[:16]}", "signed", why)
 
 
 def _reproduced(name: str, wanted: str, measured: Measured) -> GateResult:

@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 
 from account_tax.parameters.kinds import Help
 from account_tax.parameters.options import VersionOptions
-from account_tax.parameters.schema import Name
+from account_tax.parameters.schema import Name, Source
+from account_tax.provenance.signing import signer_faults
 
 from .allowed import KNOWN_AUTHOR, faults_of_words
 from .gates import gate_names
@@ -32,7 +33,7 @@ class Request(VersionOptions):
     slices: Annotated[list[Name], Help("Columns of the ledger: region,merchant_type.")] = field(
         default_factory=list[str]
     )
-    data: Annotated[Name | None, Help("Where the ledger is now, if it has moved.")] = None
+    data: Annotated[Source | None, Help("Where the ledger is now, if it has moved.")] = None
     history: Annotated[bool, Help("Print every decision.")] = False
     verify_history: Annotated[bool, Help("Check the chain of decisions.")] = False
 
@@ -60,6 +61,7 @@ def _decision_faults(asked: Request) -> Iterator[str]:
     if asked.reads_only:
         shown = f"decision = {asked.decision} (-P decision)"
         yield f"{shown}: history only shows what was decided. Leave one of them out."
+    yield from signer_faults(asked.registry.get("sign_key"))
     yield from faults_of_words(
         asked.decision, asked.reviewer, asked.reason, asked.waive, asked.expires,
         [*gate_names(), KNOWN_AUTHOR], datetime.now(UTC),

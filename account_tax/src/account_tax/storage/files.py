@@ -43,7 +43,7 @@ def hold(
         Held: If another process holds it, for as long as there is patience.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a+", encoding="utf-8") as handle:
+    with open(file, "a+", encoding="utf-8", opener=no_link) as handle:
         try:
             lock(handle, patience_seconds)
         except BlockingIOError:
@@ -55,6 +55,11 @@ def hold(
             handle.flush()
 
         yield sign
+
+
+def no_link(path: str | Path, flags: int) -> int:
+    """Open a file, for `open`, and never the one that a planted link leads to."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
 
 def lock(handle: IO[Any] | int, patience_seconds: float) -> None:
@@ -89,7 +94,8 @@ def write_json(path: Path, content: Any) -> None:
 def write_whole(path: Path, text: str, *, synced: bool = True) -> None:
     """Write a file that is never seen half written; synced, not after a power cut either."""
     scratch = path.with_name(f".{path.name}.new")
-    scratch.write_text(text, encoding="utf-8")
+    with open(scratch, "w", encoding="utf-8", opener=no_link) as file:
+        file.write(text)
     if synced:
         sync(scratch)
     scratch.replace(path)

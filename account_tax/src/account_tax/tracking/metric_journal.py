@@ -19,7 +19,7 @@ from typing import NamedTuple
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 
-from account_tax.storage.files import lock, write_whole
+from account_tax.storage.files import lock, no_link, write_whole
 from account_tax.storage.names import METRICS_FOLDER
 
 MAX_BATCH = 1000  # metrics a request: MLflow's own limit
@@ -54,7 +54,7 @@ class MetricJournal:
     def __init__(self, file: Path):
         file.parent.mkdir(parents=True, exist_ok=True)
         self.file, self.dropped = file, 0
-        self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._descriptor = no_link(file, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         self._lock()
         self._size = _cut_half_line(self._descriptor)
         self._last = {point.key: point for point in read_points(file)}

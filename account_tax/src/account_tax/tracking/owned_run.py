@@ -27,6 +27,7 @@ from mlflow.utils.mlflow_tags import (
 )
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 
+from account_tax.confidential import hide_secrets
 from account_tax.processes.identity import identify
 from account_tax.provenance.code import PACKAGE, git
 from account_tax.storage.names import TAG, VERIFIED_TAG
@@ -39,6 +40,7 @@ from .store import (
     TrackingAway,
     TrackingError,
     answers_soon,
+    condition,
     experiment_id,
     is_final,
     refuse_another_store,
@@ -77,8 +79,11 @@ class OwnedRun:
                 tags = client.get_run(run_id).data.tags
                 had_owner = OWNER_TAG in tags
                 owned = cls.reopen(client, run_id, uri)
-                for key in origin_of(project).keys() - tags.keys():
-                    client.set_tag(run_id, key, origin_of(project)[key])
+                # MLflow has tagged where the project came from, with a git remote's password.
+                clean = {key: hide_secrets(text) for key, text in tags.items()}
+                for key, text in (origin_of(project) | clean).items():
+                    if tags.get(key) != text:
+                        client.set_tag(run_id, key, text)
                 owned._is_new = not had_owner
                 return owned
             # From its first moment, so that it can be closed, and is somebody's.
@@ -145,7 +150,7 @@ class OwnedRun:
         """
         logged = self._client.get_run(self.run_id).data.params
         params = [
-            Param(key, str(value)[:MAX_PARAM_VAL_LENGTH])
+            Param(key, hide_secrets(str(value))[:MAX_PARAM_VAL_LENGTH])
             for key, value in sorted(values.items())
             if key not in logged
         ]
@@ -155,7 +160,11 @@ class OwnedRun:
     def set_tags(self, tags: Mapping[str, str | None]) -> None:
         """Set tags of the run; one that is None goes."""
         self._is_new = False
-        given = {key: text[:MAX_TAG_VAL_LENGTH] for key, text in tags.items() if text is not None}
+        given = {
+            key: hide_secrets(text)[:MAX_TAG_VAL_LENGTH]
+            for key, text in tags.items()
+            if text is not None
+        }
         entries = [RunTag(key, text) for key, text in given.items()]
         self._client.log_batch(self.run_id, tags=entries)
         if gone := tags.keys() - given.keys():
@@ -183,7 +192,7 @@ class OwnedRun:
         """Set tags of another run, if the server knows it."""
         with suppress(MlflowException):
             for key, value in tags.items():
-                self._client.set_tag(run_id, key, value[:MAX_TAG_VAL_LENGTH])
+                self._client.set_tag(run_id, key, hide_secrets(value)[:MAX_TAG_VAL_LENGTH])
 
     def log_metrics(self, metrics: Mapping[str, float]) -> None:
         """Log each metric once, as the command's result."""
@@ -193,7 +202,7 @@ class OwnedRun:
 
     def log_text(self, text: str, name: str) -> None:
         """Store a text as an artifact of the run."""
-        self._client.log_text(self.run_id, text, name)
+        self._client.log_text(self.run_id, hide_secrets(text), name)
 
     def log_bytes(self, raw: bytes, name: str) -> None:
         """Store bytes as an artifact of the run."""
@@ -203,28 +212,28 @@ class OwnedRun:
             self._client.log_artifact(self.run_id, str(file))
 
     def salvage(self, logs: Iterable[Path]) -> None:
-        """Attach the logs of a run that did not finish, and take back what it half registered.
+        """Take back what a run that did not finish half registered, and attach its logs.
 
-        Raises:
-            TrackingError: If the server does not answer.
+        It never raises: where server or disk can't do it, the next attempt does.
         """
-        with answers_soon(self.tracking_uri):
+        with suppress(Exception), answers_soon(self.tracking_uri):
+            self._withdraw_unverified()
+        with suppress(Exception), answers_soon(self.tracking_uri):
             for log in logs:
                 self._client.log_artifact(self.run_id, str(log), "logs")
-            self._withdraw_unverified()
 
     def _withdraw_unverified(self) -> None:
         """Delete this run's versions that no cold load has confirmed, and models of no version."""
         client, kept = self._client, set[str | None]()
-        for version in client.search_model_versions(f"run_id = '{self.run_id}'"):
+        for version in client.search_model_versions(condition("run_id", self.run_id)):
             if version.tags.get(VERIFIED_TAG) == "true":
                 kept.add(version.source)
                 continue
             client.delete_model_version(version.name, version.version)
-            if not client.search_model_versions(f"name = '{version.name}'"):
+            if not client.search_model_versions(condition("name", version.name)):
                 client.delete_registered_model(version.name)
         experiment = self._client.get_run(self.run_id).info.experiment_id
-        mine = f"source_run_id = '{self.run_id}'"
+        mine = condition("source_run_id", self.run_id)
         for model in client.search_logged_models([experiment], filter_string=mine):
             if f"models:/{model.model_id}" not in kept:
                 client.delete_logged_model(model.model_id)

@@ -10,6 +10,8 @@ from mlflow.entities import Run
 from account_tax.processes.identity import parse_identity, state_of
 from account_tax.storage.names import TAG
 
+from .store import condition
+
 OWNER_TAG = f"{TAG}owner"
 REASON_TAG = f"{TAG}reason"
 REFUSED_TAG = f"{TAG}refused"  # true: its command was refused before it did anything
@@ -32,7 +34,7 @@ def close_dead_runs(client: MlflowClient) -> list[str]:
         The ids of the runs that were closed.
     """
     experiments = [each.experiment_id for each in client.search_experiments()]
-    mine = f"tags.`{OWNER_TAG}` LIKE 'host={socket.gethostname()} %'"
+    mine = condition(f"tags.`{OWNER_TAG}`", f"host={socket.gethostname()} %", "LIKE")
     running = f"attributes.status = 'RUNNING' and {mine}"
     found = client.search_runs(experiments, running, max_results=MAX_FOUND)
     closed = []

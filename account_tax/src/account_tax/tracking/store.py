@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import sqlite3
+import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 
 import psutil
 from mlflow import MlflowClient
+from mlflow.entities import LifecycleStage
 from mlflow.exceptions import MlflowException
 
 from account_tax.errors import Failed, Refused
@@ -17,6 +20,7 @@ DEFAULT_EXPERIMENT = "Default"  # where `mlflow run` puts its runs, too
 PATIENCE_VARIABLE = "ACCOUNT_TAX_TRACKING_PATIENCE"  # seconds
 PATIENCE_SECONDS = 120.0  # how long the end of a run waits for a server that is away
 RETRY_SECONDS = 2.0
+LOCKED_SECONDS = 10.0  # how long a store that another process holds is waited for
 FINAL_ANSWERS = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "PERMISSION_DENIED")
 SHORT_WAITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
@@ -44,10 +48,86 @@ def tracking_uri(project: Path) -> str:
     """Return the store of runs and models: MLFLOW_TRACKING_URI, or mlflow.db in the project.
 
     A relative path of SQLite is made absolute, so that every stage finds the same file.
+
+    Raises:
+        TrackingError: If a file can't be the store, which MLflow would try for 90 s to find out.
     """
+    own = project.resolve() / "mlflow.db"
     given = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project / 'mlflow.db'}"
     file = _relative_file(given)
-    return given if file is None else absolute_store(given, _folder_meant(file))
+    uri = given if file is None else absolute_store(given, _folder_meant(file))
+    if fault := _file_fault(uri):
+        raise TrackingError(f"MLFLOW_TRACKING_URI = {uri}: {fault}")
+    if Path(_path_of(uri)) == own and (old := moved_from(own)):
+        raise TrackingError(
+            f"{own}: the artifacts of its runs are recorded below {old}, where nothing is, and lie "
+            f"below {own.parent}: the folder was moved. `kedro runs --moved_from {old}` rewrites "
+            "the recorded paths of this store; nothing else is touched."
+        )
+    return uri
+
+
+def _file_fault(uri: str) -> str:
+    """Return why the file of a store can't be used, and what to do; empty: it can, or is none."""
+    file = _path_of(uri)
+    if uri.partition(":///")[0].split("+")[0] != "sqlite" or file in ("", ":memory:"):
+        return ""
+    try:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        if not Path(file).exists():  # it is not for this to make it
+            tempfile.TemporaryFile(dir=Path(file).parent).close()
+            return ""
+        with closing(sqlite3.connect(file, timeout=LOCKED_SECONDS)) as store:
+            store.execute("BEGIN IMMEDIATE")
+    except (OSError, sqlite3.Error) as err:
+        advice = "Give a file that can be written to."
+        if "locked" in str(err):
+            advice = "Another process holds it: wait for its end, or look for one that hangs."
+        if "not a database" in str(err):
+            advice = "Restore it from a backup, or give another file."
+        return f"{getattr(err, 'strerror', None) or err}. {advice}"
+    return ""
+
+
+# Where a store keeps the absolute paths of artifacts.
+PLACES = {
+    "experiments": "artifact_location",
+    "runs": "artifact_uri",
+    "logged_models": "artifact_location",
+    "model_versions": "storage_location",
+}
+
+
+def moved_from(store: Path) -> str:
+    """Return where a project's own artifacts were, if its folder was moved since; else nothing."""
+    if not store.is_file():
+        return ""
+    with closing(sqlite3.connect(store)) as database, suppress(sqlite3.Error):
+        for (place,) in database.execute("SELECT artifact_location FROM experiments"):
+            old = str(place).removeprefix("file://").rpartition("/mlruns/")[0]
+            here = store.parent / "mlruns"
+            if old and not Path(old, "mlruns").exists() and Path(old) != store.parent:
+                return old if here.exists() else ""
+    return ""
+
+
+def rewrite_places(store: Path, old: str) -> int:
+    """Rewrite the paths below a project's former folder; return how many there were.
+
+    Raises:
+        TrackingError: If it was not moved from there.
+    """
+    if not old or moved_from(store) != old:
+        raise TrackingError(f"{store}: it was not moved from {old}. Nothing was changed.")
+    with closing(sqlite3.connect(store)) as database, database:
+        return sum(
+            database.execute(
+                f"UPDATE {table} SET {column} = replace({column}, ?, ?) "
+                f"WHERE {column} LIKE ? OR {column} LIKE ?",
+                (f"{old}/", f"{store.parent}/", f"{old}/%", f"file://{old}/%"),
+            ).rowcount
+            for table, column in PLACES.items()
+        )
 
 
 def absolute_store(uri: str, folder: Path | None = None) -> str:
@@ -113,6 +193,31 @@ def refuse_another_store(uri: str, run_id: str) -> None:
     )
 
 
+def page(uri: str, path: str) -> str:
+    """Return where MLflow shows something: its address, or what to start first.
+
+    Args:
+        uri: Of the tracking server or file.
+        path: In MLflow's pages, such as models/NAME/versions/1.
+    """
+    if uri.startswith("http"):
+        return f"{hide_secrets(uri.rstrip('/'))}/#/{path}"
+    start = f"mlflow server --backend-store-uri {hide_secrets(uri)}"
+    return f"http://127.0.0.1:5000/#/{path} once `{start}` runs"
+
+
+def condition(key: str, value: object, how: str = "=") -> str:
+    """Return MLflow's condition on a key's value; every filter string is made of these.
+
+    Raises:
+        Refused: If MLflow has no way to write the value.
+    """
+    quote = '"' if "'" in str(value) else "'"
+    if quote in str(value) or "\\" in str(value):
+        raise Refused(f"{key} = {value}: MLflow can't search for a name with such quotes.")
+    return f"{key} {how} {quote}{value}{quote}"
+
+
 @contextmanager
 def answers_soon(uri: str) -> Iterator[None]:
     """Turn errors of the store to TrackingError, and wait for a server seconds, not minutes."""
@@ -153,4 +258,9 @@ def experiment_id(client: MlflowClient) -> str:
         return given
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", DEFAULT_EXPERIMENT)
     experiment = client.get_experiment_by_name(name)
+    if experiment and experiment.lifecycle_stage != LifecycleStage.ACTIVE:
+        raise TrackingError(
+            f"MLFLOW_EXPERIMENT_NAME = {name}: this experiment was deleted. Restore it (mlflow "
+            f"experiments restore -x {experiment.experiment_id}), or give another name."
+        )
     return experiment.experiment_id if experiment else client.create_experiment(name)

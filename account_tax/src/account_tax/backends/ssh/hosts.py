@@ -23,7 +23,7 @@ from . import over_ssh
 CONNECT_SECONDS = 10
 COUNT_GPUS = "nvidia-smi -L 2>/dev/null; true"  # a line each; ssh's own status stays
 SSH_ARGS = "PDSH_SSH_ARGS_APPEND"  # deepspeed's variable for more options of ssh
-LINE = re.compile(r"(?P<host>[\w.@:-]+)\s+slots=(?P<slots>[1-9]\d*)\s*(#.*)?")
+LINE = re.compile(r"(?P<host>\w[\w.@:-]*)\s+slots=(?P<slots>[1-9]\d*)\s*(#.*)?")
 
 
 @dataclass(frozen=True)

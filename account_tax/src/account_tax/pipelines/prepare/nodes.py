@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset, DatasetDict
 
-from account_tax.confidential import public_source
+from account_tax.confidential import public_source, without_quotes
 from account_tax.ledger.reading import DataError, Ledger, read_ledger
 
 if TYPE_CHECKING:
@@ -125,6 +125,7 @@ def _label_map_sha256(data: dict[str, Any]) -> str | None:
 # --- n-grams --------------------------------------------------------------------------------------
 
 
+@without_quotes
 def fit_split_ngrams(
     splits: Mapping[str, pd.DataFrame], tokenized: DatasetDict, ngrams: dict[str, Any]
 ) -> dict[str, Tensor]:
@@ -163,6 +164,7 @@ def fit_split_ngrams(
 # --- describe -----------------------------------------------------------------------------------
 
 
+@without_quotes
 def describe_dataset(
     ledger: Ledger,
     splits: Mapping[str, pd.DataFrame],

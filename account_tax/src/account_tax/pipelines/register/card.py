@@ -12,7 +12,7 @@ from account_tax.model.calibration import least_rows
 from account_tax.model.licence import base_licence
 from account_tax.provenance.environment import environment_tags
 from account_tax.reporting.description import compose
-from account_tax.reporting.markdown import format_number, markdown_table
+from account_tax.reporting.markdown import code, escape_cell, format_number, markdown_table
 from account_tax.storage.names import CARD_FILE, LONGEST_TEXT
 
 Facts = Mapping[str, Any]
@@ -126,10 +126,10 @@ def _data(dataset: Facts) -> str:
         for name, split in dataset["splits"].items()
     ]
     return (
-        f"## Data\n\nSource `{source_name(dataset['source'])}`: {rows['read']:,} rows "
+        f"## Data\n\nSource {code(source_name(dataset['source']))}: {rows['read']:,} rows "
         f"read, {rows['kept']:,} kept; left out: {dropped or 'none'}. "
         f"Source sha256 `{dataset['source_sha256']}`.\n\n"
-        + f"{rare}\n\n" * bool(rare)
+        + f"{escape_cell(rare)}\n\n" * bool(rare)
         + markdown_table(["split", "rows", "sha256"], splits)
     )
 
@@ -141,7 +141,7 @@ def _base_and_parameters(facts: Facts) -> str:
     micro_batch = deepspeed["train_micro_batch_size_per_gpu"]
     accumulation = deepspeed.get("gradient_accumulation_steps", 1)
     rows = {
-        "base": f"`{base['name']}`",
+        "base": code(base["name"]),
         "base revision": base["revision"] and f"`{base['revision']}`",
         "base weights sha256": f"`{base['sha256']}`",
         "base licence": base_licence(base["name"]),
@@ -199,12 +199,12 @@ def _scores(calibration: Facts | None, metrics: Facts) -> str:
 
 
 def _use(facts: Facts) -> str:
-    columns = facts["settings"]["text_columns"]
+    columns = " ".join(", ".join(facts["settings"]["text_columns"]).split())
     return (
         "## Use\n\nTo propose an account for a line, with a score, to a person who decides.\n\n"
         "```python\nimport mlflow\n"
         f'model = mlflow.pyfunc.load_model("models:/{facts["name"]}/<version>")\n'
-        f"model.predict(frame)  # columns {', '.join(columns)} -> label, score\n```"
+        f"model.predict(frame)  # columns {columns} -> label, score\n```"
     )
 
 

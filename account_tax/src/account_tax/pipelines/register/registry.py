@@ -38,6 +38,7 @@ from account_tax.storage.names import (
     TAG,
     VERIFIED_TAG,
 )
+from account_tax.tracking.store import condition
 
 LOGGED_MODEL_NAME = "classifier"
 MODEL_DESCRIPTION = (
@@ -127,7 +128,7 @@ def _first_of(client: MlflowClient, name: str, content_sha256: str) -> ModelVers
 
 def _with_content(client: MlflowClient, name: str, content_sha256: str) -> list[ModelVersion]:
     return client.search_model_versions(
-        f"name = '{name}' and tags.{CONTENT_TAG} = '{content_sha256}'"
+        f"{condition('name', name)} and {condition(f'tags.{CONTENT_TAG}', content_sha256)}"
     )
 
 
@@ -295,5 +296,5 @@ def _withdrawn_on_failure(client: MlflowClient, version: ModelVersion) -> Iterat
 def _remove(client: MlflowClient, version: ModelVersion) -> None:
     client.delete_model_version(version.name, version.version)
     client.delete_logged_model(str(version.source).removeprefix("models:/"))
-    if not client.search_model_versions(f"name = '{version.name}'"):
+    if not client.search_model_versions(condition("name", version.name)):
         client.delete_registered_model(version.name)

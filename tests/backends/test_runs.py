@@ -1,3 +1,5 @@
+import pytest
+
 from account_tax.backends.runs import show_runs
 from account_tax.tracking.ownership import REFUSED_TAG
 
@@ -15,7 +17,16 @@ def test_kedro_runs_settles_a_run_whose_job_slurm_has_forgotten(
     client.update_run(run_id, status="RUNNING")
     assert show_runs(tmp_path, []) == 0
     header, first, *_ = capsys.readouterr().out.splitlines()
-    assert header.split() == ["run", "status", "job", "since", "reason"]
+    assert header.split() == [
+        "run",
+        "status",
+        "name",
+        "job",
+        "since",
+        "macro-F1",
+        "version",
+        "reason",
+    ]
     assert first.startswith(f"{run_id}  FAILED")
     assert first.endswith("Slurm job 8 ended: exit status 1")
 
@@ -33,6 +44,18 @@ def test_a_store_that_does_not_answer_is_named(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     assert show_runs(tmp_path, []) == 2
     assert "MLFLOW_TRACKING_URI = http://127.0.0.1:9: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["kind", "recipe", "base", "version"])
+def test_runs_are_found_by_what_they_are(client, tmp_path, capsys, name):
+    run_id = client.create_run("0", tags={f"account_tax.{name}": "it"}, run_name="this one")
+    other_id = client.create_run("0", tags={f"account_tax.{name}": "its"}).info.run_id
+    client.log_metric(run_id.info.run_id, "test/f1", 0.5)
+    assert show_runs(tmp_path, [f"--{name}", "it"]) == 0
+    said = capsys.readouterr().out
+    assert f"{run_id.info.run_id}  RUNNING  this one" in said
+    assert " 0.5000" in said
+    assert other_id not in said
 
 
 def test_a_refused_run_is_left_out_and_counted(client, tmp_path, capsys):

@@ -40,7 +40,7 @@ def trained(client, tmp_path):
     (folder / MARKER_FILE).write_text(json.dumps({"weights": weights}))
     (folder / METRICS_FILE).write_text("{}")
     (folder / PREPARED_FILE).write_text(json.dumps({"tokenizer": "2026-11-24T00.00.00.000Z"}))
-    client.log_param(run_id, "artifacts_root", str(folder))
+    client.set_tag(run_id, "account_tax.artifacts_root", str(folder))
     client.set_terminated(run_id, "FAILED")
     return run_id, folder
 
@@ -61,7 +61,7 @@ def test_the_folder_is_found_without_and_with_a_parameter(client):
     run_id = client.create_run("0").info.run_id
     found = _folder_of(PROJECT, client.get_run(run_id))
     assert found == PROJECT / "data" / "06_models" / run_id
-    client.log_param(run_id, "artifacts_root", "/elsewhere")  # as `mlflow run -P` logs it
+    client.set_tag(run_id, "account_tax.artifacts_root", "/elsewhere")
     assert _folder_of(PROJECT, client.get_run(run_id)) == Path("/elsewhere") / run_id
 
 

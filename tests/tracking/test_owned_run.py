@@ -115,9 +115,20 @@ def test_a_run_that_goes_on_has_a_new_owner_before_it_is_running(client, run, mo
 
 def test_without_a_run_one_is_started_in_the_named_experiment(client, tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_EXPERIMENT_ID")
-    assert OwnedRun.open(tmp_path).experiment_name == "account-tax"
+    assert OwnedRun.open(tmp_path).experiment_name == "Default"  # that of `mlflow run`
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "another")
     assert OwnedRun.open(tmp_path).experiment_name == "another"
+
+
+@pytest.mark.parametrize(("given", "name"), [(None, "train starter r8"), ("mine", "mine")])
+def test_a_run_says_what_it_is_unless_a_person_named_it(client, tmp_path, given, name):
+    run = OwnedRun.open(tmp_path)
+    if given:
+        client.set_tag(run.run_id, "mlflow.runName", given)
+    run.introduce("train", "starter r8", {"account_tax.recipe": "starter"})
+    found = client.get_run(run.run_id)
+    assert (found.info.run_name, found.data.tags["account_tax.kind"]) == (name, "train")
+    assert found.data.tags["account_tax.recipe"] == "starter"
 
 
 @pytest.mark.parametrize("there", [False, True], ids=["no-store", "another-store"])

@@ -82,7 +82,7 @@ def test_a_place_that_can_not_be_written_to_is_said_at_once(own, monkeypatch, pl
 
 def test_a_deleted_experiment_is_said_with_how_to_restore_it(own):
     client = MlflowClient(tracking_uri(own))
-    client.delete_experiment("1")
+    client.delete_experiment("0")
     with pytest.raises(TrackingError, match=r"deleted\. Restore it \(mlflow experiments restore"):
         experiment_id(client)
 

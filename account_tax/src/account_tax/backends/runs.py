@@ -14,6 +14,7 @@ from mlflow.entities import Run, RunStatus
 from mlflow.exceptions import MlflowException
 
 from account_tax.backends.slurm.runs import end_with_job, job_of
+from account_tax.confidential import hide_secrets
 from account_tax.errors import Refused
 from account_tax.parameters.kinds import Help
 from account_tax.parameters.options import read_options
@@ -25,7 +26,7 @@ from account_tax.tracking.store import condition, rewrite_places, short_waits, t
 SHOWN = 20
 LOOKED_AT = 200  # among which those to show are, unless nearly all were refused
 LONGEST_REASON = 100
-COLUMNS = ("run", "name", "status", "job", "since", "macro-F1", "version", "reason")
+COLUMNS = ("run", "status", "name", "job", "since", "macro-F1", "version", "reason")
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,15 @@ class Options:
 
 def show_runs(project: Path, words: Sequence[str]) -> int:
     """Print the newest runs of the store, newest first; return the exit status."""
+    uri = ""
     try:
         options, _ = read_options(Options, words)
         if options.moved_from:
             count = rewrite_places(project.resolve() / "mlflow.db", options.moved_from)
             click.echo(f"{count} recorded paths below {options.moved_from} were rewritten")
         with short_waits():
-            client = MlflowClient(tracking_uri(project))
+            uri = tracking_uri(project)
+            client = MlflowClient(uri)
             experiments = [each.experiment_id for each in client.search_experiments()]
             found = client.search_runs(experiments, _filter(options), max_results=LOOKED_AT)
             runs = [run for run in found if options.all or REFUSED_TAG not in run.data.tags]
@@ -60,7 +63,7 @@ def show_runs(project: Path, words: Sequence[str]) -> int:
         click.echo(err, err=True)
         return 2
     except MlflowException as err:
-        click.echo(f"MLFLOW_TRACKING_URI: {err.message}", err=True)
+        click.echo(f"MLFLOW_TRACKING_URI = {hide_secrets(uri)}: {err.message}", err=True)
         return 2
     click.echo(_table([COLUMNS, *rows]) if rows else "no runs")
     if left_out := len(found) - len(runs):
@@ -92,7 +95,7 @@ def _row(client: MlflowClient, run: Run) -> tuple[str, ...]:
     first = next(iter(reason.splitlines()), "")
     f1, version = run.data.metrics.get("test/f1"), run.data.tags.get(f"{TAG}version", "")
     return (
-        *(run.info.run_id, run.info.run_name or "", status, job.job_id if job else ""),
+        *(run.info.run_id, status, run.info.run_name or "", job.job_id if job else ""),
         *(f"{since:%Y-%m-%d %H:%M:%S}", "" if f1 is None else f"{f1:.4f}", version),
         first[:LONGEST_REASON],
     )

@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage
 from mlflow.exceptions import MlflowException
 
+from account_tax.confidential import hide_secrets
 from account_tax.errors import Failed, Refused
 
 DEFAULT_EXPERIMENT = "Default"  # where `mlflow run` puts its runs, too

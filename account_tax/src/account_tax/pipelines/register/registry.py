@@ -42,9 +42,9 @@ from account_tax.tracking.store import condition
 
 LOGGED_MODEL_NAME = "classifier"
 MODEL_DESCRIPTION = (
-    "Files ledger lines under tax accounts: a LoRA adapter and what it takes to use it, without its "
-    "base. Alias `challenger`: registered and checked; `champion`: approved by a review. Each "
-    "version's card says what it was trained on and how well it does."
+    "Files ledger lines under tax accounts. Each version is an adapter and what it takes to use "
+    "it, without its base; its card says what it was trained on and how well it does. Alias "
+    "`challenger`: registered and checked; `champion`: approved by a review."
 )
 CODE_FILE = Path(inspect.getfile(AccountClassifier))  # logged with the model
 REQUIREMENTS = (

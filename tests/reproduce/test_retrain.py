@@ -134,7 +134,7 @@ def test_a_training_is_found_wherever_its_commit_puts_results(tmp_path):
     workshop = Workshop(tmp_path, Record(), tmp_path, print)
     client = MlflowClient(workshop.store)
     run_id = client.create_run("0").info.run_id
-    client.log_param(run_id, "artifacts_root", f"results/{run_id}")
+    client.set_tag(run_id, "account_tax.artifacts_root", f"results/{run_id}")
     client.log_metric(run_id, "test/f1", 0.5)
     client.log_text(run_id, "data: {}\n", "parameters.yml")
     name = "adapter_model.safetensors"

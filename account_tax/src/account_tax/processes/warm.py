@@ -21,6 +21,7 @@ import signal
 import socket
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -214,7 +215,9 @@ def _serve() -> None:
         orders.setblocking(False)
         unread = b""
         for name in sys.argv[2:]:
-            pkgutil.resolve_name(name)  # imports it; whose it is, is for who has named it
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what is written here is on the person's terminal
+                pkgutil.resolve_name(name)  # imports it; whose it is, is for who has named it
             unread = _answer(orders, unread)
         while True:
             with selectors.DefaultSelector() as selector:

@@ -5,11 +5,14 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 
+EM_SPACE = "\u2003"  # MLflow's pages show tables without any space between two columns
+
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table, each cell escaped."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(escape_cell, line)) + " |" for line in lines)
+    padded = [f"{escape_cell(name)}{EM_SPACE}" for name in header]
+    lines = [padded, ["---"] * len(header), *(list(map(escape_cell, row)) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def escape_cell(text: object) -> str:

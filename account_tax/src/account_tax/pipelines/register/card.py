@@ -109,10 +109,10 @@ def _per_class(evaluation: Facts, most_classes: int | None) -> str:
         return f"{title}\n\nAll {len(classes)} are in {CARD_FILE} of the run."
     names = ("f1", "precision", "recall")
     rows = [
-        [row["label"], *(format_number(row[name]) for name in names), f"{row['support']:,}"]
+        [row["label"], f"{row['support']:,}", *(format_number(row[name]) for name in names)]
         for row in shown
     ]
-    table = markdown_table(["account", *names, "test rows"], rows)
+    table = markdown_table(["account", "test rows", *names], rows)
     rest = len(classes) - len(shown)
     note = f"\n\n{rest} more are in {CARD_FILE} of the run." if rest else ""
     return f"{title}\n\n{table}{note}"

@@ -25,6 +25,7 @@ from account_tax.predict import options as predict_options
 from account_tax.processes.guard import Stopped, guard_stage
 from account_tax.processes.ranks import end_rank
 from account_tax.reproduce import request as reproduce_request
+from account_tax.review import compare as review_compare
 from account_tax.review import request as review_request
 from account_tax.tracking.owned_run import OwnedRun
 
@@ -85,6 +86,17 @@ def review(words: Words) -> None:
         review(Path.cwd(), asked, run)
 
     _run(review_request.read_request, words, work, lambda asked: not asked.reads_only)
+
+
+@_command(review_compare.Request)
+def compare(words: Words) -> None:
+    """Show trained runs or registered versions side by side, on the test split they share."""
+
+    def work(asked: review_compare.Request, run: OwnedRun | None) -> None:
+        assert run is not None
+        review_compare.compare(asked, run)
+
+    _run(review_compare.read_request, words, work)
 
 
 @_command(reproduce_request.Request)

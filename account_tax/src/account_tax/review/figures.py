@@ -43,6 +43,24 @@ def draw_figures(findings: Mapping[str, Any]) -> dict[str, str]:
         return {name: _draw(figure) for name, figure in figures.items()}
 
 
+def draw_history(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Return the macro-F1 of runs from the oldest to the newest, with their intervals."""
+    names = [run["title"] for run in runs]
+    bottom = text_inches(names, 9.0) + 0.2
+    with svg_style():
+        figure, axes = sized_figure(
+            max(4.6, 0.5 * len(runs)), 3.0, left=0.7, right=0.2, bottom=bottom, top=0.3
+        )
+        for place, run in enumerate(runs):
+            each = run["f1"]
+            axes.plot([place] * 2, [each["low"], each["high"]], color=BLUE, linewidth=3,
+                      alpha=0.45, solid_capstyle="butt")  # fmt: skip
+        axes.plot([run["f1"]["value"] for run in runs], "o-", color=BLUE, linewidth=1)
+        axes.set_xticks(range(len(runs)), names, rotation=90, fontsize=9)
+        axes.set(ylabel="macro-F1", xlim=(-0.5, len(runs) - 0.5))
+        return _draw(figure)
+
+
 def plot_scores(models: Mapping[str, Any], titles: Mapping[str, str]) -> Figure:
     """Draw accuracy and macro-F1 of every model with their intervals."""
     names = [titles[role] for role in models]

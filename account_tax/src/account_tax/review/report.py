@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from account_tax.reporting.markdown import escape_cell, format_number
 
-from .figures import MOST_CONFUSED, draw_figures
+from .figures import MOST_CONFUSED, draw_figures, draw_history
 from .gates import judge
 from .statistics import RESAMPLES, SEED
 
@@ -62,7 +62,27 @@ def describe_review(findings: Mapping[str, Any], experiment_id: str) -> str:
     return _render("description.md.j2", findings, experiment_id=experiment_id)
 
 
+def render_comparison(findings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the report on runs side by side by its file's name, as a page and as Markdown."""
+    others = [
+        run["title"]
+        for run in findings["runs"]
+        if run["as_good"] and run["title"] != findings["best"]
+    ]
+    words = f"Too close to tell from it on these rows: {', '.join(others)}."
+    more = {"as_good": words if others else "No other's interval reaches its own."}
+    figure = Markup(draw_history(findings["runs"]))
+    return {
+        "report.html": _fill("compare.html.j2", figure=figure, **findings, **more),
+        "report.md": _fill("compare.md.j2", **findings, **more),
+    }
+
+
 def _render(template: str, findings: Mapping[str, Any], **more: Any) -> str:
+    return _fill(template, **findings, **_sentences(findings), **more)
+
+
+def _fill(template: str, **values: Any) -> str:
     page = template.endswith(".html.j2")
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -72,8 +92,8 @@ def _render(template: str, findings: Mapping[str, Any], **more: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(FORMATS)
-    constants = {"resamples": RESAMPLES, "seed": SEED, **_sentences(findings)}
-    return environment.get_template(template).render(**FORMATS, **findings, **constants, **more)
+    constants = {"resamples": RESAMPLES, "seed": SEED}
+    return environment.get_template(template).render(**FORMATS, **constants, **values)
 
 
 def _sentences(findings: Mapping[str, Any]) -> dict[str, str]:

@@ -43,6 +43,7 @@ TAG = "account_tax."  # before the names of a run's
 UNAPPROVED_TAG = f"{TAG}unapproved"  # of a run: what spoke against the version it used
 CONTENT_TAG, VERIFIED_TAG = "content_sha256", "verified"  # of a version
 STATEMENT_TAG, SOURCE_TAG = "provenance_sha256", "data/source_sha256"  # likewise
+ANSWERS_FILE = "test_answers.json"  # of a run: what it was right and wrong about, in counts
 MODEL_FILES_TAG = "model_files"  # likewise: the sha256 of each file its manifest does not list
 VERDICT_TAG = "reproduced"  # likewise: bitwise, within tolerance, different
 # Of a tag or description: what the registry's column holds in every database MLflow supports; only

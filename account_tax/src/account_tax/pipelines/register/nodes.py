@@ -35,6 +35,7 @@ from account_tax.provenance.environment import (
 from account_tax.storage.files import canonical_sha256, sha256_of, write_json
 from account_tax.storage.names import (
     ADAPTER_FOLDER,
+    ANSWERS_FILE,
     CARD_FILE,
     CONFIG_VARIABLE,
     DATASET_METADATA_FILE,
@@ -97,6 +98,8 @@ def evaluate_model(
     newest_ms = send_kept_metrics(client, run_id, root)
     log_test_metrics(client, run_id, evaluation["metrics"], newest_ms)
     client.log_dict(run_id, training_metrics | evaluation["metrics"], "training_metrics.json")
+    counts = {key: evaluation[key] for key in ("labels", "confusion_matrix")}
+    client.log_dict(run_id, counts, ANSWERS_FILE)
     for plot in plots:
         client.log_artifact(run_id, str(plot), "plots")
     return evaluation

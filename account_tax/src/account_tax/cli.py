@@ -171,6 +171,8 @@ def _quieten_libraries() -> None:
     warnings.simplefilter("ignore")
     for name in ("mlflow", "account_tax"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # It logs each failed statement with its traceback and values, and raises it as well.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 def _prepared_version(options: dict[str, Any]) -> str | None:

@@ -39,13 +39,14 @@ class Options:
 
 def show_runs(project: Path, words: Sequence[str]) -> int:
     """Print the newest runs of the store, newest first; return the exit status."""
+    uri = ""
     try:
         options, _ = read_options(Options, words)
         if options.moved_from:
             count = rewrite_places(project.resolve() / "mlflow.db", options.moved_from)
             click.echo(f"{count} recorded paths below {options.moved_from} were rewritten")
         with short_waits():
-            client = MlflowClient(tracking_uri(project))
+            client = MlflowClient(uri := tracking_uri(project))
             experiments = [each.experiment_id for each in client.search_experiments()]
             found = client.search_runs(experiments, max_results=LOOKED_AT)
             runs = [run for run in found if options.all or REFUSED_TAG not in run.data.tags]
@@ -54,7 +55,7 @@ def show_runs(project: Path, words: Sequence[str]) -> int:
         click.echo(err, err=True)
         return 2
     except MlflowException as err:
-        click.echo(f"MLFLOW_TRACKING_URI: {err.message}", err=True)
+        click.echo(f"MLFLOW_TRACKING_URI = {uri}: {err.message}", err=True)
         return 2
     click.echo(_table([COLUMNS, *rows]) if rows else "no runs")
     if left_out := len(found) - len(runs):

@@ -21,6 +21,7 @@ PATIENCE_VARIABLE = "ACCOUNT_TAX_TRACKING_PATIENCE"  # seconds
 PATIENCE_SECONDS = 120.0  # how long the end of a run waits for a server that is away
 RETRY_SECONDS = 2.0
 LOCKED_SECONDS = 10.0  # how long a store that another process holds is waited for
+FULL = "disk is full"  # in SQLite's words
 FINAL_ANSWERS = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "PERMISSION_DENIED")
 SHORT_WAITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
@@ -35,7 +36,7 @@ class TrackingAway(Failed):
 
 def is_final(err: TrackingError) -> bool:
     """Return whether the server has answered, so that asking again changes nothing."""
-    return getattr(err.__cause__, "error_code", None) in FINAL_ANSWERS
+    return getattr(err.__cause__, "error_code", None) in FINAL_ANSWERS or FULL in str(err)
 
 
 def patience_seconds() -> float:
@@ -215,8 +216,14 @@ def answers_soon(uri: str) -> Iterator[None]:
         advice = "Start the server, or unset the variable to log to mlflow.db in the project."
         if err.error_code == "RESOURCE_DOES_NOT_EXIST":
             advice = "`kedro runs` shows those there are."
-        said = f"{str(err.message).rstrip('.')}. {advice}"
+        if FULL in err.message:
+            advice = "Free some space, then run the command again."
+        said = f"{_first_line(err.message).rstrip('.')}. {advice}"
         raise TrackingError(f"MLFLOW_TRACKING_URI = {uri}: {said}") from err
+
+
+def _first_line(message: str) -> str:
+    return next(iter(message.splitlines()), "")  # SQLAlchemy adds statement and values
 
 
 def short_waits() -> AbstractContextManager[None]:

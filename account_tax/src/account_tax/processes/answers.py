@@ -30,9 +30,6 @@ def answer_of(
 
 
 def last_lines(log: Path, most: int = TAIL_LINES) -> list[str]:
-    """Return the last lines of a log that say anything; none where there is no log.
-
-    The frames of a traceback are left to the log: a person looks for what it ends with.
-    """
+    """Return the last lines of a log that say anything; frames of a traceback are left to it."""
     text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
     return [line for line in text.splitlines() if line.strip() and not FRAME.match(line)][-most:]

@@ -113,11 +113,7 @@ def moved_from(store: Path) -> str:
 
 
 def rewrite_places(store: Path, old: str) -> int:
-    """Rewrite the paths below a project's former folder; return how many there were.
-
-    Raises:
-        TrackingError: If it was not moved from there.
-    """
+    """Rewrite the paths below a project's former folder; return how many there were."""
     if not old or moved_from(store) != old:
         raise TrackingError(f"{store}: it was not moved from {old}. Nothing was changed.")
     with closing(sqlite3.connect(store)) as database, database:
@@ -195,11 +191,7 @@ def refuse_another_store(uri: str, run_id: str) -> None:
 
 
 def condition(key: str, value: object, how: str = "=") -> str:
-    """Return MLflow's condition on a key's value; every filter string is made of these.
-
-    Raises:
-        Refused: If MLflow has no way to write the value.
-    """
+    """Return MLflow's condition on a key's value; every filter string is made of these."""
     quote = '"' if "'" in str(value) else "'"
     if quote in str(value) or "\\" in str(value):
         raise Refused(f"{key} = {value}: MLflow can't search for a name with such quotes.")

@@ -210,12 +210,8 @@ def answers_soon(uri: str) -> Iterator[None]:
             advice = "`kedro runs` shows those there are."
         if FULL in err.message:
             advice = "Free some space, then run the command again."
-        said = f"{_first_line(err.message).rstrip('.')}. {advice}"
-        raise TrackingError(f"MLFLOW_TRACKING_URI = {uri}: {said}") from err
-
-
-def _first_line(message: str) -> str:
-    return next(iter(message.splitlines()), "")  # SQLAlchemy adds statement and values
+        said = str(err.message).partition("\n")[0]  # SQLAlchemy adds statement and values
+        raise TrackingError(f"MLFLOW_TRACKING_URI = {uri}: {said.rstrip('.')}. {advice}") from err
 
 
 def short_waits() -> AbstractContextManager[None]:

@@ -97,9 +97,8 @@ class _Hiding:
 @contextmanager
 def hidden_output() -> Iterator[None]:
     """Show no secret of what is printed meanwhile; bytes, such as a filed ledger, go by."""
-    out: Any = _Hiding(sys.stdout)
-    err: Any = _Hiding(sys.stderr)
-    with redirect_stdout(out), redirect_stderr(err):
+    hiding: list[Any] = [_Hiding(sys.stdout), _Hiding(sys.stderr)]
+    with redirect_stdout(hiding[0]), redirect_stderr(hiding[1]):
         yield
 
 

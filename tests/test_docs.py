@@ -296,7 +296,7 @@ def test_the_readme_lists_every_p_name_with_its_key_and_default():
         assert (shown[1] if shown else "") == default, name
 
 
-@pytest.mark.parametrize("entry_point", ["review", "reproduce", "predict", "export"])
+@pytest.mark.parametrize("entry_point", ["review", "compare", "reproduce", "predict", "export"])
 def test_the_review_page_lists_every_p_name_with_its_default(entry_point):
     text = (REPOSITORY / "docs/review.md").read_text()
     section = re.split(rf"^## {entry_point.capitalize()}$", text, flags=re.M)[1].split("\n## ")[0]

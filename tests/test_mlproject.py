@@ -12,6 +12,7 @@ from account_tax.parameters.options import options_of, read_options, text_of
 from account_tax.parameters.schema import LaunchOptions
 from account_tax.predict import options as predict_options
 from account_tax.reproduce import request as reproduce_request
+from account_tax.review import compare as review_compare
 from account_tax.review import request as review_request
 
 REPOSITORY = Path(__file__).parents[1]
@@ -85,6 +86,7 @@ def test_each_p_name_sets_its_key(entry_point, name, monkeypatch):
 DECLARED = {
     "register": launch_register.Options,
     "review": review_request.Request,
+    "compare": review_compare.Request,
     "predict": predict_options.Options,
     "reproduce": reproduce_request.Request,
     "export": export_request.Request,

@@ -206,3 +206,12 @@ def test_why_training_stopped_itself_comes_first(stages):
 
 def test_stages_know_the_launcher_they_belong_to():
     assert state_of(stage_environment(REPOSITORY)["ACCOUNT_TAX_LAUNCHER"]) == "alive"
+
+
+def test_a_librarys_frames_stay_in_the_log(stages):
+    frames = ["Traceback (most recent call last):", '  File "x.py", line 1, in f', "    f(x)"]
+    write_log(stages, "register.log", "begun", *frames * 6, "OSError: No space left on device")
+    with pytest.raises(Failed) as failed:
+        stages.prove_registration(1)
+    shown = str(failed.value).partition("last lines\n")[2]
+    assert shown == "begun\nOSError: No space left on device"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import re
-import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -42,20 +41,13 @@ def find_secrets(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Yield name and value of what must not be written anywhere; of a URI its password."""
     for name, value in environment.items():
         found = {value, *OPENING.findall(value)} if re.fullmatch(SECRET_NAME, name, re.I) else set()
-        if "://" in value and "@" in value:
-            found |= _passwords(value)
+        if "://" in value:
+            passwords = [each.partition(":")[2] for each in PASSWORD.findall(value)]
+            found |= {*passwords, *map(unquote, passwords)}
         # The longest first: what is a part of it must not leave the rest.
         for secret in sorted(found, key=len, reverse=True):
             if len(secret) >= SHORTEST_SECRET:
                 yield name, secret
-
-
-def _passwords(uri: str) -> set[str]:
-    try:
-        password = urlsplit(uri).password or ""
-    except ValueError:  # no URI after all
-        return set()
-    return {password, unquote(password)}
 
 
 def secrets_in(text: str, environment: Mapping[str, str]) -> list[str]:
@@ -64,10 +56,7 @@ def secrets_in(text: str, environment: Mapping[str, str]) -> list[str]:
 
 
 def hide_secrets(text: str, environment: Mapping[str, str] | None = None) -> str:
-    """Return a text without the secrets of an environment, this process's, and of the URIs in it.
-
-    All that is printed, tagged, logged or attached goes through here.
-    """
+    """Return what may be shown of a text: all that is printed, logged or kept goes through here."""
     for _, value in find_secrets(os.environ if environment is None else environment):
         text = text.replace(value, HIDDEN)
     for secret in (PASSWORD, WEB_USER):
@@ -108,9 +97,8 @@ class _Hiding:
 @contextmanager
 def hidden_output() -> Iterator[None]:
     """Show no secret of what is printed meanwhile; bytes, such as a filed ledger, go by."""
-    out: Any = _Hiding(sys.stdout)
-    err: Any = _Hiding(sys.stderr)
-    with redirect_stdout(out), redirect_stderr(err):
+    hiding: list[Any] = [_Hiding(sys.stdout), _Hiding(sys.stderr)]
+    with redirect_stdout(hiding[0]), redirect_stderr(hiding[1]):
         yield
 
 
@@ -138,13 +126,6 @@ def public_source(source: str) -> str:
         return source
     parts = urlsplit(source)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-
-
-def public_words(command: str) -> str:
-    """Return a shell's command line without the secrets that URIs in it may hold."""
-    uri = re.compile(r"\w[\w+.-]*://.+", re.DOTALL)
-    words = (uri.sub(lambda found: public_source(found[0]), word) for word in shlex.split(command))
-    return shlex.join(words)
 
 
 # --- cells ----------------------------------------------------------------------------------------

@@ -16,3 +16,5 @@ def quieten_libraries() -> None:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     for name in ("mlflow", "account_tax"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # It logs each failed statement with its traceback and values, and raises it as well.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)

@@ -12,7 +12,6 @@ from typing import Any
 import click
 
 from account_tax.commands import run_in_mlflow
-from account_tax.confidential import public_words
 from account_tax.errors import Failed
 from account_tax.parameters.config import Resolved, parse_command_line, resolve_usable
 from account_tax.processes.groups import run_stage
@@ -70,7 +69,7 @@ def train(project: Path, args: Sequence[str]) -> int:
 def _run_stages(project: Path, args: Sequence[str], plan: Plan, run: OwnedRun) -> None:
     """Prepare, train and register, in the run that is owned or one that it goes on with."""
     with begin(project, plan, run) as start:
-        run.set_tags({f"{TAG}command": public_words(shlex.join(["kedro", "train", *args]))})
+        run.set_tags({f"{TAG}command": shlex.join(["kedro", "train", *args])})
         _run_plan(project, plan, run, start)
 
 

@@ -147,10 +147,15 @@ def make_plan(project: Path, resolved: Resolved, conflicts: Sequence[str]) -> Pl
         raise ConfigError(faults)
     assert schedule is not None  # whatever it is read from has no fault
     pinned, code = _pin_base(resolved, report["base"]), describe_code(project)
-    if named := secrets_in(code.patch.decode(errors="replace"), os.environ):
-        changed = "changed files, which the run would keep"
-        raise ConfigError([f"{PATCH_FILE}: the value of {', '.join(named)} is in {changed}."])
+    refuse_secrets(code)
     return Plan(pinned, report, place, world_size, schedule, environment, code)
+
+
+def refuse_secrets(code: Code) -> None:
+    """Refuse to keep changes in which a secret of the environment stands."""
+    if named := secrets_in(code.patch.decode(errors="replace"), os.environ):
+        changed = "changed files, which the run would keep. Take it out of them"
+        raise ConfigError([f"{PATCH_FILE}: the value of {', '.join(named)} is in {changed}."])
 
 
 def _lock_faults(resolved: Resolved, environment: dict[str, Any]) -> list[str]:

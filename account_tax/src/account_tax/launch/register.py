@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -131,35 +131,31 @@ def register(project: Path, words: Sequence[str]) -> int:
         close_dead(uri)
         with answers_soon(uri):
             found = client.get_run(run_id)
-        with _alone(_folder_of(project, found)):
-            _register_again(_restore_stages(project, found), client, run_id, uri)
+        stages = _restore_stages(project, found)
+        with _alone(stages.root):
+            with answers_soon(uri):
+                run = OwnedRun.reopen(client, run_id, uri)
+            try:
+                with salvaged(stages, run):
+                    stages.environment |= run.environment()
+                    finish(stages, run, register=True)
+                    run.close("FINISHED", patience=patience_seconds())
+            except Exception as err:
+                close(run, end_of(err))
+                raise
 
     return run_in_mlflow(project, lambda: read_options(Options, words)[0], work, lambda _: False)
-
-
-def _register_again(stages: Stages, client: MlflowClient, run_id: str, uri: str) -> None:
-    with answers_soon(uri):
-        run = OwnedRun.reopen(client, run_id, uri)
-    try:
-        with salvaged(stages, run):
-            stages.environment |= run.environment()
-            finish(stages, run, register=True)
-            run.close("FINISHED", patience=patience_seconds())
-    except Exception as err:
-        close(run, end_of(err))
-        raise
 
 
 @contextmanager
 def _alone(root: Path) -> Iterator[None]:
     """Let one process at a time register what lies in a run's folder."""
-    with ExitStack() as held:
-        try:
-            if root.is_dir():
-                held.enter_context(hold(root / LOCK_FILE))({})
-        except Held as err:
-            raise Refused(f"run {root.name} is being registered: {err}. Wait for its end.") from err
-        yield
+    try:
+        with hold(root / LOCK_FILE) as sign:
+            sign({})
+            yield
+    except Held as err:
+        raise Refused(f"run {root.name} is being registered: {err}. Wait for its end.") from err
 
 
 def _restore_stages(project: Path, run: Run) -> Stages:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 TAIL_LINES = 12
+FRAME = re.compile(r"(\[?\w+\]?: ?)?( {2}File \"| {4}|Traceback \(most recent)")
 
 
 def answer_of(
@@ -28,6 +30,6 @@ def answer_of(
 
 
 def last_lines(log: Path, most: int = TAIL_LINES) -> list[str]:
-    """Return the last lines of a log that say anything; none where there is no log."""
+    """Return the last lines of a log that say anything; frames of a traceback are left to it."""
     text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
-    return [line for line in text.splitlines() if line.strip()][-most:]
+    return [line for line in text.splitlines() if line.strip() and not FRAME.match(line)][-most:]

@@ -352,17 +352,12 @@ def _signature_faults(
     """
     if not (file := verify_key()) or not digests:
         return []
-    key = load_public_key(file)
-
-    def is_signed(n: int) -> bool:
-        name = file_of(n, digests[n]) + SIGNED
+    key, signed = load_public_key(file), set[int]()
+    for n, sha256 in digests.items():
+        name = file_of(n, sha256) + SIGNED
         with suppress(SignatureError):
-            return read_bundle(name, texts.get(name, ""), key) == entry_statement(
-                model, n, digests[n]
-            )
-        return False
-
-    signed = {n for n in digests if is_signed(n)}
+            if read_bundle(name, texts.get(name, ""), key) == entry_statement(model, n, sha256):
+                signed.add(n)
     first = min(signed, default=max(digests))
     return [
         f"entry {n}: it is not signed by the key that {VERIFY_VARIABLE} names."

@@ -160,12 +160,8 @@ class OwnedRun:
     def set_tags(self, tags: Mapping[str, str | None]) -> None:
         """Set tags of the run; one that is None goes."""
         self._is_new = False
-        given = {
-            key: hide_secrets(text)[:MAX_TAG_VAL_LENGTH]
-            for key, text in tags.items()
-            if text is not None
-        }
-        entries = [RunTag(key, text) for key, text in given.items()]
+        given = {key: hide_secrets(text) for key, text in tags.items() if text is not None}
+        entries = [RunTag(key, text[:MAX_TAG_VAL_LENGTH]) for key, text in given.items()]
         self._client.log_batch(self.run_id, tags=entries)
         if gone := tags.keys() - given.keys():
             for key in gone & self._client.get_run(self.run_id).data.tags.keys():

@@ -22,6 +22,7 @@ PATIENCE_VARIABLE = "ACCOUNT_TAX_TRACKING_PATIENCE"  # seconds
 PATIENCE_SECONDS = 120.0  # how long the end of a run waits for a server that is away
 RETRY_SECONDS = 2.0
 LOCKED_SECONDS = 10.0  # how long a store that another process holds is waited for
+FULL = "disk is full"  # in SQLite's words
 FINAL_ANSWERS = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "PERMISSION_DENIED")
 SHORT_WAITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
@@ -36,7 +37,7 @@ class TrackingAway(Failed):
 
 def is_final(err: TrackingError) -> bool:
     """Return whether the server has answered, so that asking again changes nothing."""
-    return getattr(err.__cause__, "error_code", None) in FINAL_ANSWERS
+    return getattr(err.__cause__, "error_code", None) in FINAL_ANSWERS or FULL in str(err)
 
 
 def patience_seconds() -> float:
@@ -113,11 +114,7 @@ def moved_from(store: Path) -> str:
 
 
 def rewrite_places(store: Path, old: str) -> int:
-    """Rewrite the paths below a project's former folder; return how many there were.
-
-    Raises:
-        TrackingError: If it was not moved from there.
-    """
+    """Rewrite the paths below a project's former folder; return how many there were."""
     if not old or moved_from(store) != old:
         raise TrackingError(f"{store}: it was not moved from {old}. Nothing was changed.")
     with closing(sqlite3.connect(store)) as database, database:
@@ -208,11 +205,7 @@ def page(uri: str, path: str) -> str:
 
 
 def condition(key: str, value: object, how: str = "=") -> str:
-    """Return MLflow's condition on a key's value; every filter string is made of these.
-
-    Raises:
-        Refused: If MLflow has no way to write the value.
-    """
+    """Return MLflow's condition on a key's value; every filter string is made of these."""
     quote = '"' if "'" in str(value) else "'"
     if quote in str(value) or "\\" in str(value):
         raise Refused(f"{key} = {value}: MLflow can't search for a name with such quotes.")
@@ -229,8 +222,10 @@ def answers_soon(uri: str) -> Iterator[None]:
         advice = "Start the server, or unset the variable to log to mlflow.db in the project."
         if err.error_code == "RESOURCE_DOES_NOT_EXIST":
             advice = "`kedro runs` shows those there are."
-        said = f"{str(err.message).rstrip('.')}. {advice}"
-        raise TrackingError(f"MLFLOW_TRACKING_URI = {uri}: {said}") from err
+        if FULL in err.message:
+            advice = "Free some space, then run the command again."
+        said = str(err.message).partition("\n")[0]  # SQLAlchemy adds statement and values
+        raise TrackingError(f"MLFLOW_TRACKING_URI = {uri}: {said.rstrip('.')}. {advice}") from err
 
 
 def short_waits() -> AbstractContextManager[None]:

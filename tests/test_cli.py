@@ -187,7 +187,7 @@ def test_the_list_of_commands_has_whole_sentences():
                                               "multilingual", "starter",
                                               "xlm-roberta-large-zero3"}),
         ("kedro train --train.lora.bias ", {"none", "all", "lora_only"}),
-        ("kedro train --register ", {"true", "false"}),
+        ("kedro train --register ", {"true", "false", "evaluate"}),
         ("kedro review --decision r", {"reject", "retire", "rollback"}),
     ],
 )  # fmt: skip

@@ -139,7 +139,7 @@ def make_plan(project: Path, resolved: Resolved, conflicts: Sequence[str]) -> Pl
 def _lock_faults(resolved: Resolved, environment: dict[str, Any]) -> list[str]:
     """Return the fault if a version would come from an environment that nobody can make again."""
     allowed = resolved.values.get("registry", {}).get("allow_unlocked", True)
-    if environment["locked"] or allowed or not resolved.launch.register:
+    if environment["locked"] or allowed or resolved.launch.register is not True:
         return []
     return [unlocked_fault(environment)]
 

@@ -62,7 +62,7 @@ class _Unlisted(click.Option):
 
 def _click_option(option: Option) -> click.Option:
     known = option.values or [text_of(value) for value in choices(option.kind)]
-    known = ["true", "false"] if is_flag(option.kind) else known
+    known = [*known, *(["true", "false"] if is_flag(option.kind) else [])]
 
     def complete(_: Any, __: Any, begun: str) -> list[CompletionItem]:
         return [CompletionItem(value) for value in known if value.startswith(begun)]
@@ -78,11 +78,10 @@ def _click_option(option: Option) -> click.Option:
 
 
 def _metavar(kind: Any) -> str:
-    if is_flag(kind):
-        return "[true|false]"
     types = {METAVARS.get(each, "TEXT") for each in plain_types(kind) if each is not NoneType}
     parts = [*map(text_of, choices(kind)), *sorted(types)]
-    return f"[{'|'.join(parts)}]" if len(parts) > 1 else "".join(parts)
+    shown = "|".join(parts)
+    return f"[{shown}]" if "|" in shown else shown
 
 
 def _limits(kind: Any) -> str:

@@ -113,7 +113,10 @@ class LaunchOptions:
     num_gpus: Annotated[
         Literal["auto"] | Count, Help("Ranks; auto: the GPUs there are, or one CPU rank.")
     ] = "auto"
-    register: Annotated[bool, Help("false: score the test split, register nothing.")] = True
+    register: Annotated[
+        bool | Literal["evaluate"],
+        Help("evaluate: score the test split, register nothing; false: not even that."),
+    ] = True
     dry_run: Annotated[bool, Help("Check all, show each value and its source, start nothing.")] = (
         False
     )

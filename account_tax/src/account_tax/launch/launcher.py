@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -30,6 +31,7 @@ from account_tax.storage.names import (
     TAG,
 )
 from account_tax.storage.prepared import find_prepared, publish_prepared
+from account_tax.tracking.metric_journal import journal_file
 from account_tax.tracking.owned_run import OwnedRun
 
 from .hang import HangWatch
@@ -52,7 +54,7 @@ def train(project: Path, args: Sequence[str]) -> int:
             return
         assert run is not None
         with warm_stages(project):
-            _run_stages(project, args, make_plan(project, *asked), run)
+            run_stages(project, args, make_plan(project, *asked), run)
 
     return run_in_mlflow(project, read, work, lambda asked: not asked[0].launch.dry_run)
 
@@ -60,14 +62,31 @@ def train(project: Path, args: Sequence[str]) -> int:
 # --- the run --------------------------------------------------------------------------------------
 
 
-def _run_stages(project: Path, args: Sequence[str], plan: Plan, run: OwnedRun) -> None:
-    """Prepare, train and register, in the run that is owned or one that it goes on with."""
+def run_stages(
+    project: Path,
+    args: Sequence[str],
+    plan: Plan,
+    run: OwnedRun,
+    judge: Callable[[Path], None] = lambda _: None,
+) -> None:
+    """Prepare, train and register, in the run that is owned or one that it goes on with.
+
+    Args:
+        project: The project's root.
+        args: The words of `kedro train` that ask for this.
+        plan: What is to be done.
+        run: The command's run.
+        judge: Called a few times a second while ranks train, with the file of the run's metric
+            points; ends the training by raising.
+    """
     with begin(project, plan, run) as start:
         run.set_tags({f"{TAG}command": public_words(shlex.join(["kedro", "train", *args]))})
-        _run_plan(project, plan, run, start)
+        _run_plan(project, plan, run, start, judge)
 
 
-def _run_plan(project: Path, plan: Plan, run: OwnedRun, start: Start) -> None:
+def _run_plan(
+    project: Path, plan: Plan, run: OwnedRun, start: Start, judge: Callable[[Path], None]
+) -> None:
     root = Path(plan.resolved.values["artifacts_root"]) / run.run_id
     resolved = _into_folder(plan.resolved, root, start.folder)
     environment = stage_environment(project) | run.environment()
@@ -80,7 +99,8 @@ def _run_plan(project: Path, plan: Plan, run: OwnedRun, start: Start) -> None:
     with salvaged(stages, run):
         _prepare(stages, plan.report["inputs_sha256"])
         start.say(run.run_id)
-        _train(stages, plan)
+        journal = journal_file(stages.root, run.run_id)
+        _train(stages, plan, lambda: judge(journal))
         finish(stages, run, plan.resolved.launch.register)
 
 
@@ -106,7 +126,7 @@ def _into_folder(resolved: Resolved, root: Path, checkpoints: Path) -> Resolved:
     training = resolved.values["train"]["training"] | {"output_dir": str(checkpoints)}
     train_section = resolved.values["train"] | {"training": training}
     values = resolved.values | {"artifacts_root": str(root), "train": train_section}
-    return Resolved(resolved.launch, values, resolved.sources)
+    return replace(resolved, values=values)
 
 
 def _prepare(stages: Stages, key: str) -> None:
@@ -136,7 +156,7 @@ def _prepare_anew(stages: Stages, folder: Path, key: str) -> str:
     return version
 
 
-def _train(stages: Stages, plan: Plan) -> None:
+def _train(stages: Stages, plan: Plan, judge: Callable[[], None]) -> None:
     """Train in the ranks, showing rank 0's progress."""
     training, launch = plan.resolved.values["train"]["training"], plan.resolved.launch
     port = launch.master_port
@@ -150,6 +170,7 @@ def _train(stages: Stages, plan: Plan) -> None:
     def watch() -> None:
         line.draw()
         hang.check()
+        judge()
 
     click.echo(f"train: {plan.world_size} {plan.device} rank{'s' * (plan.world_size > 1)}")
     try:

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -60,6 +60,7 @@ class Resolved:
     launch: LaunchOptions
     values: Tree
     sources: dict[str, str]
+    tuning: Tree = field(default_factory=Tree)  # of `kedro tune` alone; no part of a run
 
     def flat(self) -> Tree:
         """Return the values by dotted key."""
@@ -136,18 +137,19 @@ def parse_command_line(args: Sequence[str], flags: Iterable[str] = LAUNCH_FLAGS)
     return pairs
 
 
-def resolve(project: Path, overrides: Sequence[Pair]) -> Resolved:
+def resolve(project: Path, overrides: Sequence[Pair], entry: str = "train") -> Resolved:
     """Return the parameters of a run: conf < recipe < command line, cast and checked.
 
     Args:
         project: The folder with MLproject, conf/ and recipes/.
         overrides: (name, text) pairs as `parse_command_line` returns them.
+        entry: The entry point of MLproject whose -P names they may have.
 
     Raises:
         ConfigError: If anything is wrong: all faults together, each with where it was set.
     """
     faults: list[Fault] = []
-    aliases = read_aliases(project)
+    aliases = read_aliases(project, entry)
     settings = _read_settings(overrides, aliases, faults)
     tree, sources = _merge(_read_layers(project, settings, faults))
     values: Tree = {}
@@ -156,7 +158,8 @@ def resolve(project: Path, overrides: Sequence[Pair]) -> Resolved:
     readable, flat = not faults, dict(_leaves(values))
     faults += [Fault(key, text, _show(flat[key])) for key, text in conflicts(flat.get)]
     options = {name: values.pop(name) for name in asdict(LaunchOptions()) if name in values}
-    resolved = Resolved(LaunchOptions(**options), values, sources)
+    tuning = values.pop("tuning", {})
+    resolved = Resolved(LaunchOptions(**options), values, sources, tuning)
     if faults:
         raise ConfigError(
             _lines(faults, sources, everything(), aliases.values()),
@@ -165,14 +168,16 @@ def resolve(project: Path, overrides: Sequence[Pair]) -> Resolved:
     return resolved
 
 
-def resolve_usable(project: Path, overrides: Sequence[Pair]) -> tuple[Resolved, list[str]]:
+def resolve_usable(
+    project: Path, overrides: Sequence[Pair], entry: str = "train"
+) -> tuple[Resolved, list[str]]:
     """Return the parameters of a run, less the sections whose values can't stand together, and why.
 
     Raises:
         ConfigError: If a word or a file can't be read.
     """
     try:
-        return resolve(project, overrides), []
+        return resolve(project, overrides, entry), []
     except ConfigError as err:
         if err.usable is None:
             raise
@@ -197,7 +202,7 @@ def _usable(resolved: Resolved, faulty: Sequence[str]) -> Resolved:
         values.pop(section, None)
         if section == "train":
             parts = {name: part for name, part in parts.items() if name != rest.split(".")[0]}
-    return Resolved(resolved.launch, values | {"train": parts}, resolved.sources)
+    return replace(resolved, values=values | {"train": parts})
 
 
 def batch_faults(values: Tree, world_size: int) -> list[str]:
@@ -216,13 +221,13 @@ def batch_faults(values: Tree, world_size: int) -> list[str]:
     ]
 
 
-def read_aliases(project: Path) -> dict[str, str]:
-    """Return key -> -P name from the train command of MLproject, `--train.lora.r {lora_r}`."""
+def read_aliases(project: Path, entry: str = "train") -> dict[str, str]:
+    """Return key -> -P name from a command of MLproject, `--train.lora.r {lora_r}`."""
     mlproject = project / "MLproject"
     if not mlproject.exists():
         return {}
     entry_points = yaml.safe_load(mlproject.read_text(encoding="utf-8"))["entry_points"]
-    command = entry_points["train"]["command"]
+    command = entry_points.get(entry, entry_points["train"])["command"]
     return dict(re.findall(r"--([\w.]+)[ =]\{(\w+)\}", command))
 
 
@@ -455,12 +460,12 @@ def _lines(
             source = sources.get(fault.key) or next(iter(below), "")
         shown = "" if fault.shown is None else f" = {fault.shown}"
         place = f" ({source})" if source else ""
-        help = _suggest(fault.key, section, short_names) if fault.text == UNKNOWN else ""
+        help = suggest(fault.key, section, short_names) if fault.text == UNKNOWN else ""
         lines.append(f"{fault.key}{shown}{place}: {fault.text}.{help}")
     return lines
 
 
-def _suggest(key: str, section: Section, short_names: Iterable[str]) -> str:
+def suggest(key: str, section: Section, short_names: Iterable[str] = ()) -> str:
     """Return a hint at the known name that a wrong one stands for.
 
     One of the same spelling elsewhere, else the nearest beside it, else the nearest anywhere.

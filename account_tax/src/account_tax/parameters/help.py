@@ -93,8 +93,8 @@ def _limits(kind: Any) -> str:
 # --- kedro train ----------------------------------------------------------------------------------
 
 
-def train_options(project: Path) -> list[Option]:
-    """Return what `kedro train` takes: MLproject's -P names, the launcher's, every dotted key."""
+def train_options(project: Path, entry: str = "train") -> list[Option]:
+    """Return what `kedro train` or another takes: -P names, the launcher's own, dotted keys."""
     launch = {each.name: each for each in options_of(LaunchOptions)}
     recipes = [file.stem for file in sorted((project / "recipes").glob("*.yml"))]
     launch["recipe"] = replace(launch["recipe"], values=recipes)
@@ -105,7 +105,7 @@ def train_options(project: Path) -> list[Option]:
     dotted = {key: Option(key, kind, said.get(key, "")) for key, kind in kinds.items()}
     short = [
         replace(dotted[key], name=name, help=f"{key}: {said[key]}.", default=set_to.get(key, ""))
-        for key, name in read_aliases(project).items()
+        for key, name in read_aliases(project, entry).items()
         if key not in launch
     ]
     return [*short, *launch.values(), *(replace(each, listed=False) for each in dotted.values())]

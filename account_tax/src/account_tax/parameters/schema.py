@@ -336,6 +336,20 @@ class Loss(TypedDict):
     class_weights: Literal["none", "balanced"]
 
 
+class Tuning(TypedDict):
+    """What `kedro tune` searches, and how."""
+
+    space: Name
+    study: Annotated[str, Field(pattern=r"^[\w.-]+$"), Words("letters, digits, -, _ and .")] | None
+    trials: Count
+    workers: Count
+    metric: Literal["eval/loss", "eval/accuracy", "eval/f1", "eval/precision", "eval/recall"] | None
+    direction: Literal["maximize", "minimize"] | None
+    sampler: Literal["tpe", "random"]
+    seed: Natural
+    pruner: Literal["median", "hyperband", "none"]
+
+
 class Root(TypedDict):
     """What stands beside the sections."""
 
@@ -369,6 +383,7 @@ def parameters() -> Section:
         "data": section(Data, {"split": section(Split)}),
         "train": Section(train, frozenset(train)),
         "registry": section(Registry, {"gates": section(Gates)}),
+        "tuning": section(Tuning),
     }
     return section(Root, below)
 

@@ -231,7 +231,14 @@ def train_again(workshop: Workshop, seed: int) -> Trained:
         encoding="utf-8",
     )
     workshop.say(f"R3: training again, seed {seed}, {ranks} rank{'s' * (ranks != '1')}")
-    words = ("--recipe", recipe, "--num_gpus", ranks, "--register", _without_registry(workshop.project))
+    words = (
+        "--recipe",
+        recipe,
+        "--num_gpus",
+        ranks,
+        "--register",
+        _without_registry(workshop.project),
+    )
     status = run_stage(
         [sys.executable, "-m", "kedro", "train", *words],
         cwd=workshop.project,

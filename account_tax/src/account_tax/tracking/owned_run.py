@@ -100,7 +100,7 @@ class OwnedRun:
                 raise
         return info.status if info.lifecycle_stage == "active" else None
 
-    def go_on(self, run_id: str, step: int) -> None:
+    def go_on(self, run_id: str, place: str) -> None:
         """Be an earlier, interrupted run from here on: it is RUNNING again.
 
         The run that the command began as goes, where the command made it. One that `mlflow run`
@@ -114,7 +114,7 @@ class OwnedRun:
                 self.set_tags({
                     MLFLOW_PARENT_RUN_ID: run_id,
                     CONTINUES_TAG: run_id,
-                    MLFLOW_RUN_NOTE: f"An attempt that continued run {run_id} from step {step}. "
+                    MLFLOW_RUN_NOTE: f"An attempt that continued run {run_id} from {place}. "
                     "Parameters, metrics and the model are that run's.",
                 })  # fmt: skip
                 self._attempt_id = begun
@@ -250,7 +250,9 @@ class OwnedRun:
             self.ended = True
 
         self._insist(end, patience)
-        if status == "KILLED" and "MLFLOW_RUN_ID" in os.environ:
+        if status == "KILLED" and os.environ.get("MLFLOW_RUN_ID") == (
+            self._attempt_id or self.run_id
+        ):
             self._repeat_after_parent(status)
 
     def _insist(self, work: Callable[[], None], patience: float) -> None:

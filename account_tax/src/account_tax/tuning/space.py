@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 
 from account_tax.faults import hint
 from account_tax.parameters.config import NO_PART, Pair, Resolved, keys_of, kind_of, suggest
-from account_tax.parameters.kinds import Section, convert, describe, plain_types
+from account_tax.parameters.kinds import Section, cast_text, convert, describe, plain_types
 from account_tax.parameters.schema import everything, refusal
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Range:
         high: The largest.
         log: Whether the numbers' logarithms are spread evenly, not they themselves.
         step: Between two numbers; None: any.
-        choices: Of a categorical; a list stands as it is typed, `query,value`.
+        choices: Of a categorical; a list stands as it is typed, `[query,value]`.
         condition: Another key and the value it must have for this one to be searched.
     """
 
@@ -64,7 +64,7 @@ class Range:
     def suggest(self, trial: Trial) -> Value:
         """Return the value that Optuna proposes."""
         if self.type == "categorical":
-            return trial.suggest_categorical(self.key, self.choices)
+            return cast("Value", trial.suggest_categorical(self.key, self.choices))
         if self.type == "int":
             low, high, step = int(self.low), int(self.high), int(self.step or 1)
             return trial.suggest_int(self.key, low, high, step=step, log=self.log)
@@ -113,7 +113,7 @@ class Space:
 def typed(value: Any) -> str:
     """Return a value as it is typed on the command line, every digit of it."""
     if isinstance(value, list | tuple):
-        return ",".join(map(typed, value))
+        return f"[{','.join(map(typed, value))}]"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value)
@@ -248,9 +248,7 @@ def _schema_faults(made: Range) -> Iterator[str]:
     pairs = [("choices", each) for each in made.choices]
     for name, value in pairs or [("low", made.low), ("high", made.high)]:
         try:
-            as_typed = None if value == "null" else value
-            is_list = isinstance(as_typed, str) and list in plain_types(kind)
-            convert(str(as_typed).split(",") if is_list and "," in value else as_typed, kind)
+            convert(cast_text(value, kind) if isinstance(value, str) else value, kind)
         except ValueError:
             yield f"{made.key}.{name} = {typed(value)}: expected {describe(kind)}"
 

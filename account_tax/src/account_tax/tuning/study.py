@@ -7,7 +7,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -91,7 +91,8 @@ class Study:
 
     def _read(self, run: Run) -> Trial:
         tags, run_id = run.data.tags, run.info.run_id
-        said, state = json.loads(tags[TRIAL_TAG]), tags.get(STATE_TAG)
+        said = json.loads(tags[TRIAL_TAG])
+        state = cast("State | None", tags.get(STATE_TAG))
         if state and run.info.status != ENDS[state]:
             self._heal(run, ENDS[state])
         if not state:

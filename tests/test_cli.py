@@ -12,7 +12,14 @@ from tests.test_mlproject import REPOSITORY
 
 HEAVY = {
     *("torch", "transformers", "datasets", "deepspeed", "peft", "evaluate", "sklearn"),
-    *("matplotlib", "sqlalchemy", "mlflow.transformers", "mlflow.pytorch", "mlflow.sklearn"),
+    *(
+        "matplotlib",
+        "optuna",
+        "sqlalchemy",
+        "mlflow.transformers",
+        "mlflow.pytorch",
+        "mlflow.sklearn",
+    ),
 }
 REPORT = """
 import atexit, json, resource, sys
@@ -88,6 +95,12 @@ def test_openmp_is_told_how_to_wait_before_it_is_loaded(given, found):
             "expires = soon (-P expires): expected a date such as",
         ),
         (["export", "--output=new", "--verify_key=no.pem"], "verify_key = no.pem: can't be read"),
+        (
+            ["tune", "--trials=0", "--tuning.smapler=tpe"],
+            "2 problems in the parameters\n"
+            "  tuning.trials = 0 (--trials): expected a whole number of at least 1.\n"
+            "  tuning.smapler (--tuning.smapler): unknown parameter. Did you mean tuning.sampler?",
+        ),
         (["export", "--otput=x"], "otput (--otput): unknown parameter. Did you mean output?"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
@@ -187,7 +200,7 @@ def test_the_list_of_commands_has_whole_sentences():
                                               "multilingual", "starter",
                                               "xlm-roberta-large-zero3"}),
         ("kedro train --train.lora.bias ", {"none", "all", "lora_only"}),
-        ("kedro train --register ", {"true", "false"}),
+        ("kedro train --register ", {"true", "false", "evaluate"}),
         ("kedro review --decision r", {"reject", "retire", "rollback"}),
     ],
 )  # fmt: skip

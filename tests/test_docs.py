@@ -37,7 +37,7 @@ ALIASES = {name: key for key, name in read_aliases(REPOSITORY).items()}  # to ke
 P_NAMES = {
     *(option.name for options in DECLARED.values() for option in options_of(options)),
     *(name for entry in ENTRY_POINTS.values() for name in entry.get("parameters", {})),
-    *(each.name for each in train_options(REPOSITORY) if each.listed),
+    *(each.name for each in train_options(REPOSITORY, search=True) if each.listed),
 }
 RECIPES = {path.stem for path in (REPOSITORY / "recipes").glob("*.yml")}
 TREE_FOLDERS = [REPOSITORY, PACKAGE, PACKAGE / "pipelines", REPOSITORY / "conf/base/parameters"]

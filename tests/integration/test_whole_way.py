@@ -274,14 +274,18 @@ def test_tracking_server_gets_the_same_result(main_job, main_project, tiny, serv
     assert len(main_project.runs()) == local_runs
 
 
-def test_register_false_evaluates_and_registers_nothing(main_job, main_project, tiny):
+@pytest.mark.parametrize(("register", "tested"), [("evaluate", TESTED), ("false", set())])
+def test_what_is_not_registered(main_job, main_project, tiny, register, tested):
     before = len(main_job.client.search_model_versions())
     options = [option for option in tiny if not option.startswith("num_gpus")]
-    finished = main_project.kedro_train(*kedro_words([*options, "num_gpus=1", "register=false"]))
+    words = kedro_words([*options, "num_gpus=1", f"register={register}"])
+    finished = main_project.kedro_train(*words)
     assert finished.returncode == 0, finished.output
     run = main_project.runs()[0]
     assert (run.info.status, run.data.params["launch.world_size"]) == ("FINISHED", "1")
-    assert run.data.metrics.keys() >= TESTED
+    assert {name for name in run.data.metrics if name.startswith("test/")} >= set(tested)
+    assert bool(tested) == any(name.startswith("test/") for name in run.data.metrics)
+    assert "eval/f1" in run.data.metrics
     assert len(main_job.client.search_model_versions()) == before
 
 

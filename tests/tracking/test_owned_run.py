@@ -368,7 +368,7 @@ def interrupted(client, run):
 
 def test_by_hand_the_earlier_run_goes_on_and_no_other_is_left(client, tmp_path, interrupted):
     again = OwnedRun.open(tmp_path)
-    again.go_on(interrupted, 20)
+    again.go_on(interrupted, "step 20")
     assert again.environment()["MLFLOW_RUN_ID"] == interrupted
     (left,) = client.search_runs([os.environ["MLFLOW_EXPERIMENT_ID"]])
     assert (left.info.run_id, left.info.status) == (interrupted, "RUNNING")
@@ -385,7 +385,7 @@ def test_mlflows_run_is_marked_as_an_attempt_and_ends_with_the_other(
     given = client.create_run(os.environ["MLFLOW_EXPERIMENT_ID"]).info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", given)
     again = OwnedRun.open(tmp_path)
-    again.go_on(interrupted, 20)
+    again.go_on(interrupted, "step 20")
     again.set_tags({"account_tax.recipe": "starter"})
     again.close(end)
     attempt, goes_on = client.get_run(given), client.get_run(interrupted)
@@ -400,7 +400,7 @@ def test_mlflows_run_is_marked_as_an_attempt_and_ends_with_the_other(
 def test_the_very_run_simply_goes_on(client, tmp_path, interrupted, monkeypatch):
     monkeypatch.setenv("MLFLOW_RUN_ID", interrupted)  # as where a job was queued once more
     again = OwnedRun.open(tmp_path)
-    again.go_on(interrupted, 20)
+    again.go_on(interrupted, "step 20")
     tags = stored(client, again).data.tags
     assert not {mlflow_run.REASON_TAG, mlflow_run.CONTINUES_TAG, "mlflow.parentRunId"} & set(tags)
     assert stored(client, again).info.status == "RUNNING"

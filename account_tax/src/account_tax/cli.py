@@ -28,6 +28,7 @@ from account_tax.reproduce import request as reproduce_request
 from account_tax.review import compare as review_compare
 from account_tax.review import request as review_request
 from account_tax.tracking.owned_run import OwnedRun
+from account_tax.tuning import command as tuning_command
 
 # OpenMP's threads wait asleep, here and in every process started from here: spinning, they starve
 # on a core that another program wants, and a step takes 5 times as long (docs/results.md).
@@ -71,6 +72,16 @@ def train(words: Words) -> None:
     """
     quieten_libraries()
     sys.exit(launcher.train(Path.cwd(), words))
+
+
+@_command(lambda: train_options(Path.cwd(), search=True))
+def tune(words: Words) -> None:
+    """Search for better values, a training a trial; register what the best has trained.
+
+    Parameters are given as to `kedro train`; conf/base/parameters/tuning.yml has the search's own.
+    """
+    quieten_libraries()
+    sys.exit(tuning_command.tune(Path.cwd(), words))
 
 
 @_command(review_request.Request)

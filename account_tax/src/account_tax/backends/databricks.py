@@ -81,7 +81,7 @@ def _registry_faults(config: Mapping[str, Any], resolved: Resolved | None) -> It
     """Unity Catalog is where a workspace registers unless told otherwise; its names have parts."""
     variables = (config.get("new_cluster") or {}).get("spark_env_vars") or {}
     named = variables.get("MLFLOW_REGISTRY_URI", "databricks-uc")
-    if resolved is None or not resolved.launch.register:
+    if resolved is None or resolved.launch.register is not True:
         return
     name = resolved.values["registry"]["name"]
     in_catalog = is_databricks_uri(os.environ.get(URI, "")) and named.startswith("databricks-uc")

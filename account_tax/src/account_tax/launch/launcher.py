@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from account_tax.commands import run_in_mlflow
-from account_tax.errors import Failed
+from account_tax.errors import Failed, Refused
 from account_tax.parameters.config import Resolved, parse_command_line, resolve_usable
 from account_tax.processes.groups import run_stage
 from account_tax.processes.ranks import free_port
@@ -33,6 +34,7 @@ from account_tax.storage.names import (
 )
 from account_tax.storage.prepared import find_prepared, publish_prepared
 from account_tax.tracking.inputs import machine_watched, split_inputs
+from account_tax.tracking.metric_journal import journal_file
 from account_tax.tracking.owned_run import OwnedRun
 
 from .hang import HangWatch
@@ -47,7 +49,11 @@ def train(project: Path, args: Sequence[str]) -> int:
     """Run `kedro train` with the words of its command line; return its exit status."""
 
     def read() -> tuple[Resolved, list[str]]:
-        return resolve_usable(project, parse_command_line(args))
+        resolved, faults = resolve_usable(project, parse_command_line(args))
+        given = [resolved.sources.get(f"tuning.{key}", "") for key in resolved.tuning]
+        if beside := [source for source in given if source.startswith("-")]:
+            raise Refused(f"{', '.join(beside)}: a search's, so `kedro tune` takes it.")
+        return resolved, faults
 
     def work(asked: tuple[Resolved, list[str]], run: OwnedRun | None) -> None:
         if asked[0].launch.dry_run:
@@ -58,7 +64,7 @@ def train(project: Path, args: Sequence[str]) -> int:
             return
         assert run is not None
         with warm_stages(project):
-            _run_stages(project, args, make_plan(project, *asked), run)
+            run_stages(project, args, make_plan(project, *asked), run)
 
     return run_in_mlflow(project, read, work, lambda asked: not asked[0].launch.dry_run)
 
@@ -66,14 +72,31 @@ def train(project: Path, args: Sequence[str]) -> int:
 # --- the run --------------------------------------------------------------------------------------
 
 
-def _run_stages(project: Path, args: Sequence[str], plan: Plan, run: OwnedRun) -> None:
-    """Prepare, train and register, in the run that is owned or one that it goes on with."""
+def run_stages(
+    project: Path,
+    args: Sequence[str],
+    plan: Plan,
+    run: OwnedRun,
+    judge: Callable[[Path], None] = lambda _: None,
+) -> None:
+    """Prepare, train and register, in the run that is owned or one that it goes on with.
+
+    Args:
+        project: The project's root.
+        args: The words of `kedro train` that ask for this.
+        plan: What is to be done.
+        run: The command's run.
+        judge: Called a few times a second while ranks train, with the file of the run's metric
+            points; ends the training by raising.
+    """
     with begin(project, plan, run) as start:
         run.set_tags({f"{TAG}command": shlex.join(["kedro", "train", *args])})
-        _run_plan(project, plan, run, start)
+        _run_plan(project, plan, run, start, judge)
 
 
-def _run_plan(project: Path, plan: Plan, run: OwnedRun, start: Start) -> None:
+def _run_plan(
+    project: Path, plan: Plan, run: OwnedRun, start: Start, judge: Callable[[Path], None]
+) -> None:
     root = Path(plan.resolved.values["artifacts_root"]) / run.run_id
     resolved = _into_folder(plan.resolved, root, start.folder)
     environment = stage_environment(project) | run.environment()
@@ -88,7 +111,8 @@ def _run_plan(project: Path, plan: Plan, run: OwnedRun, start: Start) -> None:
     with salvaged(stages, run), watched:
         run.log_datasets(split_inputs(_prepare(stages, plan.report["inputs_sha256"])))
         start.say(run.run_id)
-        _train(stages, plan)
+        journal = journal_file(stages.root, run.run_id)
+        _train(stages, plan, lambda: judge(journal))
         finish(stages, run, plan.resolved.launch.register)
 
 
@@ -122,7 +146,7 @@ def _into_folder(resolved: Resolved, root: Path, checkpoints: Path) -> Resolved:
     training = resolved.values["train"]["training"] | {"output_dir": str(checkpoints)}
     train_section = resolved.values["train"] | {"training": training}
     values = resolved.values | {"artifacts_root": str(root), "train": train_section}
-    return Resolved(resolved.launch, values, resolved.sources)
+    return replace(resolved, values=values)
 
 
 def _prepare(stages: Stages, key: str) -> dict[str, Any]:
@@ -153,7 +177,7 @@ def _prepare_anew(stages: Stages, folder: Path, key: str) -> str:
     return version
 
 
-def _train(stages: Stages, plan: Plan) -> None:
+def _train(stages: Stages, plan: Plan, judge: Callable[[], None]) -> None:
     """Train in the ranks, showing rank 0's progress."""
     training, launch = plan.resolved.values["train"]["training"], plan.resolved.launch
     port = launch.master_port
@@ -167,6 +191,7 @@ def _train(stages: Stages, plan: Plan) -> None:
     def watch() -> None:
         line.draw()
         hang.check()
+        judge()
 
     click.echo(f"train: {plan.world_size} {plan.device} rank{'s' * (plan.world_size > 1)}")
     try:

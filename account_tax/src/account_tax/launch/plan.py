@@ -161,7 +161,7 @@ def refuse_secrets(code: Code) -> None:
 def _lock_faults(resolved: Resolved, environment: dict[str, Any]) -> list[str]:
     """Return the fault if a version would come from an environment that nobody can make again."""
     allowed = resolved.values.get("registry", {}).get("allow_unlocked", True)
-    if environment["locked"] or allowed or not resolved.launch.register:
+    if environment["locked"] or allowed or resolved.launch.register is not True:
         return []
     return [unlocked_fault(environment)]
 

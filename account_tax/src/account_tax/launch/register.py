@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import click
 from mlflow import MlflowClient
@@ -25,7 +25,7 @@ from account_tax.parameters.options import read_options
 from account_tax.parameters.schema import RunId
 from account_tax.processes.groups import Interrupted
 from account_tax.processes.identity import state_of
-from account_tax.storage.files import Held, hold
+from account_tax.storage.files import Held, hold, read_json
 from account_tax.storage.names import CONFIG_VARIABLE, PREPARED_FILE, REGISTRATION_FILE, TAG
 from account_tax.tracking.metric_journal import count_unsent, journal_file
 from account_tax.tracking.owned_run import OwnedRun
@@ -44,8 +44,8 @@ LOCK_FILE = "register.lock"
 SALVAGE_SECONDS = 5.0  # a person who has pressed Ctrl-C waits; the file keeps the rest
 
 
-def finish(stages: Stages, run: OwnedRun, register: bool) -> None:
-    """Send the metric points that are left, evaluate the test split and, where wanted, register.
+def finish(stages: Stages, run: OwnedRun, register: bool | Literal["evaluate"]) -> None:
+    """Send the metric points that are left; register, only evaluate the test split, or do neither.
 
     Raises:
         TrackingAway: If the server stays away; with where the results are and how to go on.
@@ -60,8 +60,11 @@ def finish(stages: Stages, run: OwnedRun, register: bool) -> None:
             f"{count_unsent(journal)} metric points that the server does not have. "
             f"When it answers again: kedro register --run {run.run_id}"
         ) from err
-    click.echo(f"register: test split{', cold load, registry' if register else ' only'}")
-    if not register:
+    if register is False:
+        click.echo("register: skipped, and with it the test split")
+        return
+    click.echo(f"register: test split{', cold load, registry' if register is True else ' only'}")
+    if register == "evaluate":
         stages.prove("register", stages.run("register", "--to-nodes=evaluate_test_split_node"))
         return
     result = stages.prove_registration(stages.run("register"))
@@ -126,25 +129,33 @@ def register(project: Path, words: Sequence[str]) -> int:
 
     # The run beside the options is one that `mlflow run` makes for the command itself.
     def work(options: Options, _: OwnedRun | None) -> None:
-        uri, run_id = tracking_uri(project), options.run
-        client = MlflowClient(uri)
-        close_dead(uri)
-        with answers_soon(uri):
-            found = client.get_run(run_id)
-        stages = _restore_stages(project, found)
-        with _alone(stages.root):
-            with answers_soon(uri):
-                run = OwnedRun.reopen(client, run_id, uri)
-            try:
-                with salvaged(stages, run):
-                    stages.environment |= run.environment()
-                    finish(stages, run, register=True)
-                    run.close("FINISHED", patience=patience_seconds())
-            except Exception as err:
-                close(run, end_of(err))
-                raise
+        close_dead(tracking_uri(project))
+        register_run(project, options.run)
 
     return run_in_mlflow(project, lambda: read_options(Options, words)[0], work, lambda _: False)
+
+
+def register_run(
+    project: Path, run_id: str, register: Literal[True, "evaluate"] = True
+) -> dict[str, Any]:
+    """Register, or only evaluate, what a run has trained; end that run and return what was made."""
+    uri = tracking_uri(project)
+    client = MlflowClient(uri)
+    with answers_soon(uri):
+        found = client.get_run(run_id)
+    stages = _restore_stages(project, found)
+    with _alone(stages.root):
+        with answers_soon(uri):
+            run = OwnedRun.reopen(client, run_id, uri)
+        try:
+            with salvaged(stages, run):
+                stages.environment |= run.environment()
+                finish(stages, run, register)
+                run.close("FINISHED", patience=patience_seconds())
+        except Exception as err:
+            close(run, end_of(err))
+            raise
+    return read_json(stages.root / REGISTRATION_FILE)
 
 
 @contextmanager

@@ -88,7 +88,7 @@ def begin(project: Path, plan: Plan, run: OwnedRun) -> Iterator[Start]:
                 click.echo(f"resume: {note}", err=True)
         if found:
             facts["code_before"] = _other_code(found, facts["code"])
-            run.go_on(found.parent.name, step_of(found))
+            run.go_on(found.parent.name, f"step {step_of(found)}")
         sign({"run_id": run.run_id, "host": socket.gethostname()})
         _tag(run, search, found, facts.get("code_before"))
         start = Start(store / run.run_id, found and store / run.run_id / found.name)

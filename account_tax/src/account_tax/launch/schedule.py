@@ -55,5 +55,14 @@ class Schedule:
         return math.ceil(self.steps / (every if every >= 1 else math.ceil(self.steps * every)))
 
     @property
+    def evaluations(self) -> int:
+        """Evaluations of the whole training, the last one of the best model left out."""
+        when, every = self.training.get("eval_strategy", "no"), self.training.get("eval_steps", 500)
+        if when == "no":
+            return 0
+        every = self._an_epoch if when == "epoch" else every
+        return math.ceil(self.steps / (every if every >= 1 else math.ceil(self.steps * every)))
+
+    @property
     def _an_epoch(self) -> int:
         return math.ceil(self.rows / self.global_batch_size)

@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -60,6 +60,7 @@ class Resolved:
     launch: LaunchOptions
     values: Tree
     sources: dict[str, str]
+    tuning: Tree = field(default_factory=Tree)  # of `kedro tune` alone; no part of a run
 
     def flat(self) -> Tree:
         """Return the values by dotted key."""
@@ -165,7 +166,8 @@ def resolve(project: Path, overrides: Sequence[Pair]) -> Resolved:
     readable, flat = not faults, dict(_leaves(values))
     faults += [Fault(key, text, _show(flat[key])) for key, text in conflicts(flat.get)]
     options = {name: values.pop(name) for name in asdict(LaunchOptions()) if name in values}
-    resolved = Resolved(LaunchOptions(**options), values, sources)
+    tuning = values.pop("tuning", {})
+    resolved = Resolved(LaunchOptions(**options), values, sources, tuning)
     if faults:
         raise ConfigError(
             _lines(faults, sources, everything(), aliases.values()),
@@ -206,7 +208,7 @@ def _usable(resolved: Resolved, faulty: Sequence[str]) -> Resolved:
         values.pop(section, None)
         if section == "train":
             parts = {name: part for name, part in parts.items() if name != rest.split(".")[0]}
-    return Resolved(resolved.launch, values | {"train": parts}, resolved.sources)
+    return replace(resolved, values=values | {"train": parts})
 
 
 def batch_faults(values: Tree, world_size: int) -> list[str]:
@@ -455,12 +457,12 @@ def _lines(
             source = sources.get(fault.key) or next(iter(below), "")
         shown = "" if fault.shown is None else f" = {fault.shown}"
         place = f" ({source})" if source else ""
-        help = _suggest(fault.key, section, short_names) if fault.text == UNKNOWN else ""
+        help = suggest(fault.key, section, short_names) if fault.text == UNKNOWN else ""
         lines.append(f"{fault.key}{shown}{place}: {fault.text}.{help}")
     return lines
 
 
-def _suggest(key: str, section: Section, short_names: Iterable[str]) -> str:
+def suggest(key: str, section: Section, short_names: Iterable[str] = ()) -> str:
     """Return a hint at the known name that a wrong one stands for.
 
     One of the same spelling elsewhere, else the nearest beside it, else the nearest anywhere.

@@ -62,7 +62,7 @@ class _Unlisted(click.Option):
 
 def _click_option(option: Option) -> click.Option:
     known = option.values or [text_of(value) for value in choices(option.kind)]
-    known = ["true", "false"] if is_flag(option.kind) else known
+    known = [*known, *(["true", "false"] if is_flag(option.kind) else [])]
 
     def complete(_: Any, __: Any, begun: str) -> list[CompletionItem]:
         return [CompletionItem(value) for value in known if value.startswith(begun)]
@@ -78,11 +78,10 @@ def _click_option(option: Option) -> click.Option:
 
 
 def _metavar(kind: Any) -> str:
-    if is_flag(kind):
-        return "[true|false]"
     types = {METAVARS.get(each, "TEXT") for each in plain_types(kind) if each is not NoneType}
     parts = [*map(text_of, choices(kind)), *sorted(types)]
-    return f"[{'|'.join(parts)}]" if len(parts) > 1 else "".join(parts)
+    shown = "|".join(parts)
+    return f"[{shown}]" if "|" in shown else shown
 
 
 def _limits(kind: Any) -> str:
@@ -94,8 +93,8 @@ def _limits(kind: Any) -> str:
 # --- kedro train ----------------------------------------------------------------------------------
 
 
-def train_options(project: Path) -> list[Option]:
-    """Return what `kedro train` takes: the short names, the launcher's, every dotted key."""
+def train_options(project: Path, search: bool = False) -> list[Option]:
+    """Return what `kedro train` takes, or `kedro tune`: short names, the launcher's, dotted keys."""
     launch = {each.name: each for each in options_of(LaunchOptions)}
     recipes = [file.stem for file in sorted((project / "recipes").glob("*.yml"))]
     launch["recipe"] = replace(launch["recipe"], values=recipes)
@@ -107,7 +106,7 @@ def train_options(project: Path) -> list[Option]:
     short = [
         replace(dotted[key], name=name, help=f"{key}: {said[key]}.", default=set_to.get(key, ""))
         for key, name in read_aliases(project).items()
-        if key not in launch
+        if search or not key.startswith("tuning.")
     ]
     return [*short, *launch.values(), *(replace(each, listed=False) for each in dotted.values())]
 

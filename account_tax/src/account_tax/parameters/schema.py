@@ -137,7 +137,10 @@ class LaunchOptions:
     num_gpus: Annotated[
         Literal["auto"] | Count, Help("Ranks; auto: the GPUs there are, or one CPU rank.")
     ] = "auto"
-    register: Annotated[bool, Help("false: score the test split, register nothing.")] = True
+    register: Annotated[
+        bool | Literal["evaluate"],
+        Help("evaluate: score the test split, register nothing; false: not even that."),
+    ] = True
     dry_run: Annotated[
         bool | Literal["full"],
         Help("Check all, show what is given, full: each value and its source; start nothing."),
@@ -362,6 +365,20 @@ class Loss(TypedDict):
     class_weights: Literal["none", "balanced"]
 
 
+class Tuning(TypedDict):
+    """What `kedro tune` searches, and how."""
+
+    space: Name
+    study: Annotated[str, Field(pattern=r"^[\w.-]+$"), Words("letters, digits, -, _ and .")] | None
+    trials: Count
+    workers: Count
+    metric: Literal["eval/loss", "eval/accuracy", "eval/f1", "eval/precision", "eval/recall"] | None
+    direction: Literal["maximize", "minimize"] | None
+    sampler: Literal["tpe", "random"]
+    seed: Natural
+    pruner: Literal["median", "hyperband", "none"]
+
+
 class Root(TypedDict):
     """What stands beside the sections."""
 
@@ -395,6 +412,7 @@ def parameters() -> Section:
         "data": section(Data, {"split": section(Split)}),
         "train": Section(train, frozenset(train)),
         "registry": section(Registry, {"gates": section(Gates)}),
+        "tuning": section(Tuning),
     }
     return section(Root, below)
 

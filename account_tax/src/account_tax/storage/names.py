@@ -34,6 +34,7 @@ SPLITS = ("train", "validation", "test")
 
 # Environment variables.
 LAUNCHER_VARIABLE = "ACCOUNT_TAX_LAUNCHER"  # of stages: the process they belong to
+STUDY_VARIABLE = "ACCOUNT_TAX_STUDY"  # of a worker: the run of the study it works for
 REQUEUES_VARIABLE = "ACCOUNT_TAX_MAX_REQUEUES"  # how often a job may be queued again
 PROGRESS_VARIABLE = "ACCOUNT_TAX_PROGRESS_FILE"  # of rank 0: where it tells its step
 CONFIG_VARIABLE = "ACCOUNT_TAX_CONFIG_SHA256"  # of stages: the digest of their configuration

@@ -112,7 +112,7 @@ class OwnedRun:
                 raise
         return info.status if info.lifecycle_stage == "active" else None
 
-    def go_on(self, run_id: str, step: int) -> None:
+    def go_on(self, run_id: str, place: str) -> None:
         """Be an earlier, interrupted run from here on: it is RUNNING again.
 
         The run that the command began as goes, where the command made it. One that `mlflow run`
@@ -126,7 +126,7 @@ class OwnedRun:
                 self.set_tags({
                     MLFLOW_PARENT_RUN_ID: run_id,
                     CONTINUES_TAG: run_id,
-                    MLFLOW_RUN_NOTE: f"An attempt that continued run {run_id} from step {step}. "
+                    MLFLOW_RUN_NOTE: f"An attempt that continued run {run_id} from {place}. "
                     "Parameters, metrics and the model are that run's.",
                 })  # fmt: skip
                 self._attempt_id = begun
@@ -175,8 +175,10 @@ class OwnedRun:
             what: Which one, in a few words.
             tags: More of them.
         """
+        run = self._client.get_run(self.run_id)
+        kind = run.data.tags.get(KIND_TAG, kind)  # what a search made is a trial
         said: dict[str, str | None] = {KIND_TAG: kind, **(tags or {})}
-        if GENERATED_NAME.fullmatch(self._client.get_run(self.run_id).info.run_name or ""):
+        if GENERATED_NAME.fullmatch(run.info.run_name or ""):
             said[MLFLOW_RUN_NAME] = f"{kind} {what}"
         self.set_tags(said)
 
@@ -279,7 +281,9 @@ class OwnedRun:
             self.ended = True
 
         self._insist(end, patience)
-        if status == "KILLED" and "MLFLOW_RUN_ID" in os.environ:
+        if status == "KILLED" and os.environ.get("MLFLOW_RUN_ID") == (
+            self._attempt_id or self.run_id
+        ):
             self._repeat_after_parent(status)
 
     def _insist(self, work: Callable[[], None], patience: float) -> None:

@@ -1,0 +1,349 @@
+"""`kedro tune`: from a space to the best values found, registered."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from account_tax.commands import run_in_mlflow
+from account_tax.errors import Failed, Refused
+from account_tax.launch.plan import Plan, make_plan
+from account_tax.launch.register import in_words, register_run
+from account_tax.launch.stages import stage_environment, warm_stages
+from account_tax.parameters.config import (
+    ConfigError,
+    Pair,
+    Resolved,
+    parse_command_line,
+    read_aliases,
+    resolve_usable,
+)
+from account_tax.processes.answers import last_lines
+from account_tax.processes.groups import GRACE_SECONDS, Interrupted, ask_group_to_end, kill_group
+from account_tax.processes.guard import guard_stage
+from account_tax.processes.identity import state_of
+from account_tax.processes.warm import start_process
+from account_tax.provenance.code import describe_code
+from account_tax.provenance.environment import describe_environment
+from account_tax.storage.files import Held, canonical_sha256, hold, read_json
+from account_tax.storage.names import REGISTRATION_FILE, STUDY_VARIABLE, TAG
+from account_tax.tracking.owned_run import KIND_TAG, OwnedRun
+from account_tax.tracking.ownership import OWNER_TAG
+from account_tax.tracking.store import answers_soon, tracking_uri
+
+from .space import Space, read_space, typed
+from .study import ENDS, Study
+from .trial import keep_best, run_trial
+
+STUDY_TAG, DIGESTS_TAG = f"{TAG}study", f"{TAG}study_digests"
+# What the trials' words leave out: they register nothing and search nothing themselves.
+NOT_A_TRIALS = ("tuning.", "register", "resume", "dry_run")
+ALIKE = 3  # first trials that fail the same way end the study
+LOCK_SECONDS = 60.0  # another worker asks Optuna in less
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a command's words ask for.
+
+    Attributes:
+        pairs: The words that each trial gets too, by dotted key.
+        resolved: The parameters that the search starts from.
+        faults: Values that can't stand together, and every fault of the space.
+        space: What is searched.
+        search: The section `tuning`, metric and direction filled in.
+    """
+
+    pairs: list[Pair]
+    resolved: Resolved
+    faults: list[str]
+    space: Space
+    search: dict[str, Any]
+
+    @property
+    def root(self) -> Path:
+        """The folder with the runs' own."""
+        return Path(self.resolved.values["artifacts_root"])
+
+
+def tune(project: Path, words: Sequence[str]) -> int:
+    """Run `kedro tune` with the words of its command line; return its exit status."""
+    study_id = os.environ.get(STUDY_VARIABLE)
+
+    def work(asked: Asked, run: OwnedRun | None) -> None:
+        if study_id:
+            _work_for(project, asked, study_id)
+            return
+        with warm_stages(project):
+            plan = make_plan(project, asked.resolved, asked.faults)
+            faults = _machine_faults(asked, plan)
+            if faults:
+                raise ConfigError(faults)
+            if asked.resolved.launch.dry_run:
+                _show(asked, plan)
+                return
+            assert run is not None
+            _search(project, words, asked, plan, run)
+
+    def own_run(asked: Asked) -> bool:
+        return not (asked.resolved.launch.dry_run or study_id)
+
+    return run_in_mlflow(project, lambda: read_asked(project, words), work, own_run)
+
+
+def read_asked(project: Path, words: Sequence[str]) -> Asked:
+    """Return what the words ask for.
+
+    Raises:
+        ConfigError: With every fault in words, files and space.
+    """
+    pairs = parse_command_line(words)
+    resolved, faults = resolve_usable(project, pairs)
+    search = dict(resolved.tuning)
+    space, wrong = read_space(project, search["space"], resolved)
+    if wrong:
+        raise ConfigError([*faults, *wrong])
+    training = resolved.values.get("train", {}).get("training", {})
+    name = training.get("metric_for_best_model", "f1").removeprefix("eval_")
+    search["metric"] = search["metric"] or f"eval/{name}"
+    better = "minimize" if search["metric"] == "eval/loss" else "maximize"
+    search["direction"] = search["direction"] or better
+    keys = {alias: key for key, alias in read_aliases(project).items()}
+    given = [(keys.get(name, name), text) for name, text in pairs]
+    kept = dict(pair for pair in given if not pair[0].startswith(NOT_A_TRIALS))
+    return Asked(list(kept.items()), resolved, faults, space, search)
+
+
+def _machine_faults(asked: Asked, plan: Plan) -> list[str]:
+    workers = asked.search["workers"]
+    if workers > 1 and plan.report["gpus"]:
+        return [f"tuning.workers = {workers}: expected 1 where there is a GPU, which none shares."]
+    return []
+
+
+def _show(asked: Asked, plan: Plan) -> None:
+    """Print what is searched, the first trial, and what a trial costs."""
+    for each in asked.space.ranges:
+        now = typed(asked.space.base[each.key])
+        click.echo(f"{each.key:<48} {each.in_words()}; the recipe's {now}")
+    click.echo("")
+    for name in ("trials", "workers", "metric", "direction", "sampler", "seed", "pruner"):
+        click.echo(f"{name:<24} {asked.search[name]}")
+    for name in ("rows", "optimizer steps"):
+        click.echo(f"{name:<24} {plan.facts()[name]}")
+    click.echo(f"{'evaluations a trial':<24} {plan.schedule.evaluations}")
+    click.echo("\ndry run: nothing was started, nothing was written.")
+
+
+# --- the study ------------------------------------------------------------------------------------
+
+
+def digests(asked: Asked, plan: Plan) -> dict[str, str]:
+    """Return what makes it the same study or another; the first three are its name too."""
+    search = {
+        key: asked.search[key] for key in ("metric", "direction", "sampler", "seed", "pruner")
+    }
+    ranges = [vars(each) for each in asked.space.ranges]
+    return {
+        "space": canonical_sha256([ranges, search]),
+        "configuration": plan.resolved.sha256,
+        "data": plan.report["inputs_sha256"],
+        "code": plan.code.package_sha256,
+        "lock": plan.environment["lock_sha256"] or "",
+    }
+
+
+def _search(project: Path, words: Sequence[str], asked: Asked, plan: Plan, run: OwnedRun) -> None:
+    """Run the trials that are missing, then register what the best has trained."""
+    now = digests(asked, plan)
+    name = asked.search["study"] or canonical_sha256([now[key] for key in list(now)[:3]])[:12]
+    with _alone(project / asked.root / "studies" / name, name):
+        study = _begin(asked, run, name, now)
+        click.echo(f"study {name}: {asked.search['trials']} trials, run {run.run_id}")
+        if asked.search["workers"] > 1:
+            _run_workers(project, words, asked, run.run_id)
+        _serve(project, asked, study, tracking_uri(project))
+        _finish(project, asked, study, run)
+
+
+@contextmanager
+def _alone(folder: Path, name: str) -> Iterator[None]:
+    try:
+        with hold(folder / "tune.lock") as sign:
+            sign({})
+            yield
+    except Held as err:
+        raise Refused(
+            f"study {name} is under way: process {err.owner.get('pid', 'unknown')}. Wait for it, "
+            "end it, or give another name with -P study=NAME."
+        ) from None
+
+
+def _begin(asked: Asked, run: OwnedRun, name: str, now: dict[str, str]) -> Study:
+    """Let the run be the study's: a new one, or that of an earlier call of the same study.
+
+    Raises:
+        Refused: If the study of this name is another one, or has all its trials.
+    """
+    client = MlflowClient(run.tracking_uri)
+    with answers_soon(run.tracking_uri):
+        mine = client.get_run(run.run_id)
+        where = f"tags.`{STUDY_TAG}` = '{name}' and tags.`{KIND_TAG}` = 'tune'"
+        found = client.search_runs([mine.info.experiment_id], where)
+        study = Study(client, run.run_id, mine.info.experiment_id, asked.space, asked.search)
+        if earlier := next(iter(found), None):
+            _refuse_another(earlier, name, now)
+            study.run_id = earlier.info.run_id
+            there = study.trials()
+            if earlier.info.status == "FINISHED" and len(there) >= asked.search["trials"]:
+                raise Refused(
+                    f"study {name} has its {len(there)} trials: run {study.run_id}. Ask for more "
+                    "with -P trials=N, or begin another with -P study=NAME."
+                )
+            ended = sum(trial.state in ENDS for trial in there)
+            run.go_on(study.run_id, f"trial {ended}")
+            click.echo(f"study {name}: going on, {ended} of its trials have ended")
+    run.introduce("tune", name, {STUDY_TAG: name, DIGESTS_TAG: json.dumps(now)})
+    run.log_params({f"tuning.{key}": asked.search[key] for key in sorted(asked.search)})
+    return study
+
+
+def _refuse_another(earlier: Run, name: str, now: dict[str, str]) -> None:
+    tags = earlier.data.tags
+    if earlier.info.status == "RUNNING" and state_of(tags.get(OWNER_TAG, "")) == "alive":
+        raise Refused(f"study {name} is under way: {tags[OWNER_TAG]}. Wait for its end.")
+    then = json.loads(tags[DIGESTS_TAG])
+    if differing := [key for key in now if now[key] != then.get(key)]:
+        raise Refused(
+            f"study {name}: its {' and '.join(differing)} differ from those it was begun with "
+            f"(run {earlier.info.run_id}). Its trials could not be compared. Begin another with "
+            "-P study=NAME."
+        )
+
+
+def _serve(project: Path, asked: Asked, study: Study, uri: str) -> None:
+    """Run trials until there are enough; other workers may do the same.
+
+    Raises:
+        Failed: If the first trials all fail for one reason.
+    """
+    lock = project / asked.root / "studies" / study.run_id / "ask.lock"
+    while True:
+        with hold(lock, LOCK_SECONDS):
+            trial = study.take()
+            if trial is None:
+                return
+            OwnedRun.reopen(study.client, trial.run_id, uri)  # taken: nobody else takes it up
+        run_trial(project, asked.pairs, study, trial, uri)
+        trials = study.trials()
+        ended = next(each for each in trials if each.number == trial.number)
+        said = "" if ended.value is None else f"{asked.search['metric']} {ended.value:.4f}"
+        click.echo(f"trial {ended.number}: {said or ended.reason.partition(chr(10))[0]}")
+        keep_best(project / asked.root, study)
+        first = [each for each in trials if each.number < ALIKE]
+        reasons = {each.reason.partition("\n")[0] for each in first}
+        if len(first) == ALIKE and len(reasons) == 1 and {e.state for e in first} == {"failed"}:
+            raise Failed(f"the first {ALIKE} trials failed for one reason: {first[0].reason}")
+
+
+def _work_for(project: Path, asked: Asked, study_id: str) -> None:
+    """Be a worker of a study that another process has begun.
+
+    Raises:
+        Refused: If the code or the lock is another than the study's.
+    """
+    guard_stage()
+    uri = tracking_uri(project)
+    client = MlflowClient(uri)
+    parent = client.get_run(study_id)
+    then = json.loads(parent.data.tags[DIGESTS_TAG])
+    now = {
+        "code": describe_code(project).package_sha256,
+        "lock": describe_environment(project)["lock_sha256"] or "",
+    }
+    if differing := [key for key in now if now[key] != then[key]]:
+        raise Refused(f"this worker's {' and '.join(differing)} differ from the study's.")
+    study = Study(client, study_id, parent.info.experiment_id, asked.space, asked.search)
+    with warm_stages(project):
+        _serve(project, asked, study, uri)
+
+
+def _run_workers(project: Path, words: Sequence[str], asked: Asked, study_id: str) -> None:
+    """Run the trials in processes of their own, side by side.
+
+    Raises:
+        Failed: If one of them ends badly; the others have ended then too.
+    """
+    count, root = asked.search["workers"], (project / asked.root / "studies" / study_id).resolve()
+    root.mkdir(parents=True, exist_ok=True)
+    threads = str(max(1, len(os.sched_getaffinity(0)) // count))
+    environment = {"OMP_NUM_THREADS": threads} | stage_environment(project)
+    environment = environment | {STUDY_VARIABLE: study_id}
+    environment.pop("MLFLOW_RUN_ID", None)
+    logs = [root / f"worker-{number}.log" for number in range(1, count + 1)]
+    command = [sys.executable, "-m", "kedro", "tune", *words]
+    workers = [start_process(command, project, environment, log) for log in logs]
+    said = [log.stat().st_size if log.exists() else 0 for log in logs]
+    try:
+        while any(worker.poll() is None for worker in workers):
+            pairs = list(zip(logs, said, strict=True))
+            said = [_tell(log, number, at) for number, (log, at) in enumerate(pairs, 1)]
+            time.sleep(1)
+    except Interrupted:
+        for worker in workers:
+            ask_group_to_end(worker.pid, asked.resolved.launch.grace_seconds + GRACE_SECONDS)
+        raise
+    finally:
+        for worker in workers:
+            kill_group(worker.pid)
+            worker.wait()
+    for worker, log in zip(workers, logs, strict=True):
+        if worker.returncode and worker.returncode > 0:
+            raise Failed(f"{log.stem} ended badly.\n" + "\n".join(last_lines(log)))
+
+
+def _tell(log: Path, number: int, since: int) -> int:
+    """Print what a worker has said of its trials since then; return how far that is."""
+    with log.open("rb") as opened:
+        opened.seek(since)
+        text = opened.read()
+    whole = text[: text.rfind(b"\n") + 1]
+    for line in whole.decode(errors="replace").splitlines():
+        if line.startswith("trial "):
+            click.echo(f"worker {number}: {line}")
+    return since + len(whole)
+
+
+def _finish(project: Path, asked: Asked, study: Study, run: OwnedRun) -> None:
+    """Register what the best trial has trained, and say what was found."""
+    trials = study.trials()
+    best = study.best(trials)
+    if best is None:
+        raise Failed("no trial was completed, so there is nothing to register.")
+    from .report import write_report
+
+    write_report(project, asked.pairs, study, run)
+    run.log_metrics({asked.search["metric"]: best.value or 0.0})
+    run.set_tags({f"{TAG}best_run": best.run_id})
+    click.echo(f"best: trial {best.number}, {asked.search['metric']} {best.value:.4f}")
+    for key, value in best.values.items():
+        click.echo(f"  {key:<46} {typed(value)}  (the recipe's {typed(asked.space.base[key])})")
+    register = asked.resolved.launch.register
+    done = read_json(project / asked.root / best.run_id / REGISTRATION_FILE)
+    if register and not done:
+        done = register_run(project, best.run_id, register)
+    elif done:
+        click.echo(in_words(done))
+    if done:
+        run.set_tags({f"{TAG}version": f"{done['name']}/{done['version']}"})

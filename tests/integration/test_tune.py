@@ -1,0 +1,127 @@
+"""`kedro tune` with real trials: killed and resumed, pruned and failed, two workers."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+
+from account_tax.parameters.config import resolve
+from account_tax.tracking.owned_run import KIND_TAG
+from account_tax.tuning.space import plain
+from account_tax.tuning.study import STATE_TAG, TRIAL_TAG
+from tests.integration.conftest import kedro_words
+from tests.integration.launched import Launched
+
+pytestmark = pytest.mark.integration
+REASON = "account_tax.reason"
+SPACE = """
+train.training.learning_rate: {type: float, low: 1.0e-4, high: 5.0e-2, log: true}
+train.lora.target_modules: {type: categorical, choices: [[query, value], %s]}
+"""
+EVALUATED = [
+    *("train.training.eval_strategy=steps", "train.training.eval_steps=2"),
+    *("train.training.save_strategy=steps", "train.training.save_steps=2", "num_gpus=1"),
+    "train.lora.target_modules=query,value",
+]
+
+
+def tune_words(project, tiny, *options, other="[query, key]"):
+    (project.folder / "space.yml").write_text(SPACE % other)
+    return ["kedro", "tune", *kedro_words([*kept(tiny), *EVALUATED, "space=space.yml", *options])]
+
+
+def kept(tiny):
+    """Return what makes a run small, less what a study sets by itself."""
+    searched = ("num_gpus", "max_steps", "train.lora.target_modules")
+    return [option for option in tiny if not option.startswith(searched)]
+
+
+def trials_of(project):
+    runs = [run for run in project.runs() if TRIAL_TAG in run.data.tags]
+    return {json.loads(run.data.tags[TRIAL_TAG])["number"]: run for run in runs}, len(runs)
+
+
+def scored_on_test(project):
+    return [
+        run.info.run_id
+        for run in project.runs()
+        if any(name.startswith("test/") for name in run.data.metrics)
+    ]
+
+
+def test_a_killed_study_goes_on_and_no_trial_is_lost_or_run_twice(project, tiny, tmp_path):
+    words = tune_words(project, tiny, "trials=3", "max_steps=8")
+    project.client().search_experiments()  # makes the store, which two can't at once
+    for _ in range(2):
+        left = kill_in_second_trial(project, Launched(project, tmp_path / "out", *words))
+    before = {n: run for n, run in left.items() if STATE_TAG in run.data.tags}
+    finished = project.run(*words)
+    assert finished.returncode == 0, finished.output
+    assert "of its trials have ended" in finished.output
+    trials, count = trials_of(project)
+    assert (sorted(trials), count) == ([0, 1, 2], 3)
+    assert {run.info.status for run in trials.values()} == {"FINISHED"}
+    for number, run in before.items():  # what had ended was left alone, but for the best
+        again = trials[number]
+        assert again.data.metrics.items() >= run.data.metrics.items()
+    for number, run in left.items():
+        assert trials[number].info.run_id == run.info.run_id
+    (parent,) = [run for run in project.runs() if run.data.tags.get(KIND_TAG) == "tune"]
+    best = parent.data.tags["account_tax.best_run"]
+    assert (parent.info.status, scored_on_test(project)) == ("FINISHED", [best])
+    assert len(project.client().search_model_versions()) == 1
+    assert_best_recipe(project, parent.info.run_id, trials, best)
+    adapters = project.folder.glob("data/06_models/*/adapter")
+    assert [path.parent.name for path in adapters] == [best]
+    assert "has its 3 trials" in project.run(*words).output
+    project.client().set_tag(parent.info.run_id, "account_tax.study", "mine")
+    other = project.run(*words, "--study=mine", "--tuning.seed=1")
+    assert (other.returncode, "its space differ" in other.output) == (2, True), other.output
+
+
+def kill_in_second_trial(project, running):
+    """Kill the tuner while ranks train the second trial; return the trials' runs there are."""
+    running.wait_for(lambda: len(trials_of(project)[0]) > 1 and running.ranks())
+    running.process.kill()
+    running.end(30)
+    return trials_of(project)[0]
+
+
+def assert_best_recipe(project, parent, trials, best):
+    artifacts = project.client().download_artifacts(parent, "")
+    files = {path.path for path in project.client().list_artifacts(parent)}
+    assert files >= {"trials.csv", "tuning.md", "learning_curves.svg", "best_recipe.yml"}
+    shutil.copy(f"{artifacts}/best_recipe.yml", project.folder / "recipes" / "best.yml")
+    (run,) = [run for run in trials.values() if run.info.run_id == best]
+    resolved = resolve(project.folder, [("recipe", "best"), ("registry.allow_unlocked", "true")])
+    there = yaml.safe_load((project.folder / "recipes" / "best.yml").read_text())
+    assert there["train"]["training"]["max_steps"] == 8
+    for key, value in json.loads(run.data.tags[TRIAL_TAG])["values"].items():
+        now = resolved.flat()[key]
+        assert plain(now) == value
+    pinned = {"artifacts_root", "train.training.output_dir", "train.model.sha256"}
+    for key, value in resolved.flat().items():
+        if key not in pinned and not key.startswith("registry."):
+            assert run.data.params[key] == str(value), key
+
+
+def test_two_workers_prune_and_fail_and_share_a_study(project, tiny):
+    words = tune_words(
+        *(project, tiny, "trials=12", "max_steps=6", "workers=2", "register=false"),
+        *("tuning.sampler=random", "metric=eval/loss"),
+        other="[query], [value], [no_such_layer]",
+    )
+    finished = project.run(*words, timeout=400)
+    assert finished.returncode == 0, finished.output
+    trials, count = trials_of(project)
+    assert (sorted(trials), count) == (list(range(12)), 12)
+    states = {number: run.data.tags[STATE_TAG] for number, run in trials.items()}
+    assert {"complete", "failed", "pruned"} == set(states.values()), states
+    for number, state in states.items():
+        run, status = trials[number], trials[number].info.status
+        assert status == {"complete": "FINISHED", "failed": "FAILED", "pruned": "KILLED"}[state]
+        said = {"complete": "", "failed": "no_such_layer", "pruned": "pruned at step "}[state]
+        assert said in run.data.tags.get(REASON, "")
+    assert scored_on_test(project) == []
+    assert list(project.folder.glob("data/06_models/checkpoints/*/*/checkpoint-*")) == []

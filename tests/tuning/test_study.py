@@ -1,0 +1,124 @@
+"""A study read from its runs: what is next, what is pruned, what is best."""
+
+import json
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+
+from account_tax.processes.identity import identify
+from account_tax.tracking.ownership import OWNER_TAG
+from account_tax.tuning.space import Range, Space
+from account_tax.tuning.study import ENDS, STATE_TAG, TRIAL_TAG, Study
+
+KEY, METRIC = "train.training.learning_rate", "eval/f1"
+GONE = identify().replace("started=", "started=9")
+SEARCH = {
+    **{"trials": 8, "seed": 1, "sampler": "tpe", "pruner": "median"},
+    **{"metric": METRIC, "direction": "maximize"},
+}
+
+
+@pytest.fixture
+def study(tmp_path):
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.create_experiment("tune", artifact_location=str(tmp_path / "artifacts"))
+    parent = client.create_run(experiment).info.run_id
+    space = Space((Range(KEY, "float", 1e-4, 1e-2, log=True),), {KEY: 2e-3})
+    return Study(client, parent, experiment, space, SEARCH)
+
+
+def log(study, trial, *values):
+    points = [Metric(METRIC, value, step, step) for step, value in enumerate(values, 1)]
+    study.client.log_batch(trial.run_id, metrics=points)
+
+
+def end(study, trial, state, *values):
+    log(study, trial, *values)
+    study.client.set_tag(trial.run_id, STATE_TAG, state)
+    study.client.set_terminated(trial.run_id, ENDS[state])
+
+
+def take(study):
+    trial = study.take()
+    assert trial is not None
+    return trial
+
+
+def test_the_first_trial_is_the_recipes(study):
+    assert take(study).values == {KEY: 2e-3}
+
+
+def test_what_runs_is_not_taken_twice(study):
+    assert [take(study).number for _ in range(3)] == [0, 1, 2]
+    assert {trial.state for trial in study.trials()} == {"running"}
+
+
+def test_there_are_no_more_than_asked_for(study):
+    for _ in range(8):
+        end(study, take(study), "complete", 0.5)
+    assert study.take() is None
+
+
+def test_what_a_dead_process_left_is_taken_again_in_its_own_run(study):
+    end(study, take(study), "complete", 0.5)
+    lost = take(study)
+    study.client.set_tag(lost.run_id, OWNER_TAG, GONE)
+    again = take(study)
+    assert (again.run_id, again.number, again.values) == (lost.run_id, 1, lost.values)
+    assert again.state == "lost"
+
+
+@pytest.mark.parametrize("status", ["FAILED", "KILLED"])
+def test_a_run_that_was_closed_without_an_end_is_lost(study, status):
+    trial = take(study)
+    study.client.set_terminated(trial.run_id, status)
+    assert take(study).run_id == trial.run_id
+
+
+def test_an_end_written_before_a_kill_stands(study):
+    trial = take(study)
+    log(study, trial, 0.7)
+    study.client.set_tag(trial.run_id, STATE_TAG, "complete")
+    study.client.set_tag(trial.run_id, OWNER_TAG, GONE)
+    study.client.set_terminated(trial.run_id, "FAILED")  # as close_dead_runs does
+    (read,) = study.trials()
+    assert (read.state, read.value) == ("complete", 0.7)
+    assert study.client.get_run(trial.run_id).info.status == "FINISHED"
+    assert take(study).number == 1
+
+
+def test_a_study_read_anew_proposes_the_same(study):
+    for value in (0.5, 0.6, 0.4):
+        end(study, take(study), "complete", value)
+    anew = Study(study.client, study.run_id, study.experiment_id, study.space, SEARCH)
+    assert study.propose(study.trials(), 3) == anew.propose(anew.trials(), 3)
+    assert study.propose(study.trials(), 3) != study.propose(study.trials(), 4)
+
+
+def test_what_is_behind_the_median_is_pruned_with_the_reason(study):
+    for value in (0.5, 0.6, 0.7, 0.8, 0.9):
+        end(study, take(study), "complete", value)
+    trial = take(study)
+    assert study.why_prune(trial.run_id, [(40, 0.71)]) is None
+    said = study.why_prune(trial.run_id, [(40, 0.69)])
+    assert said == "pruned at step 40: eval/f1 0.6900, median 0.7000"
+    study.search = {**SEARCH, "pruner": "none"}
+    assert study.why_prune(trial.run_id, [(40, 0.1)]) is None
+
+
+@pytest.mark.parametrize(("direction", "best"), [("maximize", 1), ("minimize", 2)])
+def test_the_best_is_the_first_of_equals(study, direction, best):
+    study.search = {**SEARCH, "direction": direction}
+    for state, value in [("failed", 0.9), ("complete", 0.8), ("complete", 0.2), ("complete", 0.2)]:
+        end(study, take(study), state, value)
+    end(study, take(study), "complete", 0.8)
+    found = study.best(study.trials())
+    assert found
+    assert found.number == best
+
+
+def test_number_and_values_are_there_from_the_first_moment(study):
+    tags = study.client.get_run(take(study).run_id).data.tags
+    assert json.loads(tags[TRIAL_TAG]) == {"number": 0, "values": {KEY: 2e-3}}
+    assert tags["mlflow.parentRunId"] == study.run_id

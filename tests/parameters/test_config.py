@@ -110,7 +110,8 @@ def test_the_base_layer_reads_as_kedro_reads_it(project):
     (project / "conf/local").mkdir()
     write(project / "recipes/plain.yml", "data: {}")
     loader = OmegaConfigLoader(str(project / "conf"), base_env="base", default_run_env="local")
-    assert run(project, "--recipe=plain").values == loader["parameters"]
+    resolved = run(project, "--recipe=plain")
+    assert resolved.values | {"tuning": resolved.tuning} == loader["parameters"]
     assert loader["parameters"]["artifacts_root"] == "data/06_models"
 
 

@@ -94,7 +94,7 @@ def _limits(kind: Any) -> str:
 
 
 def train_options(project: Path, search: bool = False) -> list[Option]:
-    """Return what `kedro train` takes, or `kedro tune`: short names, the launcher's, dotted keys."""
+    """Return what `kedro train`, or `kedro tune`, takes: short names, the launcher's, dotted."""
     launch = {each.name: each for each in options_of(LaunchOptions)}
     recipes = [file.stem for file in sorted((project / "recipes").glob("*.yml"))]
     launch["recipe"] = replace(launch["recipe"], values=recipes)

@@ -39,7 +39,7 @@ ADDED = ["label", "score", "needs_review"]
 
 
 def newest_run(shop):
-    return MlflowClient(shop.store).search_runs(["1"], max_results=1)[0]
+    return MlflowClient(shop.store).search_runs(["0", "1"], max_results=1)[0]
 
 
 def test_the_end_tells_rows_by_account(file_with, ledger, output, capfd):
@@ -410,9 +410,9 @@ def test_all_words_that_can_not_be_read_are_told_at_once(file_with, shop, tmp_pa
     )  # fmt: skip
     assert said.startswith("4 problems in the options")
     for part in (
-        "top_k = two (-P top_k): expected a whole number of at least 1.",
-        "threshold = 1.5 (-P threshold)",
-        "on_error = ignore (-P on_error): expected one of fail, skip.",
+        "top_k = two (--top_k): expected a whole number of at least 1.",
+        "threshold = 1.5 (--threshold)",
+        "on_error = ignore (--on_error): expected one of fail, skip.",
         "model: missing; expected a name.",
     ):
         assert part in said
@@ -665,7 +665,7 @@ def test_a_version_that_was_rejected_files_nothing_unless_it_is_told_to(
     assert "champion is not set by the review history" in capfd.readouterr().err
     assert not (tmp_path / "o.csv").exists()
     assert call(tmp_path, "predict", *as_words(given | {"allow_unapproved": "true"})) == 0
-    run = client.search_runs(["1"], order_by=["start_time DESC"], max_results=1)[0]
+    run = client.search_runs(["0"], order_by=["start_time DESC"], max_results=1)[0]
     assert "is not set by" in run.data.tags["account_tax.unapproved"]
     assert call(ROOT, "review", "--history", "--registered_model_name", name) == 0
     said = capfd.readouterr().out

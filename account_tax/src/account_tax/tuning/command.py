@@ -40,7 +40,7 @@ from account_tax.storage.files import Held, canonical_sha256, hold, read_json
 from account_tax.storage.names import REGISTRATION_FILE, STUDY_VARIABLE, TAG
 from account_tax.tracking.owned_run import KIND_TAG, OwnedRun
 from account_tax.tracking.ownership import OWNER_TAG
-from account_tax.tracking.store import answers_soon, tracking_uri
+from account_tax.tracking.store import answers_soon, condition, tracking_uri
 
 from .space import Space, read_space, typed
 from .study import ENDS, Study
@@ -199,7 +199,8 @@ def _begin(asked: Asked, run: OwnedRun, name: str, now: dict[str, str]) -> Study
     client = MlflowClient(run.tracking_uri)
     with answers_soon(run.tracking_uri):
         mine = client.get_run(run.run_id)
-        where = f"tags.`{STUDY_TAG}` = '{name}' and tags.`{KIND_TAG}` = 'tune'"
+        named = condition(f"tags.`{STUDY_TAG}`", name)
+        where = f"{named} and {condition(f'tags.`{KIND_TAG}`', 'tune')}"
         found = client.search_runs([mine.info.experiment_id], where)
         study = Study(client, run.run_id, mine.info.experiment_id, asked.space, asked.search)
         if earlier := next(iter(found), None):

@@ -17,6 +17,7 @@ from account_tax.processes.identity import identify, state_of
 from account_tax.storage.names import TAG
 from account_tax.tracking.owned_run import KIND_TAG
 from account_tax.tracking.ownership import OWNER_TAG, REASON_TAG
+from account_tax.tracking.store import condition
 
 from .space import Space, Values
 
@@ -84,7 +85,7 @@ class Study:
 
     def trials(self) -> list[Trial]:
         """Return every trial by its number."""
-        mine = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{self.run_id}'"
+        mine = condition(f"tags.`{MLFLOW_PARENT_RUN_ID}`", self.run_id)
         runs = self.client.search_runs([self.experiment_id], mine, max_results=MOST_TRIALS)
         found = [self._read(run) for run in runs if TRIAL_TAG in run.data.tags]
         return sorted(found, key=lambda trial: trial.number)

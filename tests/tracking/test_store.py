@@ -87,6 +87,17 @@ def test_a_deleted_experiment_is_said_with_how_to_restore_it(own):
         experiment_id(client)
 
 
+def test_a_store_that_was_made_from_elsewhere_is_not_taken_for_moved(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(elsewhere)  # so the first experiment's place is below it
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.create_experiment("account-tax", str(tmp_path / "mlruns"))
+    client.log_text(client.create_run(experiment).info.run_id, "kept", "note.txt")
+    client.create_run("0")
+    assert tracking_uri(tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
+
+
 def test_a_moved_project_is_said_and_its_own_store_rewritten(own, monkeypatch):
     moved = own.rename(own.with_name("moved"))
     monkeypatch.chdir(moved)

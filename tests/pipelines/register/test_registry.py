@@ -188,7 +188,7 @@ def test_the_run_keeps_plots_card_manifest_and_metrics(registered):
     run_id = registered.run.info.run_id
     names = {artifact.path for artifact in registered.client.list_artifacts(run_id)}
     assert names == {
-        *("plots", "training_metrics.json", "manifest.json"),
+        *("plots", "training_metrics.json", "test_answers.json", "manifest.json"),
         *("dataset_metadata.json", "model_card.md", "provenance.json"),
     }
     assert len(registered.client.list_artifacts(run_id, "plots")) == 3

@@ -105,11 +105,11 @@ def moved_from(store: Path) -> str:
     if not store.is_file():
         return ""
     with closing(sqlite3.connect(store)) as database, suppress(sqlite3.Error):
-        for (place,) in database.execute("SELECT artifact_location FROM experiments"):
-            old = str(place).removeprefix("file://").rpartition("/mlruns/")[0]
-            here = store.parent / "mlruns"
-            if old and not Path(old, "mlruns").exists() and Path(old) != store.parent:
-                return old if here.exists() else ""
+        for (place,) in database.execute("SELECT artifact_uri FROM runs"):
+            old, _, rest = str(place).removeprefix("file://").rpartition("/mlruns/")
+            elsewhere = old and Path(old) != store.parent and not Path(old, "mlruns").exists()
+            if elsewhere and (store.parent / "mlruns" / rest).exists():
+                return old
     return ""
 
 

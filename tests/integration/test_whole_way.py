@@ -123,7 +123,7 @@ def test_params_hold_the_resolved_values(main_job):
 
 
 def test_pages_say_what_was_trained_on_what(main_job):
-    run, model = main_job.run, main_job.version().model_id
+    run, model = main_job.run, main_job.version().source.removeprefix("models:/")
     assert run.info.run_name == "train starter r8"
     kept = {name: run.data.tags[f"account_tax.{name}"] for name in ("kind", "recipe", "pooling")}
     assert kept == {"kind": "train", "recipe": "starter", "pooling": "mean"}

@@ -94,10 +94,9 @@ UNAPPROVED = "Also a version that is rejected, retired or expired; recorded."
 
 
 @dataclass(frozen=True, kw_only=True)
-class VersionOptions:
-    """Which registered version a command is about; `registry` has registry.yml's parameters."""
+class ModelOptions:
+    """Which registered model a command is about; `registry` has registry.yml's parameters."""
 
-    version: Annotated[Reference | None, Help("A number or an alias; else registry.alias.")] = None
     registered_model_name: Annotated[RegisteredName | None, Help("Else registry.name.")] = None
     registry: dict[str, Any] = field(default_factory=dict[str, Any])
 
@@ -105,11 +104,6 @@ class VersionOptions:
     def name(self) -> str:
         """The registered model."""
         return self.registry["name"]
-
-    @property
-    def reference(self) -> str:
-        """The version's number or alias."""
-        return self.version or self.registry["alias"]
 
     @classmethod
     def read(
@@ -143,3 +137,15 @@ class VersionOptions:
             if not faults:
                 return asked
         raise Refused(tell(faults, "in the options"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class VersionOptions(ModelOptions):
+    """Which registered version a command is about."""
+
+    version: Annotated[Reference | None, Help("A number or an alias; else registry.alias.")] = None
+
+    @property
+    def reference(self) -> str:
+        """The version's number or alias."""
+        return self.version or self.registry["alias"]

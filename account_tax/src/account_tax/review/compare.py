@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 from account_tax.errors import Refused
 from account_tax.faults import nearest, tell
 from account_tax.parameters.kinds import Help
-from account_tax.parameters.options import VersionOptions
+from account_tax.parameters.options import ModelOptions
 from account_tax.parameters.schema import Name
 from account_tax.registry.find import find_version
 from account_tax.registry.record import read_artifacts
@@ -32,7 +32,7 @@ SHOWN_TAGS = ("recipe", "base", "pooling", "precision", "parameters_trained", "e
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request(VersionOptions):
+class Request(ModelOptions):
     """What is asked for: versions, or the trained runs of an experiment."""
 
     versions: Annotated[list[Name], Help("Registered versions: 1,2,3.")] = field(

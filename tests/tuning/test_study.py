@@ -1,13 +1,16 @@
 """A study read from its runs: what is next, what is pruned, what is best."""
 
 import json
+from pathlib import Path
 
 import pytest
+import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 
 from account_tax.processes.identity import identify
 from account_tax.tracking.ownership import OWNER_TAG
+from account_tax.tuning.report import best_recipe
 from account_tax.tuning.space import Range, Space
 from account_tax.tuning.study import ENDS, STATE_TAG, TRIAL_TAG, Study
 
@@ -122,3 +125,18 @@ def test_number_and_values_are_there_from_the_first_moment(study):
     tags = study.client.get_run(take(study).run_id).data.tags
     assert json.loads(tags[TRIAL_TAG]) == {"number": 0, "values": {KEY: 2e-3}}
     assert tags["mlflow.parentRunId"] == study.run_id
+
+
+@pytest.mark.parametrize("by_mlflow", [False, True])
+def test_the_best_recipe_has_the_best_values_whoever_hands_over_the_words(
+    study, monkeypatch, by_mlflow
+):
+    if by_mlflow:  # whose words are shown as -P, not as --
+        monkeypatch.setenv("MLFLOW_RUN_ID", study.run_id)
+    take(study)
+    end(study, take(study), "complete", 0.5)
+    best = study.best(study.trials())
+    pairs = [("recipe", "english"), ("train.lora.alpha", "24"), ("num_gpus", "1")]
+    train = yaml.safe_load(best_recipe(Path(__file__).parents[2], pairs, study, best))["train"]
+    assert train["training"]["learning_rate"] == best.values[KEY]
+    assert train["lora"]["alpha"] == 24

@@ -50,8 +50,8 @@ def train(project: Path, args: Sequence[str]) -> int:
 
     def read() -> tuple[Resolved, list[str]]:
         resolved, faults = resolve_usable(project, parse_command_line(args))
-        given = [resolved.sources.get(f"tuning.{key}", "") for key in resolved.tuning]
-        if beside := [source for source in given if source.startswith("-")]:
+        keys = [f"tuning.{key}" for key in resolved.tuning]
+        if beside := [resolved.sources[key] for key in keys if resolved.given(key)]:
             raise Refused(f"{', '.join(beside)}: a search's, so `kedro tune` takes it.")
         return resolved, faults
 

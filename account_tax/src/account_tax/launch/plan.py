@@ -99,7 +99,9 @@ def show_values(resolved: Resolved) -> None:
     """Print what was given, or with dry_run=full every value, and where each came from."""
     flat, whole = resolved.flat(), resolved.launch.dry_run == "full"
     sources = {key: resolved.sources.get(key, "training.yml") for key in flat}
-    shown = [key for key in flat if whole or sources[key].startswith(("-P", "--", "conf/local"))]
+    shown = [
+        key for key in flat if whole or resolved.given(key) or sources[key].startswith("conf/local")
+    ]
     width = max(map(len, shown), default=0)
     for key in shown:
         value = text_of(flat[key]) or "null"

@@ -66,6 +66,10 @@ class Resolved:
         """Return the values by dotted key."""
         return dict(_leaves(self.values))
 
+    def given(self, key: str) -> bool:
+        """Return whether the command line has set a key: by -P or --, as `_name_sources` says."""
+        return self.sources.get(key, "").startswith("-")
+
     def deciding(self) -> Tree:
         """Return what decides the result by dotted key, so all but places, gates and launch."""
         return {

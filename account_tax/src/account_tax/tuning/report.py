@@ -100,8 +100,8 @@ def best_recipe(project: Path, pairs: Sequence[Pair], study: Study, best: Trial)
     name = resolved.launch.recipe
     tree = yaml.safe_load((project / "recipes" / f"{name}.yml").read_text(encoding="utf-8"))
     flat, changes = resolved.flat(), dict[str, Any]()
-    for key, source in resolved.sources.items():
-        if source.startswith("--") and key.partition(".")[0] in RECIPE_SECTIONS:
+    for key in resolved.sources:
+        if resolved.given(key) and key.partition(".")[0] in RECIPE_SECTIONS:
             changes = merge_trees(changes, _nested(key, flat[key]))
     said = f"# {name} with the best values of a study: trial {best.number}, run {best.run_id},\n"
     said += f"# {study.search['metric']} {format_number(best.value)} on validation.\n"

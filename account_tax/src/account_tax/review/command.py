@@ -31,7 +31,7 @@ from account_tax.reporting.description import write_section
 from account_tax.storage.files import sha256_of
 from account_tax.storage.names import TAG
 from account_tax.tracking.owned_run import OwnedRun
-from account_tax.tracking.store import page, tracking_uri
+from account_tax.tracking.store import tracking_uri
 
 from .allowed import Proposal
 from .decision import decide
@@ -158,9 +158,8 @@ def review_version(
     }
     show(findings)
     log_review(client, run, version, findings)
-    experiment = client.get_run(run.run_id).info.experiment_id
-    path = f"experiments/{experiment}/runs/{run.run_id}/artifacts/{FOLDER}/{REPORT}"
-    click.echo(f"report: {FOLDER}/{REPORT} of run {run.run_id}\nsee {page(run.tracking_uri, path)}")
+    report = f"{FOLDER}/{REPORT}"
+    click.echo(f"report: {report} of run {run.run_id}\nsee {run.page_of(report)}")
     return gate_results(findings)
 
 

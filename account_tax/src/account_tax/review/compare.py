@@ -24,7 +24,7 @@ from account_tax.registry.find import find_version
 from account_tax.registry.record import read_artifacts
 from account_tax.storage.names import ANSWERS_FILE, DATASET_METADATA_FILE, TAG
 from account_tax.tracking.owned_run import KIND_TAG, OwnedRun
-from account_tax.tracking.store import condition, page
+from account_tax.tracking.store import condition
 
 FOLDER, REPORT = "compare", "report.html"
 MOST_RUNS = 30
@@ -64,9 +64,7 @@ def compare(request: Request, run: OwnedRun) -> None:
     findings["date"] = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     log_comparison(client, run, findings)
     show(findings)
-    experiment = client.get_run(run.run_id).info.experiment_id
-    path = f"experiments/{experiment}/runs/{run.run_id}/artifacts/{FOLDER}/{REPORT}"
-    click.echo(f"see {page(run.tracking_uri, path)}")
+    click.echo(f"see {run.page_of(f'{FOLDER}/{REPORT}')}")
 
 
 def find_runs(client: MlflowClient, request: Request) -> list[tuple[Run, str]]:

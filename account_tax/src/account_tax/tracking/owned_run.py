@@ -43,6 +43,7 @@ from .store import (
     condition,
     experiment_id,
     is_final,
+    page,
     refuse_another_store,
     tracking_uri,
 )
@@ -181,6 +182,12 @@ class OwnedRun:
         if GENERATED_NAME.fullmatch(run.info.run_name or ""):
             said[MLFLOW_RUN_NAME] = f"{kind} {what}"
         self.set_tags(said)
+
+    def page_of(self, artifact: str) -> str:
+        """Return where MLflow shows an artifact of the run."""
+        experiment = self._client.get_run(self.run_id).info.experiment_id
+        path = f"experiments/{experiment}/runs/{self.run_id}/artifacts/{artifact}"
+        return page(self.tracking_uri, path)
 
     def log_datasets(self, datasets: Iterable[DatasetInput]) -> None:
         """Log what the run reads."""

@@ -129,6 +129,20 @@ def test_a_module_that_can_not_be_imported_leaves_stages_to_be_executed(tmp_path
         assert process.wait() == 0
 
 
+@pytest.mark.parametrize("ends", ["kill -9 $$", "kill -6 $$; exit", "exit 3"])
+def test_the_rank_that_a_signal_has_ended_is_told_of_whichever_is_found_first(ends, monkeypatch):
+    monkeypatch.setattr(
+        warm, "_fork", lambda words, *_: os.posix_spawn("/bin/sh", words, dict(os.environ))
+    )
+    monkeypatch.setattr(warm._Rank, "_all", [])
+    monkeypatch.setattr(warm, "_module_words", list)
+    failed, ended = (warm._Rank(["sh", "-c", script], {}) for script in ("exit 1", ends))
+    for rank in (failed, ended):
+        os.waitid(os.P_PID, rank.pid, os.WEXITED | os.WNOWAIT)
+    assert failed.poll() == (-signal.SIGKILL if "-9" in ends else 1)
+    assert ended.poll() in (-signal.SIGKILL, -signal.SIGABRT, 3)
+
+
 def test_where_there_is_a_gpu_nothing_is_forked(tmp_path, modules, monkeypatch):
     monkeypatch.setattr(warm, "GPU_DEVICES", (str(tmp_path),))
     with warm.warm_interpreter(["numpy"], tmp_path, modules):

@@ -26,7 +26,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 from account_tax.storage.files import no_link
 
@@ -252,7 +252,13 @@ def _say(orders: socket.socket, pid: int, status: int | None) -> None:
 
 
 class _Rank:
-    """A rank forked by deepspeed's launch process: as much of `subprocess.Popen` as it uses."""
+    """A rank forked by deepspeed's launch process: as much of `subprocess.Popen` as it uses.
+
+    deepspeed tells of the first rank that it finds ended, in no order. Where a signal has ended
+    one, the others fail for want of it within moments, so each of them ends by that signal too.
+    """
+
+    _all: ClassVar[list[_Rank]] = []
 
     def __init__(
         self,
@@ -263,12 +269,22 @@ class _Rank:
     ):
         self.pid = _fork(_module_words(command), env, stdout, stderr)
         self.returncode: int | None = None
+        self._all.append(self)
 
     def poll(self) -> int | None:
         """Return its exit status, or None while it runs."""
+        self._look()
+        if self.returncode:
+            for rank in self._all:
+                rank._look()
+            # SIGABRT is how a communication library takes the end of another rank.
+            killed = (s for rank in self._all if (s := rank.returncode or 0) < 0)
+            self.returncode = next((s for s in killed if s != -signal.SIGABRT), self.returncode)
+        return self.returncode
+
+    def _look(self) -> None:
         if self.returncode is None and (ended := os.waitpid(self.pid, os.WNOHANG))[0]:
             self.returncode = os.waitstatus_to_exitcode(ended[1])
-        return self.returncode
 
 
 def _fork(

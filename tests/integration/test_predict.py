@@ -67,7 +67,6 @@ def test_every_line_is_filed_in_its_place(trained, filed):
 
 def test_the_threshold_of_the_version_decides_who_looks(trained, filed):
     version = trained.client().get_model_version_by_alias("account-tax", "challenger")
-    assert float(version.tags["test/ece"]) >= 0
     run = trained.client().get_run(str(version.run_id))
     assert {"test/ece", "test/ece_uncalibrated", "test/coverage"} <= run.data.metrics.keys()
     assert "## Scores" in version.description

@@ -102,9 +102,9 @@ def test_the_second_version_is_compared_with_the_first(reviewed, tmp_path):
     found = json.loads((report_of(project, 2, tmp_path) / "review.json").read_text("utf-8"))
     assert found["reference"]["key"] == "champion"
     registered = float(version(project.client(), 2).tags["test/accuracy"])
-    assert found["models"]["challenger"]["accuracy"]["value"] == pytest.approx(registered)
+    assert found["models"]["challenger"]["accuracy"]["value"] == pytest.approx(registered, abs=5e-5)
     before = float(version(project.client(), 1).tags["test/f1"])
-    assert found["models"]["champion"]["f1"]["value"] == pytest.approx(before)
+    assert found["models"]["champion"]["f1"]["value"] == pytest.approx(before, abs=5e-5)
     assert {row["what"] for row in found["differences"]["configuration"]} == {
         "train.training.max_steps"
     }

@@ -125,7 +125,7 @@ def test_a_change_that_git_does_not_show_is_code(tree, tmp_path, hide):
 def test_without_git_nothing_is_trained_and_no_verdict_given(tree, tmp_path, monkeypatch):
     record = record_of(tree)
     monkeypatch.setenv("PATH", str(tmp_path))
-    rung = retrain(tree, None, tree, record, tmp_path, 0, print)
+    rung = retrain(tree, tree, record, tmp_path, 0, print)
     assert (rung.status, rung.verdict) == ("skipped", None)
     assert "git is not on PATH" in rung.evidence
 

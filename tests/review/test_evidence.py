@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from mlflow.entities.model_registry import ModelVersion, ModelVersionTag
+from mlflow.entities.model_registry import ModelVersion
 from transformers import AutoTokenizer
 
 from account_tax.errors import Refused
@@ -86,13 +86,18 @@ def make_contender(data, tokenizer, number=2, labels=("meals", "office", "travel
     ledger = read_ledger(data)
     splits, names = split_ledger(ledger, data)
     digest = split_digest(tokenize_splits(splits, names, tokenizer, data["max_length"])["test"])
-    tags = {"data/source_sha256": ledger.source_sha256, "data/test_sha256": digest}
-    version = ModelVersion(
-        "account-tax", number, 0, tags=[ModelVersionTag(*each) for each in tags.items()]
-    )
+    version = ModelVersion("account-tax", number, 0)
+    digests = {"data/source": ledger.source_sha256, "data/test": digest}
     settings = {**data, "labels": list(labels)}
     classifier = LoadedClassifier(WordCounts(tokenizer, labels), tokenizer, settings)
-    return Contender(version, classifier, Record(parameters={"data": data}), 1000)
+    return Contender(version, classifier, make_record(data, digests), 1000)
+
+
+def make_record(data, digests):
+    """Return what a run kept of its data and of their digests."""
+    inputs = [{"name": name, "digest": {"sha256": digests[name]}} for name in digests]
+    predicate = {"buildDefinition": {"resolvedDependencies": inputs}, "runDetails": {}}
+    return Record(parameters={"data": data}, statement={"predicate": predicate})
 
 
 @pytest.fixture
@@ -114,14 +119,9 @@ def test_the_split_is_the_recorded_one(challenger, data):
     assert rows.test.drop(columns="seen").equals(splits["test"])
 
 
-def test_a_record_without_parameters_still_says_how_the_split_was_made(challenger, data):
-    older = replace(challenger, record=Record(dataset={**data, "source_sha256": "x"}))
-    assert len(remake_test_split(older, None).test) == 30
-
-
 def test_one_byte_of_the_ledger_is_seen_with_both_digests(challenger, data, tmp_path):
     file = tmp_path / "ledger.csv"
-    before = challenger.version.tags["data/source_sha256"]
+    before = challenger.record.digest("data/source")
     file.write_bytes(file.read_bytes().replace(b"memo,travel", b"mem0,travel", 1))
     after = read_ledger(data).source_sha256
     with pytest.raises(Refused, match="-P data=PATH") as refused:
@@ -132,7 +132,8 @@ def test_one_byte_of_the_ledger_is_seen_with_both_digests(challenger, data, tmp_
 
 def test_another_split_of_the_same_bytes_is_refused(challenger, data):
     another = data | {"split": SPLIT | {"seed": 2}}
-    other = replace(challenger, record=Record(parameters={"data": another}))
+    record = replace(challenger.record, parameters={"data": another})
+    other = replace(challenger, record=record)
     with pytest.raises(Refused, match=r"its test split has sha256 [0-9a-f]{64}, recorded is"):
         remake_test_split(other, None)
 
@@ -158,7 +159,7 @@ def test_a_ledger_with_other_columns_is_refused(challenger, tmp_path):
 
 
 def test_a_run_that_recorded_nothing_can_not_be_reviewed(challenger):
-    with pytest.raises(Refused, match=r"neither parameters.yml nor dataset_metadata.json"):
+    with pytest.raises(Refused, match=r"has no parameters.yml, so"):
         remake_test_split(replace(challenger, record=Record()), None)
 
 

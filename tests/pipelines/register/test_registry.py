@@ -29,6 +29,7 @@ from tests.integration.servers import Server
 
 from .conftest import LABELS
 
+FOR_COMMANDS = {"verified", "content_sha256", "provenance_sha256", "model_files"}
 REGISTRY = {
     "name": "account-tax",
     "alias": "challenger",
@@ -127,7 +128,7 @@ def test_a_version_off_the_lock_is_marked(registered):
 
 def test_the_same_content_from_the_locked_environment_loses_the_mark(registered):
     version, client = registered.version, registered.client
-    tags = {"environment": LOCKED, "lock_sha256": "a" * 64}
+    tags = {"environment": LOCKED}
     candidate = Candidate(registered.trained.folder, version.tags["content_sha256"], tags, "")
     register_version(client, version.run_id, version.name, "challenger", candidate)
     found = client.get_model_version(version.name, version.version).tags
@@ -156,12 +157,8 @@ def test_a_version_carries_its_metrics_and_digests(registered):
     assert int(registered.version.version) == registered.registration["version"] == 1
     assert registered.registration["created"] is True
     assert tags["verified"] == "true"
-    assert float(tags["verified_max_abs_diff"]) <= 1e-5
     assert tags["content_sha256"] == registered.registration["content_sha256"]
-    assert tags["config_sha256"] == "f" * 64
-    assert tags["data/test_sha256"] == "c" * 64
-    assert {"base/sha256", "adapter_model_sha256", "manifest_sha256"} <= set(tags)
-    assert {"test/accuracy", "test/f1", "test/loss", "eval/f1"} <= set(tags)
+    assert {"test/accuracy", "test/f1", "base", "environment"} == tags.keys() - FOR_COMMANDS
     assert registered.version.description.startswith("# account-tax")
 
 
@@ -320,9 +317,9 @@ def test_a_version_with_ngrams_answers_with_both_parts(run, trained):
     for _ in range(2):  # registered again, it is the same content
         register(trained, ngrams)
     (version,) = MlflowClient().search_model_versions("name = 'account-tax'")
-    assert float(version.tags["test/ngrams_accuracy"]) == 1.0
-    assert float(version.tags["test/encoder_accuracy"]) < 1.0
-    assert float(version.tags["test/accuracy"]) == 1.0
+    metrics = MlflowClient().get_run(version.run_id).data.metrics
+    assert metrics["test/ngrams_accuracy"] == float(version.tags["test/accuracy"]) == 1.0
+    assert metrics["test/encoder_accuracy"] < 1.0
     loaded = mlflow.pyfunc.load_model(f"models:/account-tax/{version.version}")
     assert loaded.predict(pd.DataFrame({"text": words.values()}))["label"].tolist() == LABELS
     assert (

@@ -15,14 +15,13 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from account_tax.parameters.schema import Data
 from account_tax.provenance.statement import recorded_digest
 from account_tax.storage.names import (
     DATASET_METADATA_FILE,
+    METRICS_FILE,
     PARAMETERS_FILE,
     PATCH_FILE,
     RECORD_FILE,
-    SPLITS,
     STATEMENT_FILE,
     STATEMENT_TAG,
     TAG,
@@ -30,8 +29,14 @@ from account_tax.storage.names import (
 
 from .find import GONE
 
-# What dataset_metadata.json repeats of data.yml, for runs without parameters.yml.
-DATA_KEYS = (*Data.__annotations__, "split")
+# A run's files that its provenance has the digest of, and what one that differs is a cause of.
+INPUTS = {
+    PATCH_FILE: "code",
+    PARAMETERS_FILE: "configuration",
+    RECORD_FILE: "environment",
+    DATASET_METADATA_FILE: "data",
+    METRICS_FILE: "files",
+}
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,8 @@ class Record:
     Attributes:
         tags: Of the run, without their prefix.
         params: Of the run; used is launch.world_size.
-        metrics: Of the run, each one's last value.
+        metrics: Of the run, each one's last value; those it was registered with as
+            training_metrics.json has them.
         seconds: From the run's start to its end.
         statement: provenance.json.
         parameters: parameters.yml: data, train, registry.
@@ -80,10 +86,11 @@ class Record:
     @property
     def data(self) -> dict[str, Any] | None:
         """The parameters of data.yml."""
-        if self.parameters is not None:
-            return self.parameters["data"]
-        # A version may be older than some of the keys.
-        return self.dataset and {key: self.dataset[key] for key in DATA_KEYS if key in self.dataset}
+        return self.parameters and self.parameters["data"]
+
+    def digest(self, name: str) -> str | None:
+        """Return the digest that the provenance has of an input or a file, such as data/test."""
+        return recorded_digest(self.statement, name) if self.statement else None
 
     @property
     def missing(self) -> list[str]:
@@ -112,8 +119,7 @@ def read_record(client: MlflowClient, version: ModelVersion) -> Record:
         if err.error_code not in GONE:
             raise
         return Record(changed=tuple(_changed(version, {}, None, {})))
-    names = (STATEMENT_FILE, PARAMETERS_FILE, RECORD_FILE, DATASET_METADATA_FILE, PATCH_FILE)
-    raw = read_artifacts(client, run.info.run_id, names)
+    raw = read_artifacts(client, run.info.run_id, (STATEMENT_FILE, *INPUTS))
     tags = {key.removeprefix(TAG): text for key, text in run.data.tags.items()}
 
     def read(name: str, parse: Callable[[bytes], Any] = json.loads) -> Any:
@@ -124,7 +130,7 @@ def read_record(client: MlflowClient, version: ModelVersion) -> Record:
     return Record(
         tags,
         run.data.params,
-        run.data.metrics,
+        run.data.metrics | (read(METRICS_FILE) or {}),
         (ended - run.info.start_time) / 1000 if ended else None,
         statement,
         read(PARAMETERS_FILE, yaml.safe_load),
@@ -147,12 +153,8 @@ def _changed(
         yield Difference("files", _instead(STATEMENT_FILE, raw.get(STATEMENT_FILE), expected))
         return
     if statement:
-        yield from _changed_tags(version, statement, tags)
-    inputs = {
-        **{PATCH_FILE: "code", PARAMETERS_FILE: "configuration"},
-        **{RECORD_FILE: "environment", DATASET_METADATA_FILE: "data"},
-    }
-    for name, cause in inputs.items():
+        yield from _changed_tags(statement, tags)
+    for name, cause in INPUTS.items():
         listed = recorded_digest(statement, name) if statement else None
         if name == PATCH_FILE:
             listed = listed or tags.get("patch_sha256")
@@ -160,20 +162,13 @@ def _changed(
             yield Difference(cause, _instead(name, raw.get(name), listed))
 
 
-def _changed_tags(
-    version: ModelVersion, statement: Mapping[str, Any], tags: Mapping[str, str]
-) -> Iterator[Difference]:
-    """Yield each digest of code or data that run or version have a tag of, and another one."""
+def _changed_tags(statement: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator[Difference]:
+    """Yield each digest of code that the run has a tag of, and another one."""
     names = {"code": "commit", PATCH_FILE: "patch_sha256", "package": "package_sha256"}
     for name, tag in names.items():
         found, listed = tags.get(tag), recorded_digest(statement, name)
         if found != listed:
             yield Difference("code", f"the run's tag {TAG}{tag}: {found} instead of {listed}")
-    for name in ("source", *SPLITS):
-        tag = f"data/{name}_sha256"
-        found, listed = version.tags.get(tag), recorded_digest(statement, f"data/{name}")
-        if found and found != listed:
-            yield Difference("data", f"the version's tag {tag}: {found} instead of {listed}")
 
 
 def _sha256(raw: bytes | None) -> str | None:

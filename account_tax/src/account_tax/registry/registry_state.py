@@ -43,6 +43,7 @@ from .states import (
 
 EXPIRES_TAG = "review_expires"
 ENTRY_TAG = "review_entry"  # of a version: the number and digest of the last entry about it
+REVIEWER_TAG = "reviewed_by"  # of a version: who made the last decision about it
 HEAD_TAG = "review_history_head"  # of the registered model: of the last entry that is shown whole
 # Databricks' deployment jobs wait for a tag of the version whose key is the name of their approval
 # task, until its value, in any case, is "approved". A task is one where its name begins with
@@ -287,7 +288,7 @@ def _contradictions_of(registry: RegistryState, version: ModelVersion, number: i
     expected = _tags_of(registry, number) if entries else {}
     if entries and entries[-1].content_sha256:
         expected[CONTENT_TAG] = entries[-1].content_sha256
-    watched = (STATUS_TAG, EXPIRES_TAG, ENTRY_TAG, DEPLOYMENT_TAG)
+    watched = (STATUS_TAG, EXPIRES_TAG, ENTRY_TAG, REVIEWER_TAG, DEPLOYMENT_TAG)
     return [
         f"version {number}: tag {key} is {version.tags.get(key, 'not set')}, but the history says "
         f"{expected.get(key, 'not set')}."
@@ -354,7 +355,11 @@ def _tags_of(registry: RegistryState, number: int) -> dict[str, str]:
     """Return the tags by which a version that was decided about shows its state."""
     state = registry.standing.state_of(number)
     about = [entry for entry in registry.history.entries if entry.version == number]
-    tags = {STATUS_TAG: state, ENTRY_TAG: mark_of(about[-1].n, registry.history.digests)}
+    tags = {
+        STATUS_TAG: state,
+        REVIEWER_TAG: about[-1].reviewer,
+        ENTRY_TAG: mark_of(about[-1].n, registry.history.digests),
+    }
     if expires := expiry_of(about, number):
         tags[EXPIRES_TAG] = expires
     if state in DEPLOYMENT_VALUES:

@@ -70,11 +70,11 @@ def climb(
         elif missing:
             yield skip(name, f"not recorded: {missing}")
         elif name == "R2":
-            yield check_metrics(version, classifier, record)
+            yield check_metrics(classifier, record)
         elif "commit" in record.tags and not may:
             yield skip(name, "its code was not to be run (run_code)")
         else:
-            yield retrain(project, version, classifier, record, scratch, request.seeds, click.echo)
+            yield retrain(project, classifier, record, scratch, request.seeds, click.echo)
 
 
 def may_run(record: Record, run_code: str) -> bool:

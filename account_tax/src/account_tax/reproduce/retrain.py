@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import yaml
 from mlflow import MlflowClient
-from mlflow.entities.model_registry import ModelVersion
 from safetensors.torch import load_file
 
 from account_tax.backends.handed_over import without_secrets
@@ -90,7 +89,6 @@ class Workshop:
 
 def retrain(
     project: Path,
-    version: ModelVersion,
     classifier: Path,
     record: Record,
     scratch: Path,
@@ -101,8 +99,7 @@ def retrain(
 
     Args:
         project: The user's project; only read.
-        version: The version; its tags have the recorded metrics.
-        classifier: Its folder, downloaded.
+        classifier: The version's folder, downloaded.
         record: What its run kept.
         scratch: An empty folder for clone, store and logs.
         seeds: Trainings with other seeds, where the weights differ.
@@ -132,7 +129,7 @@ def retrain(
         names = ", ".join(sorted(again.weights))
         evidence = f"{names}: sha256 equal, from {code_in_words(record.tags)}"
         return Rung("R3", PASS, evidence, tuple(found), weights, BITWISE)
-    return _within_band(workshop, version, again, seeds, found, weights)
+    return _within_band(workshop, again, seeds, found, weights)
 
 
 def _not_the_same(evidence: str, differences: list[Difference]) -> Rung:
@@ -335,14 +332,13 @@ def _compare_tensors(
 
 def _within_band(
     workshop: Workshop,
-    version: ModelVersion,
     again: Trained,
     seeds: int,
     differences: list[Difference],
     weights: dict[str, Any],
 ) -> Rung:
     """Return R3 where the weights differ: is the difference less than what a seed makes?"""
-    recorded = recorded_metrics(version)
+    recorded = recorded_metrics(workshop.record)
     far = f"largest weight difference {weights['max_abs_diff']:.3g}"
     if weights["other_tensors"]:
         return _not_the_same(f"{len(weights['other_tensors'])} other tensors", differences)

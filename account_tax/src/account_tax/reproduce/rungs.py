@@ -121,13 +121,12 @@ def check_logits(version: ModelVersion, classifier: Path) -> Rung:
 # --- R2 -------------------------------------------------------------------------------------------
 
 
-def check_metrics(version: ModelVersion, classifier: Path, record: Record) -> Rung:
+def check_metrics(classifier: Path, record: Record) -> Rung:
     """Return rung R2: the test split made again, and what the classifier scores on it.
 
     Args:
-        version: Its tags have the recorded metrics.
         classifier: The downloaded classifier.
-        record: With parameters and dataset.
+        record: With parameters, dataset and the metrics of then.
     """
     assert record.parameters is not None
     assert record.dataset is not None
@@ -147,7 +146,7 @@ def check_metrics(version: ModelVersion, classifier: Path, record: Record) -> Ru
         return _failed("R2", "base", str(err))
     except RegistrationError as err:  # other labels
         return _failed("R2", "data", str(err))
-    return _compare_metrics(version, evaluation["metrics"], len(test))
+    return _compare_metrics(record, evaluation["metrics"], len(test))
 
 
 def source_difference(record: Record, found: str) -> Difference | None:
@@ -169,8 +168,8 @@ def _make_test_split(
     return tokens["test"], splits["test"]["text"].tolist()
 
 
-def _compare_metrics(version: ModelVersion, found: Mapping[str, float], rows: int) -> Rung:
-    recorded = recorded_metrics(version)
+def _compare_metrics(record: Record, found: Mapping[str, float], rows: int) -> Rung:
+    recorded = recorded_metrics(record)
     deltas = {name: found[name] - recorded[name] for name in sorted(recorded.keys() & found.keys())}
     if not deltas:
         return Rung("R2", SKIPPED, "the version has no test metrics")
@@ -183,9 +182,9 @@ def _compare_metrics(version: ModelVersion, found: Mapping[str, float], rows: in
     return Rung("R2", PASS, f"sha256 and metrics equal: {evidence}", numbers={"deltas": deltas})
 
 
-def recorded_metrics(version: ModelVersion) -> dict[str, float]:
+def recorded_metrics(record: Record) -> dict[str, float]:
     """Return the test metrics a version was registered with."""
-    return {name: float(text) for name, text in version.tags.items() if name.startswith("test/")}
+    return {name: value for name, value in record.metrics.items() if name.startswith("test/")}
 
 
 def _failed(name: str, cause: str, text: str, inferred: bool = False) -> Rung:

@@ -29,7 +29,6 @@ from account_tax.model.classifier import (
 )
 from account_tax.registry.download import download_version, refuse_broken
 from account_tax.registry.record import Record, read_record
-from account_tax.storage.names import SOURCE_TAG
 
 from .baselines import predict_baselines
 
@@ -214,9 +213,9 @@ def remake_test_split(challenger: Contender, source: str | None) -> SplitRows:
     recorded = challenger.record.data
     if recorded is None:
         raise Refused(
-            f"{challenger.title}: its run {challenger.version.run_id} has neither parameters.yml "
-            "nor dataset_metadata.json, so its test split can't be made again. Restore the run's "
-            "artifacts, or train the version again."
+            f"{challenger.title}: its run {challenger.version.run_id} has no parameters.yml, "
+            "so its test split can't be made again. Restore the run's artifacts, or train the "
+            "version again."
         )
     data = recorded | ({"source": source} if source else {})
     try:
@@ -233,25 +232,24 @@ def remake_test_split(challenger: Contender, source: str | None) -> SplitRows:
 
 
 def _what_to_give(challenger: Contender) -> str:
-    given = challenger.version.tags.get(SOURCE_TAG, "not recorded")
+    given = challenger.record.digest("data/source")
     return f"Give the ledger it was trained on (sha256 {given}) as -P data=PATH."
 
 
 def _split_faults(
     challenger: Contender, source_sha256: str, test: pd.DataFrame, labels: list[str]
 ) -> list[str]:
-    """Return how the rows made now differ from those that the version's tags record."""
-    classifier, tags = challenger.classifier, challenger.version.tags
+    """Return how the rows made now differ from those that the version's provenance records."""
+    classifier, record = challenger.classifier, challenger.record
     faults = []
     if unknown := sorted(set(test["label"]) - set(classifier.labels)):
         faults.append(f"the test split has labels that the version does not know: {unknown}.")
-    if source_sha256 != tags.get(SOURCE_TAG):
-        recorded = tags.get(SOURCE_TAG)
+    if source_sha256 != (recorded := record.digest("data/source")):
         faults.append(f"the ledger's bytes have sha256 {source_sha256}, recorded is {recorded}.")
     tokenized = tokenize_splits(
         {"test": test}, labels, classifier.tokenizer, classifier.settings["max_length"]
     )
-    found, recorded = split_digest(tokenized["test"]), tags.get("data/test_sha256")
+    found, recorded = split_digest(tokenized["test"]), record.digest("data/test")
     if found != recorded:
         faults.append(f"its test split has sha256 {found}, recorded is {recorded}.")
     return faults
@@ -314,8 +312,8 @@ def count_leaked_rows(
     data = champion.record.data
     if data is None:
         return None, "the champion's run does not record its data"
-    digest = champion.version.tags.get(SOURCE_TAG)
-    if digest == challenger.version.tags.get(SOURCE_TAG):
+    digest = champion.record.digest("data/source")
+    if digest == challenger.record.digest("data/source"):
         data = data | {"source": rows.data["source"]}
     see = _seen_by(champion)
     try:

@@ -140,12 +140,8 @@ def _describe(contender: Contender) -> dict[str, Any]:
         "run_id": version.run_id,
         "content_sha256": version.tags.get(CONTENT_TAG, NOT_RECORDED),
         "base": contender.classifier.settings["base"],
-        "accuracy_at_registration": _number(version.tags.get("test/accuracy")),
+        "accuracy_at_registration": contender.record.metrics.get("test/accuracy"),
     }
-
-
-def _number(text: str | None) -> float | None:
-    return None if text is None else float(text)
 
 
 def _changed_cells(

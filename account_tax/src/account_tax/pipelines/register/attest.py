@@ -25,6 +25,7 @@ from account_tax.registry.download import download_unsigned, model_of
 from account_tax.registry.record import read_artifacts, read_record
 from account_tax.storage.names import (
     DATASET_METADATA_FILE,
+    METRICS_FILE,
     PARAMETERS_FILE,
     RECORD_FILE,
     STATEMENT_FILE,
@@ -63,7 +64,8 @@ def read_run(client: MlflowClient, run_id: str) -> RunRecord:
     run = client.get_run(run_id)
     ranks = run.data.params.get("launch.world_size")
     tags = {key.removeprefix(TAG): text for key, text in run.data.tags.items()}
-    files = read_artifacts(client, run_id, (PARAMETERS_FILE, RECORD_FILE, DATASET_METADATA_FILE))
+    names = (PARAMETERS_FILE, RECORD_FILE, DATASET_METADATA_FILE, METRICS_FILE)
+    files = read_artifacts(client, run_id, names)
     return RunRecord(run_id, tags, ranks, _threads(ranks), run.info.start_time / 1000, files)
 
 

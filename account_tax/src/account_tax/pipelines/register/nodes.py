@@ -29,7 +29,7 @@ from account_tax.model.metrics import compute_classification_metrics
 from account_tax.processes.ranks import get_mlflow_env
 from account_tax.provenance.environment import (
     describe_environment,
-    environment_tags,
+    environment_in_words,
     unlocked_fault,
 )
 from account_tax.storage.files import canonical_sha256, sha256_of, write_json
@@ -40,8 +40,8 @@ from account_tax.storage.names import (
     CONFIG_VARIABLE,
     DATASET_METADATA_FILE,
     LOG_HISTORY_FILE,
+    METRICS_FILE,
     PROBE_FILE,
-    SOURCE_TAG,
     STATEMENT_TAG,
 )
 from account_tax.tracking.metric_journal import journal_file, newest_timestamp, send_batch
@@ -97,7 +97,7 @@ def evaluate_model(
     client, run_id = mlflow_run()
     newest_ms = send_kept_metrics(client, run_id, root)
     log_test_metrics(client, run_id, evaluation["metrics"], newest_ms)
-    client.log_dict(run_id, training_metrics | evaluation["metrics"], "training_metrics.json")
+    client.log_dict(run_id, training_metrics | evaluation["metrics"], METRICS_FILE)
     counts = {key: evaluation[key] for key in ("labels", "confusion_matrix")}
     client.log_dict(run_id, counts, ANSWERS_FILE)
     for plot in plots:
@@ -251,7 +251,7 @@ def collect_digests(
     dataset_metadata: dict[str, Any],
     config_sha256: str | None,
 ) -> dict[str, str]:
-    """Return every digest that identifies the version, by the name of its tag."""
+    """Return every digest that identifies the version, by name."""
     weights = {
         f"{Path(name).stem}_sha256": entry["sha256"]
         for name, entry in manifest["files"].items()
@@ -264,21 +264,17 @@ def collect_digests(
         "content_sha256": manifest["content_sha256"],
         "manifest_sha256": sha256_of(folder / MANIFEST_FILE),
         **weights,
-        SOURCE_TAG: dataset_metadata["source_sha256"],
+        "data/source_sha256": dataset_metadata["source_sha256"],
         **splits,
     }
     return digests | ({"config_sha256": config_sha256} if config_sha256 else {})
 
 
 def version_tags(facts: dict[str, Any]) -> dict[str, str]:
-    """Return a version's tags: test and validation metrics, digests, base, environment."""
-    metrics = {
-        key: repr(float(value))
-        for key, value in facts["metrics"].items()
-        if key.startswith(("test/", "eval/"))
-    }
-    base = {f"base/{key}": value for key, value in facts["settings"]["base"].items() if value}
-    return metrics | facts["digests"] | base | environment_tags(facts["environment"])
+    """Return what a person looks for among a version's tags; the card has the rest."""
+    shown = {key: f"{facts['metrics'][key]:.4f}" for key in ("test/accuracy", "test/f1")}
+    environment = environment_in_words(facts["environment"])
+    return shown | {"base": facts["settings"]["base"]["name"], "environment": environment}
 
 
 def mlflow_run() -> tuple[MlflowClient, str]:

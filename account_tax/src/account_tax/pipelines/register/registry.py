@@ -93,13 +93,10 @@ def register_version(
             created = False
     if version.tags.get(VERIFIED_TAG) != "true":
         with _withdrawn_on_failure(client, version):
-            outcome = verify_cold(version, candidate)
-        largest = f"{outcome['max_abs_diff']:.3g}"
-        client.set_model_version_tag(name, version.version, "verified_max_abs_diff", largest)
+            verify_cold(version, candidate)
         client.set_model_version_tag(name, version.version, VERIFIED_TAG, "true")
     if not created and candidate.tags["environment"] == LOCKED:  # now known to come from the lock
-        for key in ("environment", "lock_sha256"):
-            client.set_model_version_tag(name, version.version, key, candidate.tags[key])
+        client.set_model_version_tag(name, version.version, "environment", LOCKED)
     client.set_tag(run_id, f"{TAG}version", f"{name}/{version.version}")
     return {
         "name": name,
@@ -265,16 +262,12 @@ def _attach_test_metrics(client: MlflowClient, run: Run, model_id: str) -> None:
 # --- the cold check -------------------------------------------------------------------------------
 
 
-def verify_cold(version: ModelVersion, candidate: Candidate) -> dict[str, Any]:
-    """Return how a fresh process, in another folder and without the project, finds the version.
-
-    Raises:
-        RegistrationError: If it can't be loaded there, or a file or a logit differs.
-    """
+def verify_cold(version: ModelVersion, candidate: Candidate) -> None:
+    """Raise RegistrationError unless a fresh process, without the project, repeats the logits."""
     uri = f"models:/{version.name}/{version.version}"
     outcome = load_cold(uri, candidate.folder / PROBE_FILE, candidate.content_sha256)
     if outcome["verified"]:
-        return outcome
+        return
     raise RegistrationError(
         f"{version.name} version {version.version} was not registered: loaded by a fresh process, "
         f"{outcome['reason']}\nThe classifier is still in {candidate.folder}. Compare this "

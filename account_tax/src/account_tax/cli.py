@@ -19,6 +19,7 @@ from account_tax.export import request as export_request
 from account_tax.launch import launcher
 from account_tax.launch import preflight as launch_preflight
 from account_tax.launch import register as launch_register
+from account_tax.parameters.config import Resolved, parse_command_line, resolve
 from account_tax.parameters.help import WordsCommand, train_options
 from account_tax.parameters.options import Option, options_of, read_options
 from account_tax.predict import options as predict_options
@@ -82,6 +83,24 @@ def tune(words: Words) -> None:
     """
     quieten_libraries()
     sys.exit(tuning_command.tune(Path.cwd(), words))
+
+
+@_command(lambda: train_options(Path.cwd()))
+def look(words: Words) -> None:
+    """Show what a ledger holds as training would read it, within seconds; keep nothing.
+
+    Parameters are given as to `kedro train`.
+    """
+
+    def work(asked: Resolved, _: OwnedRun | None) -> None:
+        from account_tax.pipelines.prepare.look import look
+
+        look(asked.values["data"], asked.values["train"])
+
+    def read(project: Path, words: Words) -> Resolved:
+        return resolve(project, parse_command_line(words))
+
+    _run(read, words, work, lambda _: False)
 
 
 @_command(review_request.Request)

@@ -159,8 +159,7 @@ def test_run_and_version_know_their_environment(main_job, main_project):
     assert record["packages"]["torch"] == metadata.version("torch")
     expected = environment_tags(record)
     assert (expected["environment"] == LOCKED) is (not differences)
-    version = main_job.version().tags
-    assert {name: version.get(name) for name in expected} == expected
+    assert main_job.version().tags["environment"] == expected["environment"]
     tags = main_job.run.data.tags
     assert {name: tags.get(f"account_tax.{name}") for name in expected} == expected
 

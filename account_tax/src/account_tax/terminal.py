@@ -1,11 +1,14 @@
-"""Keeps bars, hints to developers and logs off the terminal, where a person reads the result."""
+"""What a person sees: progress, and none of the bars, hints and logs of libraries."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
+import time
 import warnings
+from collections.abc import Callable
+from typing import TextIO
 
 if not sys.warnoptions:  # here, because libraries warn while they are imported; python -W shows all
     warnings.simplefilter("ignore")
@@ -18,3 +21,30 @@ def quieten_libraries() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     # It logs each failed statement with its traceback and values, and raises it as well.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+
+
+class ProgressLine:
+    """One line that is drawn over on a terminal, and now and then a line elsewhere."""
+
+    def __init__(self, out: TextIO | None = None):
+        self._out = out or sys.stderr
+        self._terminal = self._out.isatty()
+        self._every_seconds = 1.0 if self._terminal else 5.0
+        self._drawn_at = -self._every_seconds
+        self._last = ""
+
+    def draw(self, describe: Callable[[], str], force: bool = False) -> None:
+        """Draw what there is to say, if it is news and the last time is long enough ago."""
+        now = time.monotonic()
+        if not force and now - self._drawn_at < self._every_seconds:
+            return
+        if (line := describe()) and line != self._last:
+            self._out.write(f"\r{line}\x1b[K" if self._terminal else f"{line}\n")
+            self._out.flush()
+            self._drawn_at, self._last = now, line
+
+    def close(self, describe: Callable[[], str]) -> None:
+        """Draw the last state and leave the line."""
+        self.draw(describe, force=True)
+        if self._terminal and self._last:
+            self._out.write("\n")

@@ -7,6 +7,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,14 @@ from account_tax.storage.names import (
     TAG,
 )
 from account_tax.storage.prepared import find_prepared, publish_prepared
+from account_tax.terminal import ProgressLine
 from account_tax.tracking.inputs import machine_watched, split_inputs
 from account_tax.tracking.metric_journal import journal_file
 from account_tax.tracking.owned_run import OwnedRun
 
 from .hang import HangWatch
 from .plan import Plan, make_plan, show_values
-from .progress import ProgressLine
+from .progress import describe_progress
 from .register import finish, salvaged
 from .resume import Start, begin
 from .stages import Stages, stage_environment, warm_stages
@@ -106,6 +108,7 @@ def _run_plan(
     _record(run, plan, resolved)
     for name in ("rows", "global batch", "optimizer steps", "trainable parameters", "code"):
         click.echo(f"{name:<24} {plan.facts()[name]}")
+    click.echo(f"{'logs':<24} {root / 'logs'}")
     seconds = plan.resolved.launch.system_metrics_seconds
     watched = machine_watched(run.run_id, run.tracking_uri, seconds)
     with salvaged(stages, run), watched:
@@ -186,10 +189,11 @@ def _train(stages: Stages, plan: Plan, judge: Callable[[], None]) -> None:
     ranks_here = plan.place.ranks_here(plan.world_size)
     environment = stages.rank_environment(ranks_here, plan.report["gpus"], training)
     environment[PROGRESS_VARIABLE] = str(progress)
-    line, hang = ProgressLine(progress), HangWatch(progress, launch.hang_timeout_seconds)
+    line, hang = ProgressLine(), HangWatch(progress, launch.hang_timeout_seconds)
+    describe = partial(describe_progress, "train", progress)
 
     def watch() -> None:
-        line.draw()
+        line.draw(describe)
         hang.check()
         judge()
 
@@ -209,6 +213,6 @@ def _train(stages: Stages, plan: Plan, judge: Callable[[], None]) -> None:
             grace_seconds=launch.grace_seconds,
         )
     finally:
-        line.close()
+        line.close(describe)
     plan.place.raise_if_preempted(status, stages.root / INTERRUPTED_FILE)
     stages.prove_training(status)

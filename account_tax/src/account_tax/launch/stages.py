@@ -10,6 +10,7 @@ import signal
 import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,12 @@ from account_tax.storage.names import (
     PREPARED_FILE,
     PREPARED_FOLDER,
     PROGRESS_FILE,
+    PROGRESS_VARIABLE,
     REGISTRATION_FILE,
 )
+from account_tax.terminal import ProgressLine
+
+from .progress import describe_progress
 
 # In the order in which the stages need them; the check is forked as soon as its own are there.
 MODULES = (
@@ -121,7 +126,17 @@ class Stages:
     def run(self, stage: str, *options: str) -> int:
         """Run a stage in one process, output to prepare.log or register.log; return its status."""
         command, log = self.single(stage, *options), self.logs / f"{stage}.log"
-        return run_stage(command, cwd=self.project, environment=self.environment, log=log)
+        progress, line = self.root / PROGRESS_FILE, ProgressLine()
+        progress.unlink(missing_ok=True)
+        environment = self.environment | {PROGRESS_VARIABLE: str(progress)}
+        describe = partial(describe_progress, stage, progress)
+        watch = partial(line.draw, describe)
+        try:
+            return run_stage(
+                command, cwd=self.project, environment=environment, log=log, watch=watch
+            )
+        finally:
+            line.close(describe)
 
     def single(self, pipeline: str, *options: str) -> list[str]:
         """Return the command that runs a pipeline in one process."""

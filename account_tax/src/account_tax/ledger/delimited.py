@@ -68,7 +68,7 @@ class CsvSource:
     unit = "line"
 
     def __init__(self, path: Path, wanted: Wanted):
-        self._path, self._encoding = path, find_encoding(path, wanted.encoding)
+        self.path, self._encoding = path, find_encoding(path, wanted.encoding)
         headers = {form: self._find_header(form, wanted) for form in FORMS}
         found = {form: header for form, header in headers.items() if header}
         if not found:
@@ -97,12 +97,12 @@ class CsvSource:
         )
 
     def _line_end(self) -> str:
-        with self._encoding.open(self._path) as file:
+        with self._encoding.open(self.path) as file:
             line = next(read_lines(file))
         return line[len(line.rstrip("\r\n")) :] or "\n"
 
     def _records(self, form: Form) -> Iterator[Item | Reject]:
-        with self._encoding.open(self._path) as file:
+        with self._encoding.open(self.path) as file:
             yield from _read_records(read_lines(file), form, self._encoding)
 
     def windows(self, size: int) -> Iterator[Window]:

@@ -100,7 +100,7 @@ class JsonSource:
     unit = "line"
 
     def __init__(self, path: Path, wanted: Wanted):
-        self._path = path
+        self.path = path
         self._encoding = find_encoding(path, wanted.encoding or "utf-8")  # RFC 8259
         self._wanted = [clean_name(column) for column in wanted.columns]
         self.columns = self._read_names()
@@ -122,7 +122,7 @@ class JsonSource:
         return list(names)
 
     def _objects(self) -> Iterator[Item | Reject]:
-        with self._encoding.open(self._path) as file:
+        with self._encoding.open(self.path) as file:
             for number, line in enumerate(read_lines(file), start=1):
                 if len(line) == LINE_LIMIT:
                     yield Reject(number, f"a line of more than {LINE_LIMIT:,} characters")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from account_tax.errors import Failed, Refused
 
-from .formats import ArrowSource, CsvSource, Source, files_in_words, open_file
+from .formats import ArrowSource, CsvSource, JsonSource, Source, files_in_words, open_file
 from .packed import unpack
 from .sources import SourceFile, digest_files, find_files
 from .windows import Wanted, Window, repeated
@@ -77,6 +77,12 @@ class JoinedFiles:
         states = [os.stat(file.path) for file in self._files]
         return [(state.st_size, state.st_mtime_ns) for state in states]
 
+    def lines(self) -> int | None:
+        """Return the line ends of all files, about as many as rows; None if one is not text."""
+        opened = [each for _, each in self._opened]
+        texts = [each.path for each in opened if isinstance(each, CsvSource | JsonSource)]
+        return sum(map(_count_lines, texts)) if len(texts) == len(opened) else None
+
     def windows(self, size: int) -> Iterator[Window]:
         """Yield each file's rows, `size` at a time.
 
@@ -91,6 +97,11 @@ class JoinedFiles:
                     yield replace(window, file=file.label, split=file.split, unit=opened.unit)
             except Failed as err:
                 raise Failed(self._below(file, str(err))) from err
+
+
+def _count_lines(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(part.count(b"\n") for part in iter(lambda: file.read(1 << 20), b""))
 
 
 def _form(opened: Source) -> tuple[object, ...]:

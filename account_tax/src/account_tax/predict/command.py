@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import click
@@ -18,6 +19,7 @@ from account_tax.model.classifier import load_classifier
 from account_tax.processes.groups import Interrupted
 from account_tax.storage.files import sha256_of
 from account_tax.storage.names import TAG, UNAPPROVED_TAG
+from account_tax.terminal import ProgressLine
 from account_tax.tracking.owned_run import OwnedRun
 
 from .answering import LABEL, REVIEW, Desk, file_ledger
@@ -28,7 +30,6 @@ from .sinks import make_sink
 from .streams import as_files
 
 REJECTS_STATUS = 3
-TELL_SECONDS = 30
 SHOWN_ACCOUNTS = 50
 FORMULAS = (
     "have a cell that a spreadsheet runs: =, +, - or @ begins it. Cells are written as they were "
@@ -73,9 +74,10 @@ def _file(plan: Plan, run: OwnedRun) -> dict[str, float]:
         sink = make_sink(options.output, plan.source, added_columns(options.top_k))
         before = plan.source.state()
         try:
-            read, seconds = file_ledger(
-                desk, plan.source, sink, journal, options.batch_rows, _speak_now_and_then()
-            )
+            with _telling(plan.source.lines()) as tell:
+                read, seconds = file_ledger(
+                    desk, plan.source, sink, journal, options.batch_rows, tell
+                )
             if plan.source.state() != before:
                 raise Failed(f"{options.input.name} was changed while it was read. Run it again.")
             rows = journal.totals()
@@ -95,16 +97,22 @@ def _explain(err: BaseException, journal: Journal, options: Options) -> None:
     click.echo(f"predict: {kept}", err=True)
 
 
-def _speak_now_and_then() -> Callable[[int, float], None]:
-    last = time.monotonic()
+@contextmanager
+def _telling(lines: int | None) -> Iterator[Callable[[int, float], None]]:
+    """Yield what tells rows, rows a second and, by the lines there are, the time left."""
+    line, said = ProgressLine(), ""
 
     def tell(rows: int, rate: float) -> None:
-        nonlocal last
-        if time.monotonic() - last > TELL_SECONDS:
-            last = time.monotonic()
-            click.echo(f"predict: {rows:,} rows, {rate:,.0f} a second")
+        nonlocal said
+        said = f"predict: {rows:,} rows, {rate:,.0f} a second"
+        if lines is not None and rate:
+            said += f", {timedelta(seconds=round(max(lines - rows, 0) / rate))} left"
+        line.draw(lambda: said)
 
-    return tell
+    try:
+        yield tell
+    finally:
+        line.close(lambda: said)
 
 
 def _show(plan: Plan, rows: Mapping[str, int], read: int, seconds: float) -> dict[str, float]:

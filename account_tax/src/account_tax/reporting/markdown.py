@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 
-EM_SPACE = "\u2003"  # MLflow's pages show tables without any space between two columns
+EM_SPACE = "&emsp;"  # MLflow's pages show tables without any space between two columns
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

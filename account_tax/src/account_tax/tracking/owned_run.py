@@ -22,6 +22,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.utils.mlflow_tags import (
     MLFLOW_PARENT_RUN_ID,
+    MLFLOW_PROJECT_ENTRY_POINT,
     MLFLOW_RUN_NAME,
     MLFLOW_RUN_NOTE,
 )
@@ -278,6 +279,9 @@ class OwnedRun:
         tags |= {REFUSED_TAG: "true"} if refused else {}
 
         def end() -> None:
+            if refused:
+                run = self._client.get_run(self.run_id)
+                self.introduce("refused", run.data.tags.get(MLFLOW_PROJECT_ENTRY_POINT, ""))
             if tags:
                 self.set_tags(tags)
             self._client.set_terminated(self.run_id, status)

@@ -198,6 +198,7 @@ def page(uri: str, path: str) -> str:
         uri: Of the tracking server or file.
         path: In MLflow's pages, such as models/NAME/versions/1.
     """
+    path = f"{path}?workflowType=machine_learning"  # without it MLflow shows its GenAI side
     if uri.startswith("http"):
         return f"{hide_secrets(uri.rstrip('/'))}/#/{path}"
     start = f"mlflow server --backend-store-uri {hide_secrets(uri)}"

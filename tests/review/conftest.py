@@ -124,9 +124,9 @@ RUN = {"run_id": "0123456789abcdef" * 2, "date": "2026-11-24 09:30 UTC"}
 
 @pytest.fixture
 def findings(evidence, gates) -> dict:
-    return find(evidence, gates, 0.95) | RUN
+    return find(evidence, gates) | RUN
 
 
 @pytest.fixture
 def first_findings(first_evidence, gates) -> dict:
-    return find(first_evidence, gates, 0.95) | RUN
+    return find(first_evidence, gates) | RUN

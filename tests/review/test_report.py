@@ -168,7 +168,7 @@ def test_the_description_links_to_the_report(findings):
 def test_worse_is_the_headline_whatever_the_gates_say(evidence, gates, capsys):
     answers = {"challenger": make_answers(0.6, 1), "champion": make_answers(0.95, 2)}
     off = dict.fromkeys(gates) | {"class_floor_rows": 20, "cold_load_verified": True}
-    findings = find(replace(evidence, answers=answers), off, 0.95) | RUN
+    findings = find(replace(evidence, answers=answers), off) | RUN
     assert findings["outcome"] == "passed"
     headline = "Worse than account-tax version 2 (champion) in accuracy and macro-F1, and more than"
     page = render_html(findings)
@@ -182,7 +182,7 @@ def test_worse_is_the_headline_whatever_the_gates_say(evidence, gates, capsys):
 
 def test_the_default_gates_ask_to_be_no_worse_than_n_grams(evidence, gates):
     better = evidence.baselines | {"tfidf": make_answers(0.99, 4).predicted}
-    findings = find(replace(evidence, baselines=better), gates, 0.95)
+    findings = find(replace(evidence, baselines=better), gates)
     (gate,) = (g for g in findings["gates"] if g["name"] == "tfidf_accuracy_change_lower_bound")
     assert gate["status"] == "failed"
     assert gate["why"].startswith("Against TF-IDF and logistic regression, the change of accuracy")

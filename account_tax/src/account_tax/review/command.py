@@ -151,8 +151,7 @@ def review_version(
     evidence = gather_evidence(
         challenger, champion, note, source=request.data, slices=request.slices
     )
-    target = request.registry.get("target_precision", 0.95)
-    findings = find(evidence, request.registry["gates"], target) | {
+    findings = find(evidence, request.registry["gates"]) | {
         "run_id": run.run_id,
         "date": f"{now:%Y-%m-%d %H:%M} UTC",
     }

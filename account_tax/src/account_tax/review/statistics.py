@@ -16,7 +16,6 @@ from scipy import sparse
 from scipy.stats import binomtest
 
 from account_tax.model.calibration import (
-    choose_threshold,
     coverage_curve,
     expected_calibration_error,
     reliability_bins,
@@ -30,7 +29,6 @@ CHUNK = 250  # resamples drawn at once; bounds the memory at CHUNK x cells
 SMALLEST_SLICE = 10  # rows; smaller ones are pooled
 DISAGREEMENTS = 20
 CURVE_POINTS = 200
-USUAL_GUARANTEE = 0.95  # of the threshold of a version that records none
 
 Interval = dict[str, float]  # value, low, high
 
@@ -253,35 +251,25 @@ def confuse(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarra
 
 
 def measure_reliability(
-    scores: np.ndarray,
-    correct: np.ndarray,
-    recorded: Mapping[str, Any] | None,
-    target_precision: float,
+    scores: np.ndarray, correct: np.ndarray, recorded: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return what a model's scores are worth on these rows.
 
     Args:
         scores: Probability of the predicted label, (N,).
         correct: Whether each prediction is right, (N,) bool.
-        recorded: The version's own threshold, chosen on its validation split, with the
-            target_precision it was chosen for. Without it these rows choose one, which flatters it.
-        target_precision: The target where none is recorded: share of the lines filed without a
-            person that must be right.
+        recorded: The version's own calibration: its threshold, chosen on its validation split for
+            its target_precision, the share of the lines filed without a person that must be right.
     """
     curve = coverage_curve(scores, correct)
     step = max(1, len(curve) // CURVE_POINTS)
-    if recorded is None:
-        at = choose_threshold(scores, correct, target_precision, USUAL_GUARANTEE)
-    else:
-        target_precision = recorded["target_precision"]
-        at = score_threshold(scores, correct, recorded["threshold"])
     return {
         "expected_calibration_error": expected_calibration_error(scores, correct),
         "bins": reliability_bins(scores, correct),
         "curve": [*curve[:-1:step], *curve[-1:]],
-        "target_precision": target_precision,
-        "chosen_on": "test" if recorded is None else "validation",
-        **at,
+        "temperature": recorded["temperature"],
+        "target_precision": recorded["target_precision"],
+        **score_threshold(scores, correct, recorded["threshold"]),
     }
 
 

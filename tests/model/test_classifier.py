@@ -108,6 +108,27 @@ def test_pickled_weights_are_not_loaded_whatever_is_asked_for(tmp_path, pooling)
         build_classifier(base, labels=LABELS, pooling=pooling, use_safetensors=False)
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("model.safetensors.index.json", {"weight_map": {"w": "../other/model.safetensors"}}),
+        ("model.safetensors.index.json", {"weight_map": {}}),
+        ("adapter_config.json", {"peft_type": "LORA", "base_model_name_or_path": "../other"}),
+        ("config.json", {"transformers_weights": "other.safetensors"}),
+    ],
+    ids=["shard elsewhere", "shard left out", "another base's adapter", "named by configuration"],
+)
+def test_weights_other_than_those_with_the_digest_are_refused(tmp_path, file, content):
+    folder = make_base(tmp_path / "base", "bert")
+    shutil.move(folder / "model.safetensors", folder / "model-00001-of-00001.safetensors")
+    index = {"weight_map": {"w": "model-00001-of-00001.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert resolve_base(str(folder))
+    (folder / file).write_text(json.dumps(content))
+    with pytest.raises(BaseModelError, match=file):
+        resolve_base(str(folder))
+
+
 # --- a base in four bits -------------------------------------------------------------------------
 
 

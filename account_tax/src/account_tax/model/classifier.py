@@ -138,7 +138,7 @@ def resolve_base(
 
     Raises:
         BaseModelError: If the base is not here and can't be fetched, has no safetensors weights
-            (pickled ones are never loaded), or has another digest.
+            (pickled ones are never loaded), leads to weights elsewhere, or has another digest.
     """
     if name.startswith(PACKAGE_SCHEME):
         kind, path, revision = "package", _package_folder(name), None
@@ -213,15 +213,47 @@ def _hub_snapshot(name: str, revision: str | None) -> Path:
 
 
 def weights_sha256(name: str, folder: Path) -> str:
-    """Return the sha256 of a model folder's safetensors weights; of several files, their list's."""
+    """Return the sha256 of a model folder's safetensors weights; of several files, their list's.
+
+    Raises:
+        BaseModelError: If it has none, or transformers would load others.
+    """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise BaseModelError(
             f"train.model.name = {name}: no *.safetensors weights in it. Pickled weights "
             "(pytorch_model.bin) can run code when loaded and are refused; convert them once."
         )
+    if fault := _weights_elsewhere(folder, {file.name for file in files}):
+        raise BaseModelError(f"train.model.name = {name}: {fault}")
     digests = {file.name: file_sha256(file) for file in files}
     return digests[files[0].name] if len(files) == 1 else _list_sha256(digests)
+
+
+def _weights_elsewhere(folder: Path, files: set[str]) -> str:
+    """Return what makes transformers load other weights than these files; empty: nothing does.
+
+    Source: transformers 5.23, modeling_utils.py (`_get_resolved_checkpoint_files`).
+    """
+    config, index = (
+        json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        for file in (folder / "config.json", folder / "model.safetensors.index.json")
+    )
+    if (folder / "adapter_config.json").exists():
+        return (
+            "adapter_config.json: it is an adapter of another base, which would be loaded as well. "
+            "Take that base, or merge the two (peft's merge_and_unload) into a folder."
+        )
+    if (named := config.get("transformers_weights")) not in {None, *files}:
+        return f"config.json: its transformers_weights is {named}, expected a file of the folder."
+    shards = {name for name in files if "-of-" in name}
+    listed = set(index["weight_map"].values()) if "weight_map" in index else files
+    if "model.safetensors" not in files and not shards <= listed <= files:
+        return (
+            f"model.safetensors.index.json: it names {sorted(listed - files) or 'not all'} instead "
+            f"of the {len(shards)} shards beside it. Restore the original file."
+        )
+    return ""
 
 
 def _list_sha256(digests: Mapping[str, str]) -> str:

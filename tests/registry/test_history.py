@@ -17,10 +17,12 @@ from account_tax.errors import Refused
 from account_tax.provenance.signing import signer_faults
 from account_tax.registry.history import (
     BEFORE_FIRST,
+    MARK_PARAM,
     EntryTakenError,
     count_entries,
     experiment_name,
     file_of,
+    marked_value,
     open_run,
     parse_entry,
     read_digests,
@@ -29,7 +31,7 @@ from account_tax.registry.history import (
     seal_entry,
     write_entry,
 )
-from account_tax.registry.registry_state import HEAD_TAG, verify_history
+from account_tax.registry.registry_state import HEAD_TAG, check_standing, verify_history
 from account_tax.review.allowed import Proposal
 from account_tax.review.decision import decide
 from account_tax.review.history_text import format_history
@@ -380,6 +382,7 @@ def test_a_history_begun_anew_is_found_by_the_runs_that_were_decided_on(client, 
         decide(client, model, Proposal(decision, **given), version)
     assert verify_history(client, model) == []
     registered = client.get_registered_model(model)
+    trained = client.get_model_version(model, "2").run_id
     experiment = client.get_experiment_by_name(experiment_name(registered))
     client.rename_experiment(experiment.experiment_id, f"{model}, elsewhere")
     for version in (1, 2):
@@ -393,8 +396,21 @@ def test_a_history_begun_anew_is_found_by_the_runs_that_were_decided_on(client, 
     assert sorted(fault.partition(", sha256")[0].partition(" bears ")[2] for fault in faults) == [
         *("entry 1", "entry 1", "entry 2", "entry 2"),
     ]
+    with pytest.raises(Refused, match=f"run {trained} bears entry 2.*-P allow_unapproved=true"):
+        check_standing(client, client.get_model_version(model, "2"), "2", allow_unapproved=False)
     approve(client, model, 2)  # in a history of its own, where nobody rejected it
     assert any(f"run {deciding} bears entry 2" in fault for fault in verify_history(client, model))
+    with pytest.raises(Refused, match=f"run {trained} bears entry 2"):
+        check_standing(client, client.get_model_version(model, "2"), "champion", False)
+
+
+def test_a_mark_that_nobody_set_here_is_named_whatever_it_says(client, model):
+    approve(client, model, 1)
+    whose = marked_value(client.get_registered_model(model), 0, "").partition(":")[0]
+    run_id = client.create_run("0").info.run_id
+    client.log_param(run_id, MARK_PARAM, f"{whose}:of mine")
+    (fault,) = verify_history(client, model)
+    assert f"run {run_id} bears entry of mine" in fault
 
 
 # --- signatures -----------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import LifecycleStage, ViewType
+from mlflow.entities import LifecycleStage, Run, ViewType
 from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
@@ -134,7 +134,7 @@ class History:
 
 
 def mark_of(n: int, digests: Mapping[int, str]) -> str:
-    """Return what a tag says of entry n: its number and digest."""
+    """Return the mark of entry n, by which tags and runs name it: its number and digest."""
     return f"{n}:{digests.get(n, '')}"
 
 
@@ -252,8 +252,13 @@ def experiment_name(model: RegisteredModel) -> str:
 
 
 def marked_value(model: RegisteredModel, n: int, sha256: str) -> str:
-    """Return what a run's param says of an entry; the history is named by a digest of its name."""
-    return f"{canonical_sha256(experiment_name(model))[:16]}:{n}:{sha256}"
+    """Return what a run's param says of an entry: whose history, and the entry's mark."""
+    return f"{_whose(model)}:{mark_of(n, {n: sha256})}"
+
+
+def _whose(model: RegisteredModel) -> str:
+    """Return a digest of the history's name."""
+    return canonical_sha256(experiment_name(model))[:16]
 
 
 def mark_runs(
@@ -272,17 +277,30 @@ def mark_runs(
                 raise
 
 
-def find_marks(client: MlflowClient, model: RegisteredModel) -> Iterator[tuple[str, int, str]]:
-    """Yield run, number and digest of each mark of a model's history, deleted runs among them."""
+def find_marks(client: MlflowClient, model: RegisteredModel) -> Iterator[tuple[str, str]]:
+    """Yield each run that bears a mark of a model's history, deleted ones too, and the mark."""
     experiments = [each.experiment_id for each in client.search_experiments(ViewType.ALL)]
-    whose = marked_value(model, 0, "").partition(":")[0]
-    token, wanted = None, condition(f"params.{MARK_PARAM}", f"{whose}:%", "LIKE")
+    token, wanted = None, condition(f"params.{MARK_PARAM}", f"{_whose(model)}:%", "LIKE")
     while token != "":
         found = client.search_runs(experiments, wanted, ViewType.ALL, page_token=token)
         for run in found:
-            _, n, sha256 = run.data.params[MARK_PARAM].split(":")
-            yield run.info.run_id, int(n), sha256
+            yield run.info.run_id, _mark_in(run, model)
         token = found.token or ""
+
+
+def mark_of_run(client: MlflowClient, model: RegisteredModel, run_id: str) -> str:
+    """Return the mark of a model's history that a run bears; empty: none, or the run is gone."""
+    try:
+        return _mark_in(client.get_run(run_id), model)
+    except MlflowException as err:
+        if err.error_code not in {*GONE, *DENIED}:
+            raise
+        return ""
+
+
+def _mark_in(run: Run, model: RegisteredModel) -> str:
+    whose, _, mark = run.data.params.get(MARK_PARAM, "").partition(":")
+    return mark if whose == _whose(model) else ""
 
 
 def read_digests(client: MlflowClient, run_id: str) -> dict[int, str]:

@@ -26,6 +26,7 @@ from .history import (
     find_marks,
     load_history,
     mark_of,
+    mark_of_run,
     mark_runs,
     read_digests,
 )
@@ -146,7 +147,7 @@ def verify_history(client: MlflowClient, name: str) -> list[str]:
         faults = [
             *registry.history.faults,
             *find_cuts(registry),
-            *find_lost_marks(client, registry),
+            *find_lost_marks(registry, find_marks(client, registry.model)),
             *find_false_steps(registry.history.entries),
             *find_deleted(registry),
             *(find_unshown(registry) or find_contradictions(registry)),
@@ -190,7 +191,10 @@ def _objection(client: MlflowClient, version: ModelVersion, reference: str) -> s
         registry = read_registry(client, version.name)
     except HistoryError as err:
         return str(err)
-    if faults := [*registry.history.faults, *find_cuts(registry)]:
+    run_id = str(version.run_id)
+    marks = [(run_id, mark_of_run(client, registry.model, run_id))]
+    faults = [*registry.history.faults, *find_cuts(registry), *find_lost_marks(registry, marks)]
+    if faults:
         return f"its review history is not as it was written: {faults[0]}"
     entries, number = registry.history.entries, int(version.version)
     said = registry.aliases_said
@@ -228,13 +232,20 @@ def find_cuts(registry: RegistryState) -> list[str]:
     return faults
 
 
-def find_lost_marks(client: MlflowClient, registry: RegistryState) -> list[str]:
-    """Return a fault for each run that bears an entry's digest which the history does not have."""
+def find_lost_marks(registry: RegistryState, marks: Iterable[tuple[str, str]]) -> list[str]:
+    """Return a fault for each run that bears the mark of an entry which the history does not have.
+
+    Args:
+        registry: With the history.
+        marks: Runs and the marks that they bear; an empty one is none.
+    """
+    digests = registry.history.digests
+    known = {"", *(mark_of(n, digests) for n in digests)}
     return [
-        f"run {run_id} bears entry {n}, sha256 {sha256[:12]}, and the history has no such: it was "
-        "replaced, or begun anew."
-        for run_id, n, sha256 in find_marks(client, registry.model)
-        if registry.history.digests.get(n) != sha256
+        f"run {run_id} bears entry {mark.partition(':')[0]}, sha256 {mark.partition(':')[2][:12]}, "
+        "and the history has no such: it was replaced, or begun anew."
+        for run_id, mark in marks
+        if mark not in known
     ]
 
 

@@ -27,6 +27,8 @@ SECRETS = {
     **ENVIRONMENT,
     "ACCOUNT_TAX_SIGN_KEY_PASSPHRASE": "hush-hush",
     "AZURE_STORAGE_CONNECTION_STRING": AZURE,
+    "MLFLOW_TRACKING_URI_BEFORE": "https://me:o'clock @9@host",
+    **{"DB_PWD": "mpwd" * 2, "GITHUB_PAT": "mpat" * 2, "OPENAI_APIKEY": "mkey" * 2},
     "PG": "postgresql://me:p%40ss%2Fword@host/mlflow",
 }
 
@@ -56,6 +58,10 @@ def test_a_secret_is_found_by_its_value_and_a_uri_by_its_password():
         ("ssh://git@github.com/x.git", "ssh://git@github.com/x.git"),
         ("'http://me:a/b@host:5000' is away", "'http://[hidden]@host:5000' is away"),
         ("s3://AK:a/b@bucket/l.csv", "s3://[hidden]@bucket/l.csv"),
+        ("https://me:p@ss:word@host/x is away", "https://[hidden]@host/x is away"),
+        ('"o\'clock @9" is wrong', '"[hidden]" is wrong'),
+        ("set sig=q1w2e3r4 and AccountKey=zzzz", "set sig=[hidden] and AccountKey=[hidden]"),
+        ("mpwdmpwd mpatmpat mkeymkey", "[hidden] [hidden] [hidden]"),
         ("get https://h/l.csv?X-Amz-Signature=1f&e=3: 403", "get https://h/l.csv?[hidden] 403"),
         ("abfs://books@account.net/l.csv, s3://b/part-?.csv", None),
         ("sqlite:////srv/mlflow.db and models:/name@champion", None),
@@ -67,7 +73,10 @@ def test_secrets_are_hidden(text, shown):
 
 @pytest.mark.parametrize(
     "source",
-    ["s3://AK:secret@b/l.csv", "https://token@h/l.csv", "https://h/l.csv?sig=1", "az://c/l?se=1"],
+    [
+        *("s3://AK:secret@b/l.csv", "https://token@h/l.csv", "https://h/l.csv?sig=1"),
+        *("az://c/l?se=1", "https://me:o'clock@h/l.csv", "https://o'clock@h/l.csv"),
+    ],
 )
 def test_a_source_that_says_who_asks_is_known(source):
     assert holds_secret(source)

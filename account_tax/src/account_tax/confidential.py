@@ -19,17 +19,19 @@ Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
 SECRET_NAME = (
-    r"\w*(?:TOKEN|PASSW|PASSPHRASE|SECRET|ACCESS_KEY|API_KEY|ACCOUNT_KEY|STORAGE_KEY|PRIVATE_KEY|"
-    r"CREDENTIAL|CONNECTION_STRING)\w*"
+    r"(?:\w*(?:TOKEN|PASSW|PASSPHRASE|SECRET|ACCESS_KEY|API_?KEY|ACCOUNT_KEY|STORAGE_KEY|"
+    r"PRIVATE_KEY|CREDENTIAL|CONNECTION_STRING)\w*|\w*_(?:PASS|PWD|PAT)|SSHPASS)"
 )
 SHORTEST_SECRET = 6  # a shorter one stands in any text by chance
 HIDDEN = "[hidden]"
 # Of a URI in any text: a user's password, whoever a web server is told (a token, say), and a query.
-PASSWORD = re.compile(r"(?<=://)[^\s@'\"]*:[^\s@'\"]*(?=@)")
+PASSWORD = re.compile(r"(?<=://)[^\s@'\"]*:[^\s'\"]*(?=@)")
 WEB_USER = re.compile(r"(?<=http://)[^\s/@'\"]+(?=@)|(?<=https://)[^\s/@'\"]+(?=@)")
 QUERY = re.compile(r"(\w://[^\s?'\"]*\?)[^\s?'\"]*=[^\s'\"]*")
+# Of what is a URI as a whole, where quotes and blanks may stand in a password.
+USER = re.compile(r"://([^/?#]*)@")
 # Of a connection string of Azure's: what opens the account.
-OPENING = re.compile(r"(?:AccountKey|SharedAccessSignature|sig)=([^;&\s]+)", re.IGNORECASE)
+OPENING = re.compile(r"(\b(?:AccountKey|SharedAccessSignature|sig)=)([^;&\s'\"]+)", re.IGNORECASE)
 # Libraries whose errors tell of servers and devices; those of others may quote a cell.
 OUTSPOKEN = ("account_tax", "mlflow", "torch", "requests", "click")
 
@@ -40,9 +42,12 @@ OUTSPOKEN = ("account_tax", "mlflow", "torch", "requests", "click")
 def find_secrets(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Yield name and value of what must not be written anywhere; of a URI its password."""
     for name, value in environment.items():
-        found = {value, *OPENING.findall(value)} if re.fullmatch(SECRET_NAME, name, re.I) else set()
+        found = set[str]()
+        if re.fullmatch(SECRET_NAME, name, re.I):
+            found = {value, *(secret for _, secret in OPENING.findall(value))}
         if "://" in value:
-            passwords = [each.partition(":")[2] for each in PASSWORD.findall(value)]
+            users = PASSWORD.findall(value) + USER.findall(value)
+            passwords = [each.partition(":")[2] for each in users]
             found |= {*passwords, *map(unquote, passwords)}
         # The longest first: what is a part of it must not leave the rest.
         for secret in sorted(found, key=len, reverse=True):
@@ -61,12 +66,16 @@ def hide_secrets(text: str, environment: Mapping[str, str] | None = None) -> str
         text = text.replace(value, HIDDEN)
     for secret in (PASSWORD, WEB_USER):
         text = secret.sub(HIDDEN, text)
-    return QUERY.sub(rf"\1{HIDDEN}", text)
+    for before in (QUERY, OPENING):
+        text = before.sub(rf"\1{HIDDEN}", text)
+    return text
 
 
 def holds_secret(source: str) -> bool:
     """Return whether a source's URI says who asks for it: a password, or a query as signed ones."""
-    return "://" in source and hide_secrets(source, {}) != source
+    users = USER.findall(source)
+    known = any(":" in user or source.startswith("http") for user in users)
+    return "://" in source and (known or hide_secrets(source, {}) != source)
 
 
 @contextmanager

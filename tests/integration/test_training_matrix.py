@@ -43,6 +43,8 @@ CASES = [
     case(0, **FULL, **{"model.pooling": "mean"}),
     case(2, **{"loss.class_weights": "balanced", "metrics.average": "weighted"}),
     case(0, **{"deepspeed.wall_clock_breakdown": True}),
+    *(case(stage, **precision, **{"training.lr_scheduler_type": "polynomial"})
+      for stage, precision in ((0, BF16), (2, {}), (3, {}))),
     case(0),  # once more: the same bytes
     # The shape of recipes/xlm-roberta-large-zero3.yml, and a decoder.
     *(case(3, **{"lora.target_modules": "all-linear"}) | {"family": family}

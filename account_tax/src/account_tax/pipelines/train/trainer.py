@@ -104,6 +104,17 @@ class LedgerTrainer(CheckpointedTrainer):
         # Trainer's own would shuffle under group_by_length, and answers belong to their rows.
         return SequentialSampler(eval_dataset)
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Return the schedule; polynomial and cosine with a least rate read the peak rate.
+
+        They look for it in the optimizer's `defaults`, which DeepSpeed 0.19.8 does not hand on.
+        """
+        wrapper: Any = self.optimizer
+        while hasattr(wrapper := getattr(wrapper, "optimizer", None), "optimizer"):
+            if not hasattr(wrapper, "defaults"):
+                wrapper.defaults = {"lr": self.args.learning_rate}
+        return super().create_scheduler(num_training_steps, optimizer)
+
     def training_step(
         self,
         model: nn.Module,

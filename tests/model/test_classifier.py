@@ -243,6 +243,7 @@ def test_a_pin_holds_the_tokenizer(tmp_path):
         ("office\u3000rent\u00a0May", "office rent May"),
         ("１２ ＡＢ", "１２ ＡＢ"),
         ("\u200b", ""),
+        ("\x1b[31mtaxi\x1b[0m\x00 fare\x85\x9b2Kof\x1fMay", "[31mtaxi[0m fare 2Kof May"),
     ],
 )
 def test_a_text_has_one_form(written, read):

@@ -885,14 +885,15 @@ def as_text(column: pd.Series) -> pd.Series:
 def clean_text(text: str) -> str:
     """Return a text in the form in which it is compared and read.
 
-    Format characters (category Cf: a BOM, zero widths, marks of direction) are out, letters are
-    composed (NFC), and white space is one space, none at the ends.
+    Format characters (category Cf: a BOM, zero widths, marks of direction) and control characters
+    (Cc: what moves a terminal's cursor) are out, letters are composed (NFC), and white space is one
+    space, none at the ends.
     """
-    if not text.isascii():
-        if not text.isprintable():  # as no text with a format character is
-            text = "".join(letter for letter in text if unicodedata.category(letter) != "Cf")
-        text = unicodedata.normalize("NFC", text)
-    return " ".join(text.split())
+    if not text.isprintable():  # as no text with such a character is
+        kinds = {"Cc", "Cf"}
+        kept = (each for each in text if each.isspace() or unicodedata.category(each) not in kinds)
+        text = "".join(kept)
+    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 class AccountClassifier(PythonModel):

@@ -380,6 +380,8 @@ def test_a_value_out_of_its_type_says_what_fits(project, words, expected):
         ("label_smoothing_factor=0.1", "train.loss"),
         ("push_to_hub=true", "confidential"),
         ("use_liger_kernel=true", "no kernels of others"),
+        ("dataloader_drop_last=true", "every row counts"),
+        ("use_cpu=true", "CUDA_VISIBLE_DEVICES"),
         ("hub_model_id=me/model", "confidential"),
         ("deepspeed=ds.json", "train.deepspeed"),
     ],

@@ -457,6 +457,10 @@ REFUSED = {
     "train.training.logging_nan_inf_filter": "not yours to set: a loss that is no number stops the "
     "run",
     "train.training.use_liger_kernel": "not available here: no kernels of others are in the lock",
+    "train.training.dataloader_drop_last": "not available here: every row counts, and the last "
+    "batch is filled",
+    "train.training.label_names": "not yours to set: the labels are data.label_column's",
+    "train.training.use_cpu": "set CUDA_VISIBLE_DEVICES= in the environment to leave GPUs alone",
     "train.training.local_rank": "not yours to set: the launcher numbers the ranks",
     "train.training.resume_from_checkpoint": "set resume instead: auto, never, or the id of a run",
     "train.lora.lora_alpha": "set train.lora.alpha instead",

@@ -381,6 +381,7 @@ def test_a_value_out_of_its_type_says_what_fits(project, words, expected):
         ("push_to_hub=true", "confidential"),
         ("use_liger_kernel=true", "no kernels of others"),
         ("dataloader_drop_last=true", "every row counts"),
+        ("prediction_loss_only=true", "answers"),
         ("use_cpu=true", "CUDA_VISIBLE_DEVICES"),
         ("hub_model_id=me/model", "confidential"),
         ("deepspeed=ds.json", "train.deepspeed"),

@@ -131,6 +131,10 @@ def test_another_network_when_loaded_back_is_found(bases, monkeypatch):
         ({"training.lr_scheduler_type": "cosine_with_min_lr"}, "lr_scheduler_type"),
         ({"training.dataloader_prefetch_factor": 2}, "dataloader_prefetch_factor"),
         ({"training.tf32": True}, "tf32"),
+        # What the evaluation ends with.
+        ({"training.batch_eval_metrics": True}, "batch_eval_metrics"),
+        ({"training.eval_do_concat_batches": False}, "eval_do_concat_batches"),
+        ({"training.per_device_eval_batch_size": 0}, "per_device_eval_batch_size"),
     ],
 )
 def test_what_would_end_a_rank_is_named_by_its_key(changes, key):

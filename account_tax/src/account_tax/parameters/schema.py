@@ -459,6 +459,7 @@ REFUSED = {
     "train.training.use_liger_kernel": "not available here: no kernels of others are in the lock",
     "train.training.dataloader_drop_last": "not available here: every row counts, and the last "
     "batch is filled",
+    "train.training.prediction_loss_only": "not available here: the metrics are of the answers",
     "train.training.label_names": "not yours to set: the labels are data.label_column's",
     "train.training.use_cpu": "set CUDA_VISIBLE_DEVICES= in the environment to leave GPUs alone",
     "train.training.local_rank": "not yours to set: the launcher numbers the ranks",

@@ -345,6 +345,13 @@ def test_a_run_the_server_does_not_know_is_said(client, tmp_path, monkeypatch):
         OwnedRun.open(tmp_path)
 
 
+@pytest.mark.parametrize("scheme", ["postgresql", "mysql", "mssql"])
+def test_a_database_without_its_driver_is_said(scheme, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{scheme}://me@127.0.0.1:1/mlflow")
+    with pytest.raises(TrackingError, match=r"driver .* is not in this environment.*mlflow server"):
+        OwnedRun.open(tmp_path)
+
+
 def test_short_waits_are_the_launchers_alone_and_the_users_setting_wins(run, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)

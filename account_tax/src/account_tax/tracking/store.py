@@ -219,6 +219,12 @@ def answers_soon(uri: str) -> Iterator[None]:
     try:
         with short_waits():
             yield
+    except ImportError as err:
+        raise TrackingError(
+            f"MLFLOW_TRACKING_URI = {uri}: the database's driver {err.name} is not in this "
+            "environment. Start `mlflow server --backend-store-uri` with this URI where the driver "
+            "is, and give the server's address."
+        ) from err
     except MlflowException as err:
         advice = "Start the server, or unset the variable to log to mlflow.db in the project."
         if err.error_code == "RESOURCE_DOES_NOT_EXIST":

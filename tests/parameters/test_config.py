@@ -382,6 +382,7 @@ def test_a_value_out_of_its_type_says_what_fits(project, words, expected):
         ("use_liger_kernel=true", "no kernels of others"),
         ("dataloader_drop_last=true", "every row counts"),
         ("prediction_loss_only=true", "answers"),
+        ("fp16_full_eval=true", "precision"),
         ("use_cpu=true", "CUDA_VISIBLE_DEVICES"),
         ("hub_model_id=me/model", "confidential"),
         ("deepspeed=ds.json", "train.deepspeed"),

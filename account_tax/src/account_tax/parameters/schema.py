@@ -460,6 +460,8 @@ REFUSED = {
     "train.training.dataloader_drop_last": "not available here: every row counts, and the last "
     "batch is filled",
     "train.training.prediction_loss_only": "not available here: the metrics are of the answers",
+    "train.training.fp16_full_eval": "set precision instead: the evaluation follows it",
+    "train.training.bf16_full_eval": "set precision instead: the evaluation follows it",
     "train.training.label_names": "not yours to set: the labels are data.label_column's",
     "train.training.use_cpu": "set CUDA_VISIBLE_DEVICES= in the environment to leave GPUs alone",
     "train.training.local_rank": "not yours to set: the launcher numbers the ranks",

@@ -146,6 +146,24 @@ def test_foreign_code_is_refused_also_where_the_versions_tags_were_made_to_fit(s
             download_version(version, tmp_path / "found", shop.key)
 
 
+def test_another_content_is_refused_also_where_manifest_and_tags_were_made_to_fit(shop, tmp_path):
+    version = version_of(shop)
+    with put_back(model_folder(shop), tmp_path / "kept") as folder:
+        adapter = folder / "artifacts/adapter-2"
+        shutil.copy(model_folder(shop, 1) / "artifacts/adapter-1/classifier.json", adapter)
+        manifest = write_manifest(adapter)
+        files = json.loads(version.tags["model_files"])
+        files["artifacts/adapter-2/manifest.json"] = sha256_of(adapter / "manifest.json")
+        version.tags["model_files"] = json.dumps(files)
+        with pytest.raises(TamperedModelError, match="its content has sha256"):
+            download_version(version, tmp_path / "found")
+        (adapter / "manifest.json").write_text(json.dumps(manifest | {"content_sha256": "0" * 64}))
+        files["artifacts/adapter-2/manifest.json"] = sha256_of(adapter / "manifest.json")
+        version.tags.update(model_files=json.dumps(files), content_sha256="0" * 64)
+        with pytest.raises(TamperedModelError, match="its content has sha256"):
+            download_version(version, tmp_path / "lies")
+
+
 def test_a_version_whose_files_nothing_lists_is_refused(shop, tmp_path):
     version = version_of(shop)
     del version.tags["model_files"]

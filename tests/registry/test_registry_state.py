@@ -58,6 +58,13 @@ def test_a_version_that_was_judged_is_refused_by_any_name(
         use(client, model, reference)
 
 
+def test_another_content_than_the_one_judged_is_refused(client, model):
+    take_all(client, model, "approve 1")
+    client.set_model_version_tag(model, "1", "content_sha256", "0" * 64)
+    with pytest.raises(Refused, match=r"version 1: entry 1 is about the content 1111.* is 0000"):
+        use(client, model, "champion")
+
+
 def test_an_approval_ends_with_its_last_day(client, model):
     take(client, model, "approve", 1, expires="2026-03-02")
     take(client, model, "approve", 2, expires="2999-12-31")

@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from account_tax.errors import Refused
-from account_tax.storage.files import digests_below
+from account_tax.storage.files import NOT_READ, digests_below
 from account_tax.storage.names import STATEMENT_FILE
 
 from .environment import differing
@@ -230,7 +230,7 @@ def read_bundle(name: str, bundle: bytes | str, key: PublicKey) -> bytes:
         raw = base64.b64decode(signature["sig"], validate=True)
         hint = content["verificationMaterial"]["publicKey"].get("hint")
         known = content["mediaType"] == MEDIA_TYPE and envelope["payloadType"] == PAYLOAD_TYPE
-    except (ValueError, KeyError, TypeError, AttributeError) as err:
+    except (*NOT_READ, AttributeError) as err:
         raise SignatureError(f"{name}: not a signature ({type(err).__name__}).") from None
     if not known:
         raise SignatureError(f"{name}: a signature of another kind.")

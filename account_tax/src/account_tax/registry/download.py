@@ -34,8 +34,8 @@ from account_tax.provenance.signing import (
     load_public_key,
     verify_key,
 )
-from account_tax.storage.files import digests_below, sha256_of
-from account_tax.storage.names import MODEL_FILES_TAG, STATEMENT_FILE
+from account_tax.storage.files import NOT_READ, canonical_sha256, digests_below, sha256_of
+from account_tax.storage.names import CONTENT_TAG, MODEL_FILES_TAG, STATEMENT_FILE
 
 from .find import DENIED
 from .record import fetch_artifacts, read_record
@@ -80,11 +80,16 @@ def download_unsigned(version: ModelVersion, folder: Path) -> Path:
         if listed.get(MLMODEL_FILE_NAME) != sha256_of(model / MLMODEL_FILE_NAME):
             raise ValueError(f"{MLMODEL_FILE_NAME} is not the file that was registered")
         classifier = find_classifier(model)
-    except (KeyError, TypeError, ValueError, AttributeError, OSError, YAMLError) as err:
+    except (*NOT_READ, AttributeError, OSError, YAMLError) as err:
         raise _tampered(version, f"{MLMODEL_FILE_NAME} names no classifier ({err})") from err
     if other := [name for name, *_ in differing(files_around(model, classifier), listed)]:
         raise _tampered(version, f"{', '.join(other)}: not what its tag {MODEL_FILES_TAG} lists")
     check_manifest(classifier)
+    content = json.loads((classifier / MANIFEST_FILE).read_text(encoding="utf-8"))
+    content.pop("content_sha256", None)
+    found = canonical_sha256(content, ensure_ascii=True)
+    if found != (expected := version.tags.get(CONTENT_TAG)):
+        raise _tampered(version, f"its content has sha256 {found}, its tag says {expected}")
     return classifier
 
 

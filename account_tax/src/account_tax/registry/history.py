@@ -39,7 +39,7 @@ from account_tax.provenance.signing import (
     read_bundle,
     verify_key,
 )
-from account_tax.storage.files import canonical_sha256
+from account_tax.storage.files import NOT_READ, canonical_sha256
 from account_tax.tracking.store import condition
 
 from .find import DENIED, GONE
@@ -350,7 +350,7 @@ def _check_entry(
         return None, f"its file {name} is missing."
     try:
         entry = parse_entry(text)
-    except (ValueError, TypeError) as err:
+    except NOT_READ as err:
         return None, f"its file {name} was edited: {err}."
     if entry.n != n:
         return None, f"its file {name} holds entry {entry.n}: entries were reordered."

@@ -197,7 +197,13 @@ def _objection(client: MlflowClient, version: ModelVersion, reference: str) -> s
     if faults:
         return f"its review history is not as it was written: {faults[0]}"
     entries, number = registry.history.entries, int(version.version)
-    said = registry.aliases_said
+    said, content = registry.aliases_said, version.tags.get(CONTENT_TAG, "")
+    judged = [each for each in entries if each.version == number and each.content_sha256]
+    if judged and judged[-1].content_sha256 != content:
+        return (
+            f"entry {judged[-1].n} is about the content {judged[-1].content_sha256[:12]}, and its "
+            f"tag {CONTENT_TAG} is {content[:12]}."
+        )
     if entries and reference in (CHAMPION, PREVIOUS_CHAMPION) and number != said.get(reference):
         return f"{reference} is {version_in_words(said.get(reference))} by the review history."
     if (state := registry.standing.state_of(number)) in (REJECTED, RETIRED):

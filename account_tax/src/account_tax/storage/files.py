@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+# What reading JSON that somebody else wrote raises; nesting without end is a RecursionError.
+NOT_READ = (ValueError, TypeError, KeyError, RecursionError)
 RETRY_SECONDS = 0.2  # between two looks at a lock
 
 

@@ -1,11 +1,14 @@
 import os
 import subprocess
 import sys
+import textwrap
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from account_tax import cli
 from account_tax.processes.ranks import get_mlflow_env, is_rank0, keep_operators_apart
 
 BUILD = """
@@ -69,3 +72,41 @@ def test_mlflow_env_reads_the_three_variables(monkeypatch):
         "tracking_uri": "http://127.0.0.1:5000",
         "experiment_name": None,
     }
+
+
+FAILS_AND_LINGERS = """
+    import sys, threading, time
+    import torch.distributed as distributed
+    from account_tax.processes.ranks import end_rank
+
+    meeting = f"file://{sys.argv[1]}"
+    distributed.init_process_group("gloo", init_method=meeting, rank=0, world_size=1)
+    threading.Thread(target=time.sleep, args=(60,)).start()
+    try:
+        raise ValueError("no such schedule")
+    except ValueError:
+        end_rank(1)
+"""
+
+
+def test_a_rank_that_has_failed_is_gone_at_once_whatever_still_runs_in_it(tmp_path):
+    command = [sys.executable, "-c", textwrap.dedent(FAILS_AND_LINGERS), str(tmp_path / "meeting")]
+    path = os.pathsep.join(sys.path)
+    done = subprocess.run(
+        command,
+        env=os.environ | {"PYTHONPATH": path},
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=50,
+    )
+    assert done.returncode == 1
+    assert "ValueError: no such schedule" in done.stderr
+
+
+def test_a_pipeline_that_fails_ends_its_rank(monkeypatch):
+    ends = []
+    monkeypatch.setattr(cli, "guard_stage", lambda: None)
+    monkeypatch.setattr(cli, "end_rank", ends.append)
+    found = CliRunner().invoke(cli.run, ["--pipelines=none"])
+    assert isinstance(found.exception, ValueError | SystemExit)
+    assert ends == [1]

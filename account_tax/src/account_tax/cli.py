@@ -203,6 +203,9 @@ def run(context: click.Context, **options: Any) -> None:
         context.invoke(kedro_run, **options)
     except Stopped as err:
         click.echo(err)
+    except Exception:
+        end_rank(1)
+        raise
     end_rank()
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import sys
+import traceback
 from importlib import metadata
 from pathlib import Path
 
@@ -62,19 +63,25 @@ def free_shared_memory() -> None:
     Path("/dev/shm", name).unlink(missing_ok=True)
 
 
-def end_rank() -> None:
-    """End this process at once with status 0, if it is a rank; its work is done and stored.
+def end_rank(status: int = 0) -> None:
+    """End this process at once, if it is a rank; what it had to do or say is done and said.
 
     torch's libraries now and then abort in their teardown (2.13 for CUDA on a machine without a
-    GPU: "terminate called without an active exception"), and a good run would count as failed.
+    GPU: "terminate called without an active exception"), and a good run would count as failed; or
+    they wait there for ever, and a rank that has failed would keep the others waiting.
+
+    Args:
+        status: Its exit status; with another than 0 the exception being handled is shown.
     """
     distributed = sys.modules.get("torch.distributed")
     if distributed is None or not distributed.is_initialized():
         return
+    if status:
+        traceback.print_exc()
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(status)
 
 
 def free_port() -> int:

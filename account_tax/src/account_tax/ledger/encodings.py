@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,12 @@ JUDGED_LINES = 20_000  # that are not ASCII; more of them change no verdict
 JUDGED_BYTES = 4096  # of a line
 LINE_LIMIT = 1 << 22  # characters kept of a line; none of a ledger is as long
 BAD_BYTE = "\udcff"  # a lone surrogate, which no text has
+# In CP1252 only where the bytes are another encoding's: three accents of a kind in a row (Cyrillic,
+# Greek, Thai, Chinese), a sign (CP1250) or a capital (Mac) inside a word, the old currency sign.
+FOREIGN = re.compile(
+    r"([^\x00-\x7f\xa0])(?!\1)([^\x00-\x7f\xa0])(?!\1|\2)[^\x00-\x7f\xa0]"
+    r"|(?<=[^\W\d_])[†‡ˆ˜™¢£¥¦§¨©¬®¯±²³¹¼½¾¿](?=[^\W\d_])|(?<=[a-z])[À-ÞŠŒŽŸ](?=[a-z])|¤"
+)
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,8 @@ def find_encoding(path: Path, given: str | None = None) -> Encoding:
                 skip = len(head) - len(_without_marks(head, mark))
                 return Encoding(name, skip)
         if given is not None:
-            return Encoding(codecs.lookup(given).name)
+            name = codecs.lookup(given).name
+            return Encoding(f"{name}-le" if name in ("utf-16", "utf-32") else name)  # as on Windows
         if head.count(0) > len(head) / 10:
             big = head[0::2].count(0) > head[1::2].count(0)
             return Encoding("utf-16-be" if big else "utf-16-le")
@@ -143,6 +151,9 @@ def _is_korean(text: str) -> bool:
 
 
 def _is_western(text: str) -> bool:
-    """Return whether accents are the exception: Cyrillic as CP1252 is all accents."""
+    """Return whether accents are the exception, and such as words of CP1252 have."""
     letters = [letter for letter in text if letter.isalpha()]
-    return sum(not letter.isascii() for letter in letters) < 0.4 * len(letters)
+    accents = sum(not letter.isascii() for letter in text)
+    foreign = sum(len(match[0]) for match in FOREIGN.finditer(text))
+    few = sum(not letter.isascii() for letter in letters) < 0.4 * len(letters)
+    return few and foreign <= 0.1 * accents

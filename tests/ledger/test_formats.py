@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import tarfile
 import zipfile
 from datetime import date, datetime
 from decimal import Decimal
@@ -180,6 +181,26 @@ def test_a_zip_with_one_file_is_read_and_others_are_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.zip", "a") as packed:
         packed.writestr("more.csv", b"x")
     with pytest.raises(Refused, match="a zip of 2 files"):
+        read(tmp_path / "x.zip")
+
+
+def test_what_holds_more_than_a_table_is_named(tmp_path):
+    (tmp_path / "a.csv").write_text(as_csv())
+    with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as packed:
+        packed.add(tmp_path / "a.csv", "a.csv")
+    with pytest.raises(Refused, match="a tar archive"):
+        read(tmp_path / "x.tar.gz")
+    with zipfile.ZipFile(tmp_path / "x.xlsx", "w") as packed:
+        packed.writestr("mimetype", "application/vnd.oasis.opendocument.spreadsheet")
+        packed.writestr("content.xml", "<a/>")
+    with pytest.raises(Refused, match=r"another kind than \.xlsx"):
+        read(tmp_path / "x.xlsx")
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as packed:
+        packed.writestr("a.csv", as_csv())
+    raw = (tmp_path / "x.zip").read_bytes()
+    central = raw.index(b"PK\x01\x02") + 8  # the flags: encrypted
+    (tmp_path / "x.zip").write_bytes(raw[:central] + b"\1" + raw[central + 1 :])
+    with pytest.raises(Refused, match="a zip with a password"):
         read(tmp_path / "x.zip")
 
 

@@ -50,6 +50,14 @@ def test_a_sheet_gives_the_rows_of_its_csv_file(tmp_path, name):
         (datetime(2024, 1, 2, 3, 4, 5), "yyyy-mm-dd hh:mm:ss", "2024-01-02 03:04:05"),
         (True, "General", "TRUE"),
         (81123, "000-00", "811-23"),
+        (811, "0000;-0000;0;@", "0811"),
+        (811, "[$-412]0000", "0811"),
+        (811, "0000_);[Red]\\(0000\\)", "0811"),
+        (811, "#0000", "0811"),
+        (811, "#,##0_ ;-#,##0\\ ", "811"),
+        (811, "[<=999]0000;0", "811"),
+        (42, '"A;["000', "A;[042"),
+        ("one_x000D_\ntwo_x005F_x000D_", "@", "one\r\ntwo_x000D_"),
         (1181123, "000-00", "11811-23"),
         (42, '"A-"0000', "A-0042"),
         (42, "\\K000", "K042"),
@@ -113,6 +121,24 @@ def test_a_chart_beside_the_sheets_is_passed_over(tmp_path):
 def test_a_sheet_of_many_empty_columns_is_read(tmp_path):
     path = save(tmp_path / "x.xlsx", {"a": [["a", *[None] * 16_382, "b"], ["x"], ["y"]]})
     assert read(path, ["a", "b"])[0] == [["x", ""], ["y", ""]]
+
+
+def test_what_is_no_ordinary_workbook_is_refused_with_what_to_do(tmp_path):
+    path = save(tmp_path / "x.xlsx", {"a": [NAMES], "b": [NAMES]}, ["b"])
+    raw = path.read_bytes()
+    kinds = {
+        "no sheet that is shown": ("xl/workbook.xml", b'state="visible"', b'state="hidden"'),
+        "Strict": ("xl/workbook.xml", b"schemas.openxmlformats.org/", b"purl.oclc.org/ooxml/"),
+        "Save it as .xlsx": ("xl/workbook.xml", b"", b""),
+    }
+    for words, (changed, old, new) in kinds.items():
+        with zipfile.ZipFile(io.BytesIO(raw)) as source, zipfile.ZipFile(path, "w") as target:
+            for name in source.namelist():
+                text = source.read(name)
+                kept = name.replace(".xml", ".bin") if name == changed and not old else name
+                target.writestr(kept, text.replace(old, new) if name == changed and old else text)
+        with pytest.raises(Refused, match=words):
+            read(path)
 
 
 def test_a_broken_or_inflated_workbook_is_refused(tmp_path):

@@ -12,6 +12,9 @@ from typing import Protocol
 from account_tax.errors import Refused
 
 GZIP_MARK, ZIP_MARK = b"\x1f\x8b", b"PK\x03\x04"
+TAR_MARK, TAR_MARK_AT = b"ustar", 257
+# A file of each kind of office document but .xlsx: .xlsb, OpenDocument, Word, Numbers.
+OFFICE = {"xl/workbook.bin", "mimetype", "[Content_Types].xml", "Index/Document.iwa"}
 # What no real ledger reaches, and a zip bomb is made for.
 UNPACKED_RATIO, UNPACKED_FLOOR = 200, 64 << 20  # bytes
 UNPACKED_DEPTH = 3
@@ -46,12 +49,14 @@ def unpack(path: Path, scratch: Path) -> Path:
 
 def _unpack_once(path: Path, scratch: Path) -> Path:
     with path.open("rb") as raw:
-        head = raw.read(4)
+        head = raw.read(TAR_MARK_AT + len(TAR_MARK))
+    if head.endswith(TAR_MARK):
+        raise Refused("a tar archive. Unpack it, and give the file or folder.")
     if head.startswith(GZIP_MARK):
         with gzip.open(path) as packed:
             inner = path.name.removesuffix(".gz")
             return _copy(packed, path.stat().st_size, inner, scratch)
-    return _unpack_zip(path, scratch) if head == ZIP_MARK else path
+    return _unpack_zip(path, scratch) if head.startswith(ZIP_MARK) else path
 
 
 def _unpack_zip(path: Path, scratch: Path) -> Path:
@@ -59,11 +64,15 @@ def _unpack_zip(path: Path, scratch: Path) -> Path:
         entries = [entry for entry in packed.infolist() if not _is_aside(entry)]
         if any(entry.filename == "xl/workbook.xml" for entry in entries):
             return path  # a spreadsheet
+        if any(entry.filename in OFFICE for entry in entries):
+            raise Refused("a document of another kind than .xlsx. Save it as .xlsx or CSV.")
         if len(entries) != 1:
             raise Refused(
                 f"a zip of {len(entries)} files. Expected one. Unpack it, and give the folder."
             )
         (entry,) = entries
+        if entry.flag_bits & 1:
+            raise Refused("a zip with a password. Unpack it, and give the file.")
         with packed.open(entry) as raw:
             inner = PurePosixPath(entry.filename).name
             return _copy(raw, entry.compress_size, inner, scratch)

@@ -34,6 +34,9 @@ from .windows import (
 MERGED = re.compile(rb'mergeCell ref="([A-Z]+)(\d+):[A-Z]+(\d+)"[^>]*>')
 MASK_PART = re.compile(r'0|[-/ ]|"[^"]*"|\\.')
 MASK = re.compile(f"({MASK_PART.pattern})+")
+# Of a number's format: colour and country, padding, digits that need not be there, other signs.
+UNSEEN = re.compile(r'("[^"]*"|\\.)|\[(?![<>=])[^]]*\]|[_*].|#+(?=0)|;.*')
+ESCAPED = re.compile("_x00([0-9A-F]{2})_")  # such as the end of a line on Windows, _x000D_
 TEXT_LIMIT = 256 << 20  # bytes of the workbook's texts, which are all held in memory
 
 
@@ -161,8 +164,13 @@ def _choose(headers: dict[str, Header | None]) -> tuple[str, Header]:
 def _sheets(book: Any, wanted: Wanted) -> list[str]:
     """Return the names of the sheets that may be meant: the one named, else all that are shown."""
     titles = {clean_name(sheet.title): sheet for sheet in book.worksheets}
+    if not titles:
+        raise Refused("a workbook without a sheet, or a Strict Open XML one. Save it as .xlsx.")
     if wanted.sheet is None:
-        return [sheet.title for sheet in titles.values() if sheet.sheet_state == "visible"]
+        shown = [sheet.title for sheet in titles.values() if sheet.sheet_state == "visible"]
+        if not shown:
+            raise Refused(f"no sheet that is shown. Set data.sheet to one of {list(titles)}.")
+        return shown
     if (name := clean_name(wanted.sheet)) not in titles:
         raise Refused(f"no sheet {name}, found {list(titles)}. Set data.sheet to one of them.")
     return [titles[name].title]
@@ -180,15 +188,17 @@ def _read_rows(sheet: Any) -> Iterator[tuple[int, list[str]]]:
 def _as_shown(cell: Any) -> str:
     """Return a cell's text: a number with its zeros (0811), a date in ISO 8601, TRUE or FALSE."""
     value = cell.value
-    if value is None or isinstance(value, str):
-        return value or ""
+    if isinstance(value, str):
+        return ESCAPED.sub(lambda found: chr(int(found[1], 16)), value)
+    if value is None:
+        return ""
     if isinstance(value, bool):
         return str(value).upper()
     if isinstance(value, datetime):
         return str(value).removesuffix(" 00:00:00")
     if not isinstance(value, (int, float)):
         return str(value)
-    shown = cell.number_format
+    shown = UNSEEN.sub(r"\1", cell.number_format)
     if "0" in shown and MASK.fullmatch(shown) and value >= 0:
         return _masked(round(value), MASK_PART.findall(shown))
     if places := re.fullmatch(r"0+\.(0+)", shown):

@@ -156,4 +156,4 @@ def _is_western(text: str) -> bool:
     accents = sum(not letter.isascii() for letter in text)
     foreign = sum(len(match[0]) for match in FOREIGN.finditer(text))
     few = sum(not letter.isascii() for letter in letters) < 0.4 * len(letters)
-    return few and foreign <= 0.1 * accents
+    return few and foreign <= 0.25 * accents

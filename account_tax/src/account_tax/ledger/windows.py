@@ -116,7 +116,8 @@ def find_header(records: Iterable[tuple[int, list[str]]], wanted: Wanted) -> Hea
 
 def header_again(record: Item, names: Sequence[str]) -> Item | Reject:
     """Return a row, or set it aside where it repeats the header, as on each page of a report."""
-    if record.values[0].strip() != names[0] or list(map(clean_name, record.values)) != [*names]:
+    again = names[0] in record.values[0] and list(map(clean_name, record.values)) == [*names]
+    if not again:
         return record
     return Reject(record.number, "the header once more")
 

@@ -30,7 +30,7 @@ from account_tax.ledger.tokens import (
 from account_tax.storage.files import canonical_sha256, sha256_of
 
 # Part of `inputs_sha256`: raise it when the same inputs give another dataset.
-PREPARE_VERSION = 4
+PREPARE_VERSION = 5
 
 
 # --- plan ---------------------------------------------------------------------------------------

@@ -44,6 +44,9 @@ def test_an_amount_of_one_meaning_is_read_as_it_stands(text, amount):
         "1.2.3",
         "--5",
         "1e5",
+        "CR 100",
+        "DR100.00",
+        "9" * 400,
         "2024-01-31",
     ],
 )

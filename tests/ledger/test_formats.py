@@ -117,7 +117,7 @@ def test_the_encoding_and_the_header_can_be_given(tmp_path):
         read(tmp_path / "x.csv", columns, encoding="cp1251", header_row=9)
 
 
-@pytest.mark.parametrize("name", ["x.jsonl", "x.ndjson", "x.jsonl.gz"])
+@pytest.mark.parametrize("name", ["x.jsonl", "x.ndjson", "x.json", "x.jsonl.gz"])
 def test_json_lines_are_read(tmp_path, name):
     lines = "\n".join(json.dumps(dict(zip(NAMES, row, strict=True))) for row in ROWS)
     raw = b"\xef\xbb\xbf" + lines.encode()
@@ -147,6 +147,7 @@ def test_a_value_that_is_none_costs_its_row(tmp_path):
         (pa.array(["x", None], pa.large_string()), ["x", ""]),
         (pa.array(["x", None]).dictionary_encode(), ["x", ""]),
         (pa.array([811.0, 811.5, float("nan"), None]), ["811", "811.5", "", ""]),
+        (pa.array([2.024e10, 1e16, 1e-7]), ["20240000000", "10000000000000000", "0.0000001"]),
         (pa.array([12, None], pa.int32()), ["12", ""]),
         (pa.array([Decimal("1.50"), Decimal("811.00")]), ["1.50", "811.00"]),
         (pa.array([date(2024, 1, 2)]), ["2024-01-02"]),

@@ -115,6 +115,10 @@ def test_a_map_from_old_to_new_labels_decides_first(doubtful, tmp_path):
     assert ledger.frame["label"].value_counts().to_dict() == {"0811": 10, "4000 Miete": 8}
     assert ledger.dropped["no_label"] == 8
     assert ledger.facts()["label map"] == "20 rows have a new account"
+    (tmp_path / "map.csv").write_text("old,new\n811,0811\n999,812\n998,812\n")
+    ledger = read_ledger(doubtful(labels="merge", label_map=str(tmp_path / "map.csv")))
+    words = "4 rows have a new account; 2 of its 3 old ones are not in the ledger"
+    assert ledger.facts()["label map"] == words
 
 
 @pytest.mark.parametrize(

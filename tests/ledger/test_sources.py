@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import os
 import unicodedata
+from pathlib import Path
 
 import pandas as pd
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict
 
 from account_tax.errors import Refused
-from account_tax.ledger.reading import read_ledger
+from account_tax.ledger.reading import DataError, read_ledger
 from account_tax.ledger.sources import digest_files, find_files
 
 LINES = [(f"line {i}", "ab"[i % 2]) for i in range(12)]
@@ -67,6 +69,26 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "book.pdf").write_bytes(b"x")
     with pytest.raises(Refused, match="a folder without a file of a ledger"):
         find_files(str(tmp_path), tmp_path)
+
+
+def test_what_others_leave_beside_the_parts_stops_nothing(parameters, tmp_path):
+    path = write(tmp_path / "a.csv")
+    (tmp_path / "b.csv").write_bytes(b"")  # a part without rows
+    (tmp_path / "schema.json").write_text("{}")
+    (tmp_path / "~$a.csv").write_bytes(b"x")
+    ledger = read_ledger(parameters(tmp_path))
+    assert sorted(ledger.frame["text"]) == sorted(text for text, _ in LINES)
+    assert ledger.found[1] == {"file": "b.csv", "format": "empty"}
+    assert texts(parameters, f"{tmp_path}/*.csv") == texts(parameters, path)
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link"])
+def test_what_is_no_file_is_refused_before_it_is_read(parameters, tmp_path, kind):
+    write(tmp_path / "a.csv")
+    make = {"folder": Path.mkdir, "pipe": os.mkfifo, "link": lambda at: at.symlink_to("nowhere")}
+    make[kind](tmp_path / "b.csv")
+    with pytest.raises(DataError, match=r"b\.csv is no file, but a folder, a pipe"):
+        read_ledger(parameters(tmp_path))
 
 
 def test_a_saved_dataset_is_read(parameters, tmp_path):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from codecs import BOM_UTF8
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -366,6 +367,7 @@ def test_a_sheet_can_be_named(file_with, tmp_path, capfd):
     assert "Set -P sheet to one of them" in said
     assert file_with(input=book, output=output, sheet="February") == 0
     assert read_ledger(output)["memo"].tolist() == ["February"]
+    assert output.read_bytes().startswith(BOM_UTF8)  # by which Excel knows it is UTF-8
 
 
 def test_rows_that_can_be_skipped_are_no_failure(file_with, tmp_path, capsys):
@@ -533,6 +535,7 @@ def test_the_run_has_counts_and_digests_but_no_text(file_with, shop, ledger, out
 KILLED_AFTER = """
 import os, signal, sys
 sys.path[:0] = [{src!r}, {root!r}]
+from codecs import BOM_UTF8
 from datetime import UTC, datetime
 from pathlib import Path
 from account_tax.predict import parts

@@ -14,7 +14,8 @@ import pandas as pd
 
 from .dates import ORDERS, read_days
 
-CURRENCY = re.compile(r"^[A-Z]{2,3}(?=\W|\d)|[A-Z]{3}$|[원円元\\]")
+# CR and DR are no currency: which of them is negative, the two sides of a ledger see differently.
+CURRENCY = re.compile(r"^(?![CD]R[\W\d])[A-Z]{2,3}(?=\W|\d)|[A-Z]{3}$|[원円元\\]")
 SPACE = re.compile(r"(?<=\d)[ '’](?=\d{3}(?!\d))|(?<!\d)\s+|\s+(?!\d)")
 SIGN = re.compile(r"(-|△|▲)(.*)|\((.*)\)|(.*)-|\+?(.*)")  # all but the last of them: negative
 UNITS = {"억": 1e8, "만": 1e4, "천": 1e3, "": 1.0}
@@ -141,4 +142,6 @@ def _parse(text: str, number: re.Pattern[str]) -> float:
         return math.nan
     values = [float(re.sub(r"\D", "", each[1]) + "." + (each[2] or "0")) for each in found if each]
     amount = sum(value * unit for value, unit in zip(values, units, strict=True))
+    if math.isinf(amount):
+        return math.nan
     return amount if sign and sign[5] else -amount

@@ -17,11 +17,15 @@ STEPS = (
     (r"\s+|\([^)]*\)$|[일日]$", ""),  # also a weekday behind a date
     (r"[-년월年月]", "/"),
     (r"[./]+$", ""),
-    (r"^((?:19|20)\d\d)([01]\d)([0-3]\d)$", r"\1/\2/\3"),
+    (r"^((?:19|20)\d\d)([01]\d)([0-3]\d)(\d{6}|\.0)?$", r"\1/\2/\3"),
+    (r"^([A-Za-z]{3,9})\.?(\d{1,2}),", r"\2/\1/"),  # Jan 31, 2024
     (r"^(\d\d)(\d\d)((?:19|20)\d\d)$", r"\1/\2/\3"),
 )
 # A year of four digits in front, a name of a month and points before the year have one meaning.
-CLEAR = ("%Y/%m/%d", "%Y.%m.%d", "%d.%m.%Y", "%d/%b/%Y", "%d%b%Y")
+CLEAR = (
+    *("%Y/%m/%d", "%Y.%m.%d", "%d.%m.%Y", "%d/%b/%Y", "%d%b%Y"),
+    *("%d/%b/%y", "%d/%B/%Y", "%d%B%Y"),
+)
 ORDERS = {
     "ymd": ("%y/%m/%d", "%y.%m.%d"),
     "dmy": ("%d/%m/%Y", "%d/%m/%y", "%d.%m.%y"),

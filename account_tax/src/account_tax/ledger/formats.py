@@ -30,7 +30,7 @@ from .windows import (
 
 PARQUET_MARK, ARROW_STREAM_MARK, ARROW_FILE_MARK = b"PAR1", b"\xff\xff\xff\xff", b"ARROW1"
 OLE_MARK = b"\xd0\xcf\x11\xe0"
-JSON_ENDINGS = (".jsonl", ".ndjson")
+JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
 TYPED_ENDINGS = (".parquet", ".arrow", ".xlsx", ".xlsm")
 MARKS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 ENDINGS = (".csv", ".tsv", ".txt", *JSON_ENDINGS, *TYPED_ENDINGS)
@@ -109,16 +109,18 @@ class JsonSource:
 
     def _read_names(self) -> list[str]:
         names: dict[str, None] = {}
-        why = "empty"
+        why = ""
         for found in self._objects():
             if isinstance(found, Item):
                 names |= dict.fromkeys(found.values)
-            elif not names:
+            elif not why:
                 why = f"line {found.number}: {found.reason}"
             if len(names) > COLUMN_LIMIT:
                 raise Refused(f"more than {COLUMN_LIMIT:,} different keys, which is no table.")
         if not names:
-            raise Refused(f"it has no line with a JSON object ({why}). Expected one on each line.")
+            raise Refused(
+                f"it has no line with a JSON object ({why or 'empty'}). Expected one on each line."
+            )
         return list(names)
 
     def _objects(self) -> Iterator[Item | Reject]:

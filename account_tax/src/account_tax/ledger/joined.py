@@ -12,6 +12,7 @@ from account_tax.errors import Failed, Refused
 from .formats import ArrowSource, CsvSource, JsonSource, Source, files_in_words, open_file
 from .packed import unpack
 from .sources import SourceFile, digest_files, find_files
+from .spreadsheet import SheetSource
 from .windows import Wanted, Window, repeated
 
 SHOWN_FAULTS = 3
@@ -25,7 +26,7 @@ class JoinedFiles:
         several: Whether it is more than one file.
         columns: Names of the columns; this and the next two are the first file's.
         unit: What a row's number counts in its file: line or row.
-        dialect: How it is written, where it is CSV.
+        dialect: How it is written as CSV, where it is CSV or a sheet.
         found: What was found out about each file: its name, format, encoding and so on.
         read_as: The same in words.
     """
@@ -43,7 +44,13 @@ class JoinedFiles:
         self._files, self._alike = find_files(source, scratch), alike
         self._opened: list[tuple[SourceFile, Source]] = []
         self.faults: list[tuple[SourceFile, str]] = []
+        self.several = len(self._files) > 1
+        sizes = [size for size, _ in self.state()]
+        # Spark leaves a part without rows empty.
+        empty = [file for file, size in zip(self._files, sizes, strict=True) if not size]
         for file in self._files:
+            if file in empty and any(sizes):
+                continue
             try:
                 self._opened.append((file, open_file(unpack(file.path, scratch), wanted)))
                 if alike and _form(self._opened[0][1]) != _form(self._opened[-1][1]):
@@ -51,10 +58,10 @@ class JoinedFiles:
             except Refused as err:
                 self.faults.append((file, str(err)))
         first = self._opened[0][1] if self._opened else None
-        self.several = len(self._files) > 1
         self.columns, self.unit = (first.columns, first.unit) if first else ([], "")
-        self.dialect = first.dialect if isinstance(first, CsvSource) else None
+        self.dialect = first.dialect if isinstance(first, (CsvSource, SheetSource)) else None
         self.found = [{"file": file.label, **opened.found} for file, opened in self._opened]
+        self.found += [{"file": file.label, "format": "empty"} for file in empty]
         self.read_as = files_in_words(self.found)
 
     def refuse_faults(self) -> None:

@@ -98,7 +98,6 @@ class Ledger:
         where = "left out" if not set(self.rare) & set(self.frame["label"]) else where
         more = {
             "unreadable rows": _in_words(self.rejects),
-            "label map": f"{self.renamed:,} rows have a new account" * bool(self.renamed),
             "doubtful accounts": self.doubtful.in_words(),
             "rare accounts": f"{shorten(with_rows(self.rare))}, {where}" * bool(self.rare),
             **self.typed,
@@ -137,6 +136,7 @@ def read_ledger(
         frame["amount"], typed["amounts"] = read_amounts(frame["amount"])
     if data.get("time_column"):
         frame, typed["dates"] = _read_dates(frame, data, tables)
+    typed |= _say_how_map_fits(label_map, frame["label"])
     renamed = _rename_labels(frame, label_map)
     doubtful = _find_doubtful_labels(frame, data)
     if data.get("labels") == "merge":
@@ -394,6 +394,16 @@ def _label_map_of(data: dict[str, Any], faults: list[str]) -> dict[str, str]:
     except Refused as err:
         faults.append(f"data.label_map = {path}: {err}")
         return {}
+
+
+def _say_how_map_fits(label_map: Mapping[str, str], labels: Any) -> dict[str, str]:
+    """Return in words, by its fact's name, what of a label map the ledger has; {} without one."""
+    if not label_map:
+        return {}
+    words = f"{_among(labels, label_map).sum():,} rows have a new account"
+    if strange := len(label_map.keys() - set(labels)):
+        words += f"; {strange:,} of its {len(label_map):,} old ones are not in the ledger"
+    return {"label map": words}
 
 
 def _rename_labels(frame: pd.DataFrame, names: Mapping[str, str]) -> int:

@@ -214,7 +214,14 @@ def _as_texts(column: pa.ChunkedArray) -> list[str]:
         texts = column.cast(pa.string()).to_pylist()
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid):  # lists, structs, bytes
         texts = [None if value is None else _dump(value) for value in column.to_pylist()]
+    if pa.types.is_floating(column.type):
+        return [_without_exponent(text or "") for text in texts]
     return [text or "" for text in texts]
+
+
+def _without_exponent(number: str) -> str:
+    """Return a number with all its digits: from 1e+10 on Arrow writes codes so."""
+    return np.format_float_positional(float(number), trim="-") if "e" in number else number
 
 
 def _as_shown(column: pa.ChunkedArray) -> list[str]:

@@ -114,7 +114,7 @@ def _find(filesystem: Any, path: str, name: str) -> list[tuple[str, str | None]]
         return _find_in_folder(filesystem, path)
     if not filesystem.exists(path):
         if any(mark in path for mark in "*?[") and (found := sorted(filesystem.glob(path))):
-            return [(each, None) for each in found]
+            return [(each, None) for each in list(filter(_is_part, found)) or found]
         raise Refused(
             f"no such file or folder. Give a path or URI to a file ({_either(ENDINGS)}, also "
             f"{_either(PACKED)}), a folder with train, validation and test, a folder or glob of "
@@ -133,7 +133,7 @@ def _find_in_folder(filesystem: Any, folder: str) -> list[tuple[str, str | None]
     stems = {each: _stem(each) for each in inside}
     if named := [each for each in inside if stems[each] in SPLIT_NAMES]:
         return _find_splits(filesystem, named, {SPLIT_NAMES[stems[each]]: each for each in named})
-    files = [each for each in inside if _ending(each)]
+    files = _with_rows(inside)
     if not files:
         expected = [f"{split}.csv" for split in SPLITS]
         raise Refused(
@@ -162,12 +162,12 @@ def _find_splits(
     for split in SPLITS:
         at = by_split[split]
         parts = _list_parts(filesystem, at) if filesystem.isdir(at) else [at]
-        found += [(part, split) for part in parts if _ending(part)]
+        found += [(part, split) for part in _with_rows(parts)]
     return found
 
 
 def _require_one_type(paths: Sequence[str]) -> None:
-    if len({_ending(each) for each in paths}) > 1:
+    if len({(_ending(each) or "").lower() for each in paths}) > 1:
         names = sorted(PurePosixPath(each).name for each in paths)
         raise Refused(f"expected files of one type, found {names}.")
 
@@ -175,8 +175,17 @@ def _require_one_type(paths: Sequence[str]) -> None:
 def _list_parts(filesystem: Any, folder: str) -> list[str]:
     """Return what lies in a folder, less hidden files and what Spark, Excel and datasets add."""
     listed = sorted(str(path).rstrip("/") for path in filesystem.ls(folder, detail=False))
-    added = ("_", ".", "~$", "cache-")
-    return [each for each in listed if not PurePosixPath(each).name.startswith(added)]
+    return list(filter(_is_part, listed))
+
+
+def _with_rows(paths: Sequence[str]) -> list[str]:
+    """Return those that may be a ledger's; beside others a .json describes them."""
+    files = [each for each in paths if _ending(each)]
+    return [each for each in files if _ending(each) != ".json"] or files
+
+
+def _is_part(path: str) -> bool:
+    return not PurePosixPath(path).name.startswith(("_", ".", "~$", "cache-"))
 
 
 def _stem(path: str) -> str:
@@ -209,6 +218,11 @@ def _fetch(
     label = PurePosixPath(name).name if single else _below(at, source)
     shown = name if single else f"{name.rstrip('/')}/{label}"
     path = Path(at)
+    if isinstance(filesystem, LocalFileSystem) and not path.is_file():  # reading might never end
+        raise Refused(
+            f"{'it' if single else label} is no file, but a folder, a pipe or a broken link. Give "
+            "files, or take it out."
+        )
     if not isinstance(filesystem, LocalFileSystem):
         path = Path(tempfile.mkdtemp(dir=scratch)) / PurePosixPath(label).name
         filesystem.get_file(at, str(path))

@@ -17,7 +17,7 @@ from typing import Any
 from account_tax.errors import Failed, Refused
 
 from .packed import refuse_bomb
-from .rows import CsvRows, Item, clean_name
+from .rows import CsvRows, Dialect, Item, clean_name
 from .windows import (
     HEADER_LINES,
     Header,
@@ -44,6 +44,7 @@ class SheetSource:
     """A sheet of an .xlsx or .xlsm file with a header, read row by row."""
 
     unit = "row"
+    dialect = Dialect(bom=True)  # of its rows as CSV, which Excel opens then
 
     def __init__(self, path: Path, wanted: Wanted):
         self._path = path

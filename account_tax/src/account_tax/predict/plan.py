@@ -156,8 +156,6 @@ def open_input(options: Options, text_columns: Sequence[str], scratch: Path) -> 
         Refused: If it is missing or unreadable; the message follows its name.
     """
     path = options.input
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise Refused("neither file nor folder.")
     how = {"encoding": options.encoding, "header_row": options.header_row, "sheet": options.sheet}
     try:
         columns = [*text_columns, *filter(None, [options.amount_column])]

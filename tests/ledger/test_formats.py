@@ -62,6 +62,7 @@ FORMS = {
     "utf16le.txt": as_csv("\t").encode("utf-16-le"),
     "utf32.csv": as_csv().encode("utf-32"),
     "spaced.csv": as_csv(quote=True).replace(',"', ', "').encode(),
+    "spark.csv": as_csv(quote=True).replace('a ""b""', r"a \"b\"").encode(),
     "spaced_rows.csv": as_csv(quote=True)
     .replace('"일자","적요","거래처"', "일자, 적요, 거래처")
     .replace(',"', ', "')
@@ -220,6 +221,12 @@ def test_a_bomb_is_refused_before_it_fills_the_disk(tmp_path):
     )
     with pytest.raises(Refused, match="packed more than 3 times over"):
         read(tmp_path / "y.csv.gz")
+
+
+def test_a_message_names_some_of_many_columns(tmp_path):
+    (tmp_path / "x.csv").write_text(",".join(["적요", *map("c{}".format, range(1000))]) + "\n")
+    with pytest.raises(Refused, match=r"'c142'\] and 951 more\. Rename"):
+        read(tmp_path / "x.csv")
 
 
 def test_a_table_of_too_many_columns_is_refused(tmp_path):

@@ -99,6 +99,16 @@ def test_numbers_dates_and_na_stay_text_in_every_format(parameters, tmp_path):
         assert read["label"].tolist() == ["NA", "b"] * 3
 
 
+def test_a_column_can_not_be_text_twice_nor_be_the_account_too(parameters, ledger_csv):
+    path = ledger_csv(("taxi", "travel"), ("office", "rent"))
+    with pytest.raises(DataError) as caught:
+        read_ledger(parameters(path, text_columns=["text", "text", "label"]))
+    assert [fault.partition(": ")[2] for fault in caught.value.faults] == [
+        "holds data.label_column, so the model would read the answer. Take it out.",
+        "a column stands there twice. Take one out.",
+    ]
+
+
 def test_typed_values_keep_their_digits(parameters, tmp_path):
     (tmp_path / "x.jsonl").write_text(
         '{"text": 0.50, "label": 12}\n\n{"text": "b", "label": 7}\n{"text": null, "label": 7}\n'

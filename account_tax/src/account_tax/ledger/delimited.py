@@ -6,6 +6,7 @@ import csv
 from collections.abc import Iterable, Iterator
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from account_tax.errors import Refused
 
@@ -142,12 +143,13 @@ def _read_records(
     """
     counted = _Lines(iter(lines))
     # Spaces may stand between a delimiter and a quote.
-    reader = csv.reader(counted, delimiter=delimiter, skipinitialspace=True, strict=True)
+    form = {"delimiter": delimiter, "skipinitialspace": True, "strict": True}
+    plain = csv.reader(counted, **form)
+    escaped = csv.reader(counted, doublequote=False, escapechar="\\", **form)
     while (line := counted.begin_record()) is not None:
         try:
             if '"' in line or len(line) > FIELD_LIMIT:
-                counted.give_back(0)
-                values = next(reader)
+                values = _next_values(counted, plain, escaped)
             else:  # the same, and several times as fast
                 values = line.rstrip("\r\n").split(delimiter)
         except csv.Error as err:
@@ -160,6 +162,19 @@ def _read_records(
             yield Reject(counted.first, f"bytes that are not {encoding.name.upper()}")
         elif any(values):
             yield Item(counted.first, raw, values)
+
+
+def _next_values(counted: _Lines, plain: Iterator[list[str]], escaped: Iterator[list[str]]) -> Any:
+    """Return the values of the record that has begun: Spark has a backslash before a quote."""
+    line = counted.text
+    counted.give_back(0)
+    try:
+        return next(plain)
+    except csv.Error:
+        if '\\"' not in line:
+            raise
+        counted.give_back(0)
+        return next(escaped)
 
 
 def _csv_reason(message: str) -> str:

@@ -109,18 +109,16 @@ class JsonSource:
 
     def _read_names(self) -> list[str]:
         names: dict[str, None] = {}
-        why = ""
+        why = "empty"
         for found in self._objects():
             if isinstance(found, Item):
                 names |= dict.fromkeys(found.values)
-            elif not why:
+            elif why == "empty":
                 why = f"line {found.number}: {found.reason}"
             if len(names) > COLUMN_LIMIT:
                 raise Refused(f"more than {COLUMN_LIMIT:,} different keys, which is no table.")
         if not names:
-            raise Refused(
-                f"it has no line with a JSON object ({why or 'empty'}). Expected one on each line."
-            )
+            raise Refused(f"it has no line with a JSON object ({why}). Expected one on each line.")
         return list(names)
 
     def _objects(self) -> Iterator[Item | Reject]:

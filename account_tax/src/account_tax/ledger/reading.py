@@ -377,12 +377,14 @@ def _first_rows(rows: pd.DataFrame) -> np.ndarray:
 
 
 def _column_setting_faults(data: dict[str, Any]) -> list[str]:
-    if data["label_column"] not in data["text_columns"]:
-        return []
-    return [
-        f"data.text_columns = {data['text_columns']}: holds data.label_column, so the model would "
-        "read the answer. Take it out."
-    ]
+    key, faults = f"data.text_columns = {data['text_columns']}", []
+    if data["label_column"] in data["text_columns"]:
+        faults.append(
+            f"{key}: holds data.label_column, so the model would read the answer. Take it out."
+        )
+    if len(set(data["text_columns"])) < len(data["text_columns"]):
+        faults.append(f"{key}: a column stands there twice. Take one out.")
+    return faults
 
 
 def _label_map_of(data: dict[str, Any], faults: list[str]) -> dict[str, str]:

@@ -16,6 +16,7 @@ from .rows import Item, Rows, clean_name
 
 HEADER_LINES = 100  # the header is looked for among so many lines
 COLUMN_LIMIT = 16_384  # of a spreadsheet program's rows
+SHOWN_COLUMNS = 50
 CELL_LIMIT = 1 << 21  # of a window: of a table with many columns it has fewer rows
 
 
@@ -155,7 +156,8 @@ def _missing_fault(names: Sequence[str], wanted: Wanted, header: Header | None) 
         near[name] for name in (clean_name(each).casefold() for each in missing) if name in near
     ]
     if header is None or _may_be_shown(header, wanted):
-        text = f"{expected} {sorted(names)}"
+        more = len(names) - SHOWN_COLUMNS
+        text = f"{expected} {sorted(names)[:SHOWN_COLUMNS]}" + f" and {more:,} more" * (more > 0)
     elif wanted.header_row is not None:
         text = f"{expected} none of them in row {wanted.header_row}, which has {len(names)} fields"
     else:

@@ -124,6 +124,7 @@ def test_rejects_go_where_they_are_asked_for(file_with, ledger, output, tmp_path
     said = capfdbinary.readouterr()
     assert said.out == output.read_bytes()
     assert rejects in said.err
+    assert b"standard error has their line numbers and reasons. All others are in" in said.err
     assert file_with(input=ledger, output=output, overwrite="true", errors="no/e.jsonl") == 2
     assert b"errors = no/e.jsonl (-P errors): " in capfdbinary.readouterr().err
 

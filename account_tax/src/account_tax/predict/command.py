@@ -89,7 +89,7 @@ def _file(plan: Plan, run: OwnedRun) -> dict[str, float]:
 
 
 def _explain(err: BaseException, journal: Journal, options: Options) -> None:
-    rows, name = journal.total("read"), options.output.name
+    rows, name = journal.total("read"), options.output_name
     kept = f"{rows:,} rows are kept beside {name}: the same command goes on"
     kept = "nothing is kept of it" if options.streamed else kept
     if isinstance(err, OSError):  # a disk that is full, say
@@ -125,7 +125,7 @@ def _show(plan: Plan, rows: Mapping[str, int], read: int, seconds: float) -> dic
     for name, text in {
         "rows read": f"{rows['read']:,}",
         "rows written": f"{rows['written']:,}",
-        "rows rejected": f"{rejected:,}" + (f" ({plan.options.rejects.name})" * bool(rejected)),
+        "rows rejected": f"{rejected:,}" + (f" ({plan.options.rejects_name})" * bool(rejected)),
         "needs review": f"{share:.2%} ({below})",
         "formulas": f"{rows['formulas']:,} rows {FORMULAS}" * bool(rows["formulas"]),
         "seconds": f"{seconds:.1f}",
@@ -134,7 +134,7 @@ def _show(plan: Plan, rows: Mapping[str, int], read: int, seconds: float) -> dic
         if text:
             click.echo(f"{name:<24} {text}")
     _show_accounts(rows, summed=plan.options.amount_column is not None)
-    click.echo(f"{plan.options.output.name}: filed by {plan.model.title}")
+    click.echo(f"{plan.options.output_name}: filed by {plan.model.title}")
     return {
         "predict/rows_read": rows["read"],
         "predict/rows_written": rows["written"],
@@ -179,8 +179,8 @@ def _tags(plan: Plan) -> dict[str, str]:
 def _refuse_rejects(plan: Plan, rejected: int) -> None:
     if rejected and plan.options.on_error == "fail":
         raise Failed(
-            f"{rejected:,} row{'s' * (rejected > 1)} can't be filed; {plan.options.rejects.name} "
+            f"{rejected:,} row{'s' * (rejected > 1)} can't be filed; {plan.options.rejects_name} "
             f"has their {plan.source.unit} numbers and reasons. All others are in "
-            f"{plan.options.output.name}. With -P on_error=skip this is no failure.",
+            f"{plan.options.output_name}. With -P on_error=skip this is no failure.",
             REJECTS_STATUS,
         )

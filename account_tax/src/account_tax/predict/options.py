@@ -37,6 +37,17 @@ class Options:
     streamed: bool = False  # to standard output: nothing is kept that a run could go on from
 
     @property
+    def output_name(self) -> str:
+        """Where the filed rows are, as people are told."""
+        return "standard output" if self.streamed else self.output.name
+
+    @property
+    def rejects_name(self) -> str:
+        """Where the others are listed, as people are told."""
+        to_stream = self.streamed and self.errors is None
+        return "standard error" if to_stream else self.rejects.name
+
+    @property
     def rejects(self) -> Path:
         """Where the rows that can't be read are listed."""
         return self.errors or self.output.with_name(f"{self.output.name}.rejects.jsonl")

@@ -82,6 +82,13 @@ def test_a_quote_that_is_never_closed_costs_its_own_line_only(tmp_path):
     assert rejects == [(3, "a quote that is not closed")]
 
 
+def test_a_backslash_in_an_open_quote_takes_no_other_line(tmp_path):
+    path = tmp_path / "in.csv"
+    path.write_text('memo,merchant\n"12 \\" pipe,x\n"13 \\" pipe",y\n"14" pipe,z\n')
+    reasons = ["a quote that is not closed", "text after a closing quote"]
+    assert read(path) == ([3], list(zip([2, 4], reasons, strict=True)))
+
+
 def test_a_quote_left_open_in_a_large_file_is_found_within_the_longest_field(tmp_path):
     path = tmp_path / "in.csv"
     path.write_text("memo,merchant\n" + '"b,x\n' + "c,x\n" * FIELD_LIMIT)

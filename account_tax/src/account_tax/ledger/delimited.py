@@ -145,7 +145,7 @@ def _read_records(
     # Spaces may stand between a delimiter and a quote.
     form = {"delimiter": delimiter, "skipinitialspace": True, "strict": True}
     plain = csv.reader(counted, **form)
-    escaped = csv.reader(counted, doublequote=False, escapechar="\\", **form)
+    escaped = csv.reader(counted, escapechar="\\", **form)
     while (line := counted.begin_record()) is not None:
         try:
             if '"' in line or len(line) > FIELD_LIMIT:

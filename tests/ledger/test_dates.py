@@ -28,6 +28,13 @@ def test_a_date_of_one_meaning_is_read_as_it_stands(text):
     assert days_of([text]) == ["2024-01-31"]
 
 
+def test_a_slip_of_the_pen_decides_no_order():
+    texts = [f"{day:02d}.{month:02d}.24" for day in range(1, 29) for month in range(1, 4)]
+    with pytest.raises(Refused, match="81 different dates can be read as ymd or dmy"):
+        days_of([*texts, "31.02.24"])
+    assert days_of([*texts, "31.02.24"], "dmy")[-2:] == ["2024-03-28", ""]
+
+
 @pytest.mark.parametrize(
     ("texts", "days", "order"),
     [

@@ -32,6 +32,7 @@ ORDERS = {
     "mdy": ("%m/%d/%Y", "%m/%d/%y"),
 }
 YEARS = (1900, 2099)  # others are slips of the pen
+MOST = 0.95  # of the dates: an order that reads fewer is none; a slip of the pen decides nothing
 EXCEL = r"[1-7]\d{4}(?:\.\d+)?"  # days since 1899-12-30, of about these years
 
 
@@ -71,7 +72,7 @@ def _parse_excel(texts: pd.Series) -> pd.Series:
 
 
 def _find_order(by_order: Mapping[str, pd.Series]) -> str:
-    """Return the order that reads all that any of them does, if there is one such reading."""
+    """Return the order that reads all that any does, if no other reads most of them elsewise."""
     days = {order: column.to_numpy() for order, column in by_order.items()}
     read = {order: ~np.isnat(column) for order, column in days.items()}
     ways = np.sum(list(read.values()), axis=0)
@@ -82,9 +83,10 @@ def _find_order(by_order: Mapping[str, pd.Series]) -> str:
         counts = " and ".join(f"{rows:,} only as {order}" for order, rows in alone.items() if rows)
         raise Refused(f"of its different dates {counts} can be read. {decide}")
     first = days[whole[0]]
-    differ = [(days[order] != first) & read[order] for order in whole]
+    most = [order for order, mask in read.items() if mask.sum() >= MOST * (ways > 0).sum()]
+    differ = [(days[order] != first) & read[order] for order in most]
     if rows := int(np.any(differ, axis=0).sum()):
-        raise Refused(f"{rows:,} different dates can be read as {' or '.join(whole)}. {decide}")
+        raise Refused(f"{rows:,} different dates can be read as {' or '.join(most)}. {decide}")
     return whole[0]
 
 

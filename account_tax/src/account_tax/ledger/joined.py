@@ -45,11 +45,9 @@ class JoinedFiles:
         self._opened: list[tuple[SourceFile, Source]] = []
         self.faults: list[tuple[SourceFile, str]] = []
         self.several = len(self._files) > 1
-        sizes = [size for size, _ in self.state()]
-        # Spark leaves a part without rows empty.
-        empty = [file for file, size in zip(self._files, sizes, strict=True) if not size]
+        empty = self._find_empty()
         for file in self._files:
-            if file in empty and any(sizes):
+            if file in empty:
                 continue
             try:
                 self._opened.append((file, open_file(unpack(file.path, scratch), wanted)))
@@ -63,6 +61,16 @@ class JoinedFiles:
         self.found = [{"file": file.label, **opened.found} for file, opened in self._opened]
         self.found += [{"file": file.label, "format": "empty"} for file in empty]
         self.read_as = files_in_words(self.found)
+
+    def _find_empty(self) -> list[SourceFile]:
+        """Return the files without a byte, such as Spark's parts without rows, beside others."""
+        sizes = [size for size, _ in self.state()]
+        filled = {file.split for file, size in zip(self._files, sizes, strict=True) if size}
+        return [
+            file
+            for file, size in zip(self._files, sizes, strict=True)
+            if not size and file.split in filled
+        ]
 
     def refuse_faults(self) -> None:
         """Refuse files that can't be read, the first of them by name."""

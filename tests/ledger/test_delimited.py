@@ -82,6 +82,15 @@ def test_a_quote_that_is_never_closed_costs_its_own_line_only(tmp_path):
     assert rejects == [(3, "a quote that is not closed")]
 
 
+def test_spaces_before_what_is_no_quote_stay(tmp_path):
+    path = tmp_path / "in.csv"
+    path.write_text('memo,merchant\n "a, b", x\n "big" shop, x\n "c\nd", "e"\n"f", g\n')
+    window = next(open_file(path, TEXT).windows(9))
+    rows = [["a, b", "x"], [' "big" shop', " x"], ["c\nd", "e"], ["f", " g"]]
+    assert [item.values for item in window.rows.items] == rows
+    assert window.rows.numbers == [2, 3, 4, 6]
+
+
 def test_a_backslash_in_an_open_quote_takes_no_other_line(tmp_path):
     path = tmp_path / "in.csv"
     path.write_text('memo,merchant\n"12 \\" pipe,x\n"13 \\" pipe",y\n"14" pipe,z\n')

@@ -386,7 +386,7 @@ def test_rows_that_can_be_skipped_are_no_failure(file_with, tmp_path, capsys):
 
 def test_rejects_of_an_earlier_time_do_not_stay(file_with, tmp_path):
     source, output = tmp_path / "in.csv", tmp_path / "out.csv"
-    source.write_text("memo,merchant\n,\n")
+    source.write_text("memo,merchant\nx\n")
     assert file_with(input=source, output=output) == 3
     source.write_text("memo,merchant\ncoffee,\n")
     assert file_with(input=source, output=output, overwrite="true") == 0

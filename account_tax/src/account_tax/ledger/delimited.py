@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Iterator
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 from account_tax.errors import Refused
 
@@ -26,6 +26,7 @@ from .windows import (
 )
 
 DELIMITERS = (",", ";", "\t", "|")
+SPACED = re.compile(' +"')
 UNCLOSED = "a quote that is not closed"
 FIELD_LIMIT = csv.field_size_limit()
 
@@ -142,14 +143,14 @@ def _read_records(
     the lines after it are read again as records of their own.
     """
     counted = _Lines(iter(lines))
-    # Spaces may stand between a delimiter and a quote.
-    form = {"delimiter": delimiter, "skipinitialspace": True, "strict": True}
+    form = {"delimiter": delimiter, "strict": True}
     plain = csv.reader(counted, **form)
+    spaced = csv.reader(counted, skipinitialspace=True, **form)
     escaped = csv.reader(counted, escapechar="\\", **form)
     while (line := counted.begin_record()) is not None:
         try:
             if '"' in line or len(line) > FIELD_LIMIT:
-                values = _next_values(counted, plain, escaped)
+                values = _next_values(counted, plain, spaced, escaped)
             else:  # the same, and several times as fast
                 values = line.rstrip("\r\n").split(delimiter)
         except csv.Error as err:
@@ -164,17 +165,29 @@ def _read_records(
             yield Item(counted.first, raw, values)
 
 
-def _next_values(counted: _Lines, plain: Iterator[list[str]], escaped: Iterator[list[str]]) -> Any:
-    """Return the values of the record that has begun: Spark has a backslash before a quote."""
+def _next_values(counted: _Lines, *readers: Iterator[list[str]]) -> list[str]:
+    """Return the values of the record that has begun.
+
+    Spaces may stand between a delimiter and a quote; Spark writes a backslash before a quote.
+    """
+    plain, spaced, escaped = readers
     line = counted.text
     counted.give_back(0)
     try:
-        return next(plain)
+        values = next(plain)
     except csv.Error:
         if '\\"' not in line:
             raise
         counted.give_back(0)
         return next(escaped)
+    if any(map(SPACED.match, values)):
+        counted.give_back(0)
+        try:
+            return next(spaced)
+        except csv.Error:  # the quote is the text's own
+            counted.give_back(0)
+            return next(plain)
+    return values
 
 
 def _csv_reason(message: str) -> str:

@@ -60,6 +60,8 @@ def test_the_whole_column_decides_whether_a_comma_is_for_thousands():
     assert amounts_of("1.234", "5,25") == [1234, 5.25]
     assert amounts_of("1.234", "5.25") == [1.234, 5.25]
     assert amounts_of("1,234", "20,000") == [1234, 20000]  # nothing speaks of decimals
+    assert amounts_of("1,234", "20,0001") == [1234, 20.0001]  # a slip, which shows nothing
+    assert amounts_of("1.234", "1.234.567") == [1234, 1234567]
     np.testing.assert_equal(amounts_of("1,234", "5.25", "5,25"), [math.nan, 5.25, 5.25])
 
 

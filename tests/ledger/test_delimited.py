@@ -110,3 +110,9 @@ def test_a_field_longer_than_any_line_of_a_ledger_is_set_aside(tmp_path):
     path = tmp_path / "in.csv"
     path.write_text(f"memo,merchant\n{'x' * (FIELD_LIMIT + 1)},y\na,b\n")
     assert read(path) == ([3], [(2, f"a field of more than {FIELD_LIMIT:,} characters")])
+
+
+def test_the_end_of_a_file_of_dos_is_no_row(tmp_path):
+    path = tmp_path / "in.csv"
+    path.write_bytes(b"memo,merchant\r\na,x\r\n\x1a")
+    assert read(path) == ([2], [])

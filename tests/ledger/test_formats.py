@@ -253,3 +253,12 @@ def test_a_very_long_line_costs_itself_only(tmp_path):
     rows, rejects, _ = read(tmp_path / "x.csv", ["a"])
     assert rows == [["x"], ["z"]]
     assert rejects == [(3, "a field of more than 131,072 characters")]
+
+
+def test_keys_that_may_be_cells_are_not_shown(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    lines = [{"memo": f"trip {number}", f"Jane Doe {number}": "x"} for number in range(5)]
+    path.write_text("\n".join(map(json.dumps, lines)), "utf-8")
+    with pytest.raises(Refused, match=r"found \['memo'\] and 5 more") as refused:
+        open_file(path, Wanted({"memo": "", "account": ""}))
+    assert "Jane" not in str(refused.value)

@@ -133,6 +133,7 @@ def test_another_network_when_loaded_back_is_found(bases, monkeypatch):
         ({"training.tf32": True}, "tf32"),
         # What the evaluation ends with.
         ({"training.batch_eval_metrics": True}, "batch_eval_metrics"),
+        ({"training.gradient_checkpointing_kwargs": {"foo": 1}}, "gradient_checkpointing_kwargs"),
         ({"training.eval_do_concat_batches": False}, "eval_do_concat_batches"),
         ({"training.per_device_eval_batch_size": 0}, "per_device_eval_batch_size"),
     ],

@@ -53,6 +53,7 @@ def register_signed(client, experiment, adapter, base, key):
     client.log_text(run_id, "data: {source: ledger.csv}\n", "parameters.yml")
     client.log_text(run_id, "{}", "environment.json")
     client.log_text(run_id, "{}", "training_metrics.json")
+    client.log_text(run_id, "{}", "test_answers.json")
     client.log_dict(run_id, DATASET_METADATA, "dataset_metadata.json")
     settings = json.loads((adapter / "classifier.json").read_text())
     digests = {"manifest_sha256": sha256_of(adapter / "manifest.json")}
@@ -186,7 +187,7 @@ def test_mlmodel_names_no_folder_outside_the_model(shop, tmp_path):
     "name",
     [
         *("parameters.yml", "environment.json", "dataset_metadata.json"),
-        *("training_metrics.json", "provenance.json"),
+        *("training_metrics.json", "test_answers.json", "provenance.json"),
     ],
 )
 def test_a_file_of_the_run_is_the_signed_one(shop, tmp_path, name):

@@ -99,6 +99,16 @@ def test_runs_of_different_test_splits_are_refused_with_those_not_scored(client,
     assert "their test splits differ: aaaaaaaaaaaa of " in str(refused.value)
 
 
+def test_a_version_whose_run_keeps_other_answers_is_refused(client, trained):
+    run_id = trained(GOOD)
+    client.create_registered_model("account-tax")
+    tags = {"provenance_sha256": "0" * 64}
+    client.create_model_version("account-tax", f"runs:/{run_id}/model", run_id, tags=tags)
+    request = Request(versions=["1"], registry={"name": "account-tax"})
+    with pytest.raises(Refused, match=r"version 1: provenance\.json: missing instead of sha256 0"):
+        find_runs(client, request)
+
+
 @pytest.mark.parametrize(
     ("request_", "message"),
     [

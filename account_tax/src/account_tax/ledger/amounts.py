@@ -28,6 +28,9 @@ NUMBERS = {
 # What a column that shows no decimals leaves open, such as 1,234, has thousands.
 READINGS = (*NUMBERS, "thousands")
 
+# What shows which is which: one or two decimals, or two marks. A slip such as 1,2345 shows nothing.
+SHOWS = re.compile(r"\d[.,]\d{1,2}(?!\d)|[.,]\d{3}[.,]")
+
 LOOKED_AT, FEW = 1000, 20  # rows, at most and at least
 MOST, MANY = 0.9, 0.2  # share that can be read; share that differs: codes repeat
 DATES = (
@@ -121,6 +124,7 @@ def _read(text: str) -> tuple[float, float, float, float, str]:
     if point == comma or math.isnan(point) or math.isnan(comma):
         mark = "" if math.isnan(point) == math.isnan(comma) else "point"
         mark = "comma" if mark and math.isnan(point) else mark
+        mark = mark if SHOWS.search(text) else ""
         sure = comma if math.isnan(point) else point
         return (sure, math.nan, math.nan, math.nan, mark)
     return (math.nan, point, comma, max(point, comma, key=abs), "")

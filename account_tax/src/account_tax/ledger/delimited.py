@@ -26,6 +26,7 @@ from .windows import (
 )
 
 DELIMITERS = (",", ";", "\t", "|")
+END_OF_FILE = "\x1a"  # of DOS
 SPACED = re.compile(' +"')
 UNCLOSED = "a quote that is not closed"
 FIELD_LIMIT = csv.field_size_limit()
@@ -161,7 +162,7 @@ def _read_records(
         raw = counted.text
         if not is_text(raw):
             yield Reject(counted.first, f"bytes that are not {encoding.name.upper()}")
-        elif any(values):
+        elif any(values) and raw.strip() != END_OF_FILE:
             yield Item(counted.first, raw, values)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,23 +104,26 @@ class JsonSource:
         self.path = path
         self._encoding = find_encoding(path, wanted.encoding or "utf-8")  # RFC 8259
         self._wanted = [clean_name(column) for column in wanted.columns]
-        self.columns = self._read_names()
-        check_columns(self.columns, wanted)
+        found = self._read_names()
+        self.columns = list(found)
+        # A key that few lines have may be a cell.
+        common = [name for name, lines in found.items() if 2 * lines > max(found.values())]
+        check_columns(self.columns, wanted, shown=common)
         self.found = {"format": "jsonl", "encoding": self._encoding.name}
 
-    def _read_names(self) -> list[str]:
-        names: dict[str, None] = {}
+    def _read_names(self) -> Counter[str]:
+        names = Counter[str]()
         why = "empty"
         for found in self._objects():
             if isinstance(found, Item):
-                names |= dict.fromkeys(found.values)
+                names.update(dict.fromkeys(found.values, 1))
             elif why == "empty":
                 why = f"line {found.number}: {found.reason}"
             if len(names) > COLUMN_LIMIT:
                 raise Refused(f"more than {COLUMN_LIMIT:,} different keys, which is no table.")
         if not names:
             raise Refused(f"it has no line with a JSON object ({why}). Expected one on each line.")
-        return list(names)
+        return names
 
     def _objects(self) -> Iterator[Item | Reject]:
         with self._encoding.open(self.path) as file:

@@ -281,13 +281,14 @@ class _Tables:
         read = self._read.total()
         if not read and not self.faults:
             return [_source_fault(self._data, "the file has no rows.")]
-        most = 0 if self._data.get("on_error") == "fail" else self._data.get("max_rejected", 0)
+        fail = self._data.get("on_error") == "fail"
+        most = 0 if fail else self._data.get("max_rejected", 0)
         if self.rejected <= most * read:
             return []
         rows = f"{self.rejected:,} of {read:,} rows can't be read"
         how = (
             "set data.on_error to skip, which sets them aside"
-            if most == 0
+            if fail
             else f"raise data.max_rejected = {most:g}"
         )
         listed = _in_words(self.most_rejects())

@@ -129,24 +129,32 @@ def _fits(names: Sequence[str], wanted: Wanted) -> tuple[int, int]:
     return exact, sum(clean_name(column).casefold() in folded for column in wanted.columns)
 
 
-def check_columns(names: Sequence[str], wanted: Wanted, header: Header | None = None) -> None:
+def check_columns(
+    names: Sequence[str],
+    wanted: Wanted,
+    header: Header | None = None,
+    shown: Sequence[str] | None = None,
+) -> None:
     """Refuse a table that lacks a wanted column, or has it twice.
 
     Args:
         names: Of the columns, as `clean_name` gives them.
         wanted: What is needed.
         header: Where the names stand among the rows: if none is as wanted, they may be cells.
+        shown: The names that are no cells; None: all.
     """
     if len(names) > COLUMN_LIMIT:
         raise Refused(f"{len(names):,} columns. Expected at most {COLUMN_LIMIT:,}.")
-    faults = [_missing_fault(names, wanted, header)]
+    faults = [_missing_fault(names, wanted, header, names if shown is None else shown)]
     if twice := [name for name in repeated(names) if name in map(clean_name, wanted.columns)]:
         faults.append(f"the columns {twice} stand there more than once. Rename one.")
     if faults := list(filter(None, faults)):
         raise Refused(" ".join(faults))
 
 
-def _missing_fault(names: Sequence[str], wanted: Wanted, header: Header | None) -> str:
+def _missing_fault(
+    names: Sequence[str], wanted: Wanted, header: Header | None, shown: Sequence[str]
+) -> str:
     missing = [column for column in wanted.columns if clean_name(column) not in names]
     if not missing:
         return ""
@@ -156,8 +164,9 @@ def _missing_fault(names: Sequence[str], wanted: Wanted, header: Header | None) 
         near[name] for name in (clean_name(each).casefold() for each in missing) if name in near
     ]
     if header is None or _may_be_shown(header, wanted):
-        more = len(names) - SHOWN_COLUMNS
-        text = f"{expected} {sorted(names)[:SHOWN_COLUMNS]}" + f" and {more:,} more" * (more > 0)
+        first = sorted(shown)[:SHOWN_COLUMNS]
+        more = len(names) - len(first)
+        text = f"{expected} {first}" + f" and {more:,} more" * (more > 0)
     elif wanted.header_row is not None:
         text = f"{expected} none of them in row {wanted.header_row}, which has {len(names)} fields"
     else:

@@ -464,6 +464,8 @@ REFUSED = {
     "train.training.bf16_full_eval": "set precision instead: the evaluation follows it",
     "train.training.label_names": "not yours to set: the labels are data.label_column's",
     "train.training.use_cpu": "set CUDA_VISIBLE_DEVICES= in the environment to leave GPUs alone",
+    "train.training.ddp_backend": "not yours to set: gloo on CPUs, NCCL on GPUs",
+    "train.training.debug": "not available here: it is TPUs' and plain DDP's",
     "train.training.local_rank": "not yours to set: the launcher numbers the ranks",
     "train.training.resume_from_checkpoint": "set resume instead: auto, never, or the id of a run",
     "train.lora.lora_alpha": "set train.lora.alpha instead",

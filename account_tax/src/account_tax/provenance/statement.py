@@ -43,8 +43,8 @@ class RunRecord:
         world_size: Ranks, as text.
         threads: What OMP_NUM_THREADS was in each rank, as text: sums depend on it.
         started: Seconds since the epoch.
-        files: Bytes of parameters.yml, environment.json, dataset_metadata.json and
-            training_metrics.json, by name, those that are there.
+        files: Bytes of parameters.yml, environment.json, dataset_metadata.json,
+            training_metrics.json and test_answers.json, by name, those that are there.
     """
 
     run_id: str

@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 
 from account_tax.provenance.statement import recorded_digest
 from account_tax.storage.names import (
+    ANSWERS_FILE,
     DATASET_METADATA_FILE,
     METRICS_FILE,
     PARAMETERS_FILE,
@@ -36,6 +37,7 @@ INPUTS = {
     RECORD_FILE: "environment",
     DATASET_METADATA_FILE: "data",
     METRICS_FILE: "files",
+    ANSWERS_FILE: "files",
 }
 
 

@@ -21,7 +21,7 @@ from account_tax.parameters.kinds import Help
 from account_tax.parameters.options import ModelOptions
 from account_tax.parameters.schema import Name
 from account_tax.registry.find import find_version
-from account_tax.registry.record import read_artifacts
+from account_tax.registry.record import read_artifacts, read_record
 from account_tax.storage.names import ANSWERS_FILE, DATASET_METADATA_FILE, TAG
 from account_tax.tracking.owned_run import KIND_TAG, OwnedRun
 from account_tax.tracking.store import condition
@@ -75,6 +75,9 @@ def find_runs(client: MlflowClient, request: Request) -> list[tuple[Run, str]]:
     """
     if request.versions:
         found = [find_version(client, request.name, number) for number in request.versions]
+        changed = [(each, read_record(client, each).changed) for each in found]
+        if faults := [f"version {each.version}: {one.text}" for each, of in changed for one in of]:
+            raise Refused(tell(faults, "with what the versions' runs keep"))
         return [(client.get_run(str(each.run_id)), f"version {each.version}") for each in found]
     experiment = client.get_experiment_by_name(request.experiment)
     if experiment is None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from account_tax.model.classifier import (
@@ -143,6 +144,9 @@ def _why_not_made(train: dict[str, Any]) -> str | None:
                 _Nothing(), arguments, train_dataset=rows, eval_dataset=rows,
                 compute_metrics=compute_metrics,
             )  # fmt: skip
+            given: Any = arguments.gradient_checkpointing_kwargs
+            if given:
+                checkpoint(torch.sin, torch.ones(1), **{"use_reentrant": False, **given})
             trainer.create_optimizer_and_scheduler(num_training_steps=10)
             trainer.get_train_dataloader()
             trainer.evaluation_loop(trainer.get_eval_dataloader(), "rehearsal")

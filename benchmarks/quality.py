@@ -301,7 +301,7 @@ def draw(table: pd.DataFrame, file: Path) -> None:
     names = [f"{ledger}: {way}" for ledger, way in shown.index]
     with svg_style():
         height = 0.2 * len(names)
-        figure, axes = sized_figure(5, height, left=3.2, right=0.2, bottom=0.6, top=0.1)
+        figure, axes = sized_figure(5.5, height, left=3.7, right=0.2, bottom=0.6, top=0.1)
         colors = [BLUE if way == "starter" else GREY for _, way in shown.index]
         places = np.arange(len(names))[::-1]
         spread = shown["f1 ±"].where(shown["runs"] > 1, 0)
@@ -327,7 +327,9 @@ def main() -> None:
         print(f"banking77 is left out: {BANKING} is not there")
         ledgers.remove("banking77")
     measure(given.kept, ledgers, given.ways or list(WAYS), given.seeds)
-    table = summarize(read(given.kept))
+    order = {name: place for names in (LEDGERS, WAYS) for place, name in enumerate(names)}
+    rows = sorted(read(given.kept), key=lambda row: (order[row["ledger"]], order[row["way"]]))
+    table = summarize(rows)
     print_table(table)
     if given.plot:
         draw(table, given.plot)

@@ -189,7 +189,7 @@ def test_sigterm_before_the_first_step_is_no_failure_either(stages, status):
 
 
 def test_training_that_is_complete_says_what_is_left(trained):
-    left = "training is complete; kedro register --run run evaluates and registers it"
+    left = "training is complete; kedro register --run run would evaluate and register it"
     assert trained.outcome_of_interruption() == left
     with pytest.raises(Preempted, match=left):
         trained.prove_training(143)

@@ -11,6 +11,9 @@ from openpyxl import Workbook, load_workbook
 from openpyxl.chart import BarChart, Reference
 
 from account_tax.errors import Refused
+from account_tax.ledger.formats import files_in_words
+from account_tax.ledger.spreadsheet import SheetSource
+from account_tax.ledger.windows import Wanted
 
 from .test_formats import EXPECTED, NAMES, ROWS, as_csv, read
 
@@ -153,3 +156,13 @@ def test_a_broken_or_inflated_workbook_is_refused(tmp_path):
             new.writestr(name, old.read(name) + b" " * (80 << 20) * name.endswith("sheet1.xml"))
     with pytest.raises(Refused, match="as a zip bomb does"):
         read(tmp_path / "x.xlsx")
+
+
+def test_formulas_that_nothing_has_calculated_are_said(tmp_path):
+    book = Workbook()
+    for row in (["memo", "merchant"], ["=B2", "x"], ["=B3", "y"]):
+        book.active.append(row)
+    book.save(tmp_path / "in.xlsx")
+    found = SheetSource(tmp_path / "in.xlsx", Wanted({"memo": "", "merchant": ""})).found
+    assert found["uncalculated"] == 2
+    assert "2 formulas without a value" in files_in_words([{"file": "in.xlsx", **found}])

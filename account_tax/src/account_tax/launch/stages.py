@@ -211,7 +211,8 @@ class Stages:
             return f"interrupted at step {step}; the same command goes on from there"
         if all((self.root / name).is_file() for name in TRAINED):
             run_id = self.root.name
-            return f"training is complete; kedro register --run {run_id} evaluates and registers it"
+            how = f"kedro register --run {run_id} would evaluate and register it"
+            return f"training is complete; {how}"
         return "interrupted without a save; run the same command again"
 
     def _said(self, key: str, name: str) -> Any:

@@ -87,6 +87,8 @@ def _found_in_words(file: Mapping[str, Any]) -> str:
         "delimiter": MARKS.get(file.get("delimiter", "")),
         "sheet": file.get("sheet") and f"sheet {file['sheet']}",
         "merged": file.get("merged") and f"{file['merged']} merged areas filled downwards",
+        "formulas": file.get("uncalculated")
+        and f"{file['uncalculated']} formulas without a value, so empty: save it in Excel once",
         "header": file.get("header_row") and f"header in row {file['header_row']}",
     }
     return ", ".join(filter(None, shown.values()))

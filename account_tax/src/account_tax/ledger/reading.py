@@ -150,7 +150,7 @@ def read_ledger(
     dropped = {"unreadable": tables.rejected, **dropped}
     dropped["rare_label"] = len(frame) - sum(dropped.values()) + tables.rejected - len(kept)
     rows_read = len(frame) + tables.rejected
-    if faults := _class_faults(kept, rows_read, dropped, data):
+    if faults := _class_faults(kept, rows_read, dropped, data, files.read_as):
         raise DataError(faults)
     name = public_source(data["source"])
     logger.info("%s: read as %s", name, files.read_as)
@@ -503,13 +503,18 @@ def describe_rare(dataset: Mapping[str, Any]) -> str:
 
 
 def _class_faults(
-    kept: pd.DataFrame, rows_read: int, dropped: Mapping[str, int], data: dict[str, Any]
+    kept: pd.DataFrame,
+    rows_read: int,
+    dropped: Mapping[str, int],
+    data: dict[str, Any],
+    read_as: str,
 ) -> list[str]:
-    name = public_source(data["source"])
     if kept.empty:
-        return [f"data.source = {name}: none of the {rows_read} rows has both a text and a label."]
+        none = f"none of the {rows_read} rows has both a text and a label"
+        return [_source_fault(data, f"{none}. It was read as {read_as}.")]
     if len(set(kept["label"])) > 1:
         return []
+    name = public_source(data["source"])
     return [
         f"data.label_column = {data['label_column']}: one class in the {len(kept):,} rows that are "
         f"left of {name}, of {rows_read:,}; left out: {_left_out(dropped)}. Expected at least two."

@@ -32,6 +32,7 @@ from .windows import (
 )
 
 MERGED = re.compile(rb'mergeCell ref="([A-Z]+)(\d+):[A-Z]+(\d+)"[^>]*>')
+UNCALCULATED = re.compile(rb"<f\b[^<]*(?:</f>)?(?:<v\s*/>|<v></v>)?</c>")
 MASK_PART = re.compile(r'0|[-/ ]|"[^"]*"|\\.')
 MASK = re.compile(f"({MASK_PART.pattern})+")
 # Of a number's format: colour and country, padding, digits that need not be there, other signs.
@@ -55,9 +56,10 @@ class SheetSource:
                     name: self._find_header(book[name], wanted) for name in _sheets(book, wanted)
                 }
                 self._sheet, self._header = _choose(headers)
+                areas, empty = _find_areas(path, book[self._sheet])
                 self._merged = [
                     area
-                    for area in _find_merged(path, book[self._sheet])
+                    for area in areas
                     if area.first > self._header.number and area.column < len(self._header.names)
                 ]
         except Refused:
@@ -68,8 +70,8 @@ class SheetSource:
         check_columns(self.columns, wanted, self._header)
         header_row = self._header.number
         self.found = {"format": "xlsx", "sheet": self._sheet, "header_row": header_row}
-        if self._merged:
-            self.found["merged"] = len(self._merged)
+        counts = {"merged": len(self._merged), "uncalculated": empty}
+        self.found |= {name: count for name, count in counts.items() if count}
 
     @contextmanager
     def _open(self) -> Iterator[Any]:
@@ -132,22 +134,24 @@ class _Area:
         values[self.column] = self.value
 
 
-def _find_merged(path: Path, sheet: Any) -> list[_Area]:
-    """Return a sheet's areas of merged cells, by their first row.
+def _find_areas(path: Path, sheet: Any) -> tuple[list[_Area], int]:
+    """Return a sheet's areas of merged cells, by their first row, and its formulas without a value.
 
-    They stand behind the rows, where openpyxl, reading row by row, does not come.
+    The areas stand behind the rows, where openpyxl, reading row by row, does not come; a formula
+    that no spreadsheet program has calculated is to it an empty cell.
     """
     from openpyxl.utils import column_index_from_string
 
-    areas, rest = list[_Area](), b""
+    areas, empty, rest = list[_Area](), 0, b""
     with zipfile.ZipFile(path) as packed, packed.open(sheet._worksheet_path) as file:
         while piece := file.read(1 << 20):
             rest += piece
             for column, first, last in MERGED.findall(rest):
                 place = column_index_from_string(column.decode()) - 1
                 areas.append(_Area(place, int(first), int(last)))
+            empty += len(UNCALCULATED.findall(rest))
             rest = rest[rest.rfind(b">") + 1 :]
-    return sorted(areas, key=lambda area: area.first)
+    return sorted(areas, key=lambda area: area.first), empty
 
 
 def _choose(headers: dict[str, Header | None]) -> tuple[str, Header]:

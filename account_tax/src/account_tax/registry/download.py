@@ -99,7 +99,8 @@ def refuse_broken(title: str) -> Iterator[None]:
     try:
         yield
     except (TamperedModelError, BaseModelError, SignatureError) as err:
-        raise Refused(f"{title}: {err}") from err
+        text = str(err)
+        raise Refused(text if text.startswith(title) else f"{title}: {text}") from err
     except (OSError, MlflowException) as err:
         if getattr(err, "error_code", "") in DENIED:
             raise

@@ -70,7 +70,7 @@ def test_an_interruption_after_training_says_how_to_go_on(client, trained, signu
     run_id, _ = trained
     stages = restore(client, run_id)
     run = OwnedRun.reopen(client, run_id, client.tracking_uri)
-    said = f"^{signum.name}: training is complete; kedro register --run {run_id} evaluates"
+    said = f"^{signum.name}: training is complete; kedro register --run {run_id} would evaluate"
     with pytest.raises(Interrupted, match=said), salvaged(stages, run):
         raise Interrupted(signum)
 

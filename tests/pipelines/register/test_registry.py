@@ -173,7 +173,7 @@ def test_the_run_keeps_the_test_metrics_and_stays_open(registered):
             *("ece", "ece_uncalibrated", "coverage"),
         )
     }
-    assert metrics["test/f1"] == float(registered.version.tags["test/f1"])
+    assert registered.version.tags["test/f1"] == f"{metrics['test/f1']:.4f}"
     model_id = registered.version.source.removeprefix("models:/")
     logged = registered.client.get_logged_model(model_id)
     assert logged.experiment_id == registered.run.info.experiment_id

@@ -114,14 +114,17 @@ def read_settled(client: MlflowClient, name: str) -> RegistryState:
     for look in range(LOOKS):
         if look:
             time.sleep(PAUSE_SECONDS)
+        # Before the history: another process may add an entry, and marks are set after it.
+        marks = list(find_marks(client, client.get_registered_model(name)))
         registry = read_registry(client, name)
         if faults := find_cuts(registry) + registry.history.faults:
             break
         if registry.shown < len(registry.history.digests):
             settle(client, name, registry.history.entries)
             registry = read_registry(client, name, registry.history.entries)
-        faults = find_contradictions(registry)
-        if not faults or not registry.history.entries:
+        faults = find_contradictions(registry) if registry.history.entries else []
+        faults += find_lost_marks(registry, marks)
+        if not faults:
             return registry
     raise HistoryError(
         f"{name} and its review history do not agree, so nothing was decided and nothing changed\n"

@@ -125,3 +125,8 @@ def test_what_the_project_or_the_system_says_is_said():
     with pytest.raises(Refused, match="no column memo"):
         without_quotes(refuse)()
     assert "No space left" in describe_error(OSError(28, "No space left on device"))
+
+
+def test_what_a_page_is_told_behind_its_mark_is_no_query():
+    link = "http://127.0.0.1:5000/#/models/books/versions/1?workflowType=machine_learning"
+    assert hide_secrets(link, {}) == link

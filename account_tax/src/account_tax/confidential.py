@@ -27,7 +27,7 @@ HIDDEN = "[hidden]"
 # Of a URI in any text: a user's password, whoever a web server is told (a token, say), and a query.
 PASSWORD = re.compile(r"(?<=://)[^\s@'\"]*:[^\s'\"]*(?=@)")
 WEB_USER = re.compile(r"(?<=http://)[^\s/@'\"]+(?=@)|(?<=https://)[^\s/@'\"]+(?=@)")
-QUERY = re.compile(r"(\w://[^\s?'\"]*\?)[^\s?'\"]*=[^\s'\"]*")
+QUERY = re.compile(r"(\w://[^\s?#'\"]*\?)[^\s?'\"]*=[^\s'\"]*")
 # Of what is a URI as a whole, where quotes and blanks may stand in a password.
 USER = re.compile(r"://([^/?#]*)@")
 # Of a connection string of Azure's: what opens the account.

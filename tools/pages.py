@@ -23,8 +23,10 @@ from urllib.parse import quote
 from urllib.request import urlopen
 
 from mlflow import MlflowClient
+from PIL import Image
 
 WAIT_SECONDS, DRAWN_MS = 60, 15000
+KEPT = (1260, 1000)  # pixels; the rest is MLflow's assistant
 
 
 def list_pages(uri: str) -> dict[str, str]:
@@ -80,6 +82,8 @@ def photograph(browser: str, url: str, file: Path) -> None:
             check=True,
             stderr=subprocess.DEVNULL,
         )
+    with Image.open(file) as whole:
+        whole.crop((0, 0, *KEPT)).convert("RGB").quantize(64).save(file, optimize=True)
 
 
 def main() -> None:

@@ -22,48 +22,53 @@ def clock(monkeypatch):
 
 def test_nothing_is_said_before_there_is_something():
     out = io.StringIO()
-    line = ProgressLine(out)
-    line.draw(lambda: "")
-    line.close(lambda: "")
+    line = ProgressLine(lambda: "", out)
+    line.draw()
+    line.close()
     assert out.getvalue() == ""
 
 
 def test_a_terminal_gets_one_line_that_is_drawn_over(clock):
     out = Terminal()
-    line = ProgressLine(out)
-    for said in ("1", "2"):
-        line.draw(lambda said=said: said)
-        clock[0] += 1.0
-    line.close(lambda: "2")
+    said = ["1"]
+    line = ProgressLine(said.pop, out)
+    line.draw()
+    clock[0] += 1.0
+    said.extend(["2", "2"])
+    line.draw()
+    clock[0] += 1.0
+    line.close()
     assert out.getvalue().count("\r") == 2
     assert out.getvalue().count("\n") == 1
 
 
 @pytest.mark.parametrize(("out", "least_seconds"), [(Terminal(), 1.0), (io.StringIO(), 5.0)])
 def test_lines_come_no_faster_than_a_person_reads(clock, out, least_seconds):
-    line = ProgressLine(out)
-    line.draw(lambda: "1 of 100")
+    said = iter(["1 of 100", "2 of 100"])
+    line = ProgressLine(lambda: next(said), out)
+    line.draw()
     clock[0] += least_seconds - 0.01
-    line.draw(lambda: "2 of 100")
+    line.draw()
     assert "2 of 100" not in out.getvalue()
     clock[0] += 0.02
-    line.draw(lambda: "2 of 100")
+    line.draw()
     assert "2 of 100" in out.getvalue()
 
 
 def test_the_same_state_is_not_repeated(clock):
     out = io.StringIO()
-    line = ProgressLine(out)
+    line = ProgressLine(lambda: "half", out)
     for _ in range(3):
-        line.draw(lambda: "half")
+        line.draw()
         clock[0] += 10
-    line.close(lambda: "half")
+    line.close()
     assert out.getvalue() == "half\n"
 
 
 def test_the_last_state_is_drawn_at_the_end_however_soon(clock):
     out = io.StringIO()
-    line = ProgressLine(out)
-    line.draw(lambda: "99 of 100")
-    line.close(lambda: "100 of 100")
+    said = iter(["99 of 100", "100 of 100"])
+    line = ProgressLine(lambda: next(said), out)
+    line.draw()
+    line.close()
     assert "100 of 100" in out.getvalue()

@@ -26,25 +26,25 @@ def quieten_libraries() -> None:
 class ProgressLine:
     """One line that is drawn over on a terminal, and now and then a line elsewhere."""
 
-    def __init__(self, out: TextIO | None = None):
-        self._out = out or sys.stderr
+    def __init__(self, describe: Callable[[], str], out: TextIO | None = None):
+        self._describe, self._out = describe, out or sys.stderr
         self._terminal = self._out.isatty()
         self._every_seconds = 1.0 if self._terminal else 5.0
         self._drawn_at = -self._every_seconds
         self._last = ""
 
-    def draw(self, describe: Callable[[], str], force: bool = False) -> None:
+    def draw(self, force: bool = False) -> None:
         """Draw what there is to say, if it is news and the last time is long enough ago."""
         now = time.monotonic()
         if not force and now - self._drawn_at < self._every_seconds:
             return
-        if (line := describe()) and line != self._last:
+        if (line := self._describe()) and line != self._last:
             self._out.write(f"\r{line}\x1b[K" if self._terminal else f"{line}\n")
             self._out.flush()
             self._drawn_at, self._last = now, line
 
-    def close(self, describe: Callable[[], str]) -> None:
+    def close(self) -> None:
         """Draw the last state and leave the line."""
-        self.draw(describe, force=True)
+        self.draw(force=True)
         if self._terminal and self._last:
             self._out.write("\n")

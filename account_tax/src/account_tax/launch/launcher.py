@@ -189,11 +189,11 @@ def _train(stages: Stages, plan: Plan, judge: Callable[[], None]) -> None:
     ranks_here = plan.place.ranks_here(plan.world_size)
     environment = stages.rank_environment(ranks_here, plan.report["gpus"], training)
     environment[PROGRESS_VARIABLE] = str(progress)
-    line, hang = ProgressLine(), HangWatch(progress, launch.hang_timeout_seconds)
-    describe = partial(describe_progress, "train", progress)
+    line = ProgressLine(partial(describe_progress, "train", progress))
+    hang = HangWatch(progress, launch.hang_timeout_seconds)
 
     def watch() -> None:
-        line.draw(describe)
+        line.draw()
         hang.check()
         judge()
 
@@ -213,6 +213,6 @@ def _train(stages: Stages, plan: Plan, judge: Callable[[], None]) -> None:
             grace_seconds=launch.grace_seconds,
         )
     finally:
-        line.close(describe)
+        line.close()
     plan.place.raise_if_preempted(status, stages.root / INTERRUPTED_FILE)
     stages.prove_training(status)

@@ -8,7 +8,7 @@ import re
 import shutil
 import signal
 import sys
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -126,17 +126,13 @@ class Stages:
     def run(self, stage: str, *options: str) -> int:
         """Run a stage in one process, output to prepare.log or register.log; return its status."""
         command, log = self.single(stage, *options), self.logs / f"{stage}.log"
-        progress, line = self.root / PROGRESS_FILE, ProgressLine()
+        progress = self.root / PROGRESS_FILE
         progress.unlink(missing_ok=True)
         environment = self.environment | {PROGRESS_VARIABLE: str(progress)}
-        describe = partial(describe_progress, stage, progress)
-        watch = partial(line.draw, describe)
-        try:
+        with closing(ProgressLine(partial(describe_progress, stage, progress))) as line:
             return run_stage(
-                command, cwd=self.project, environment=environment, log=log, watch=watch
+                command, cwd=self.project, environment=environment, log=log, watch=line.draw
             )
-        finally:
-            line.close(describe)
 
     def single(self, pipeline: str, *options: str) -> list[str]:
         """Return the command that runs a pipeline in one process."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -100,19 +100,17 @@ def _explain(err: BaseException, journal: Journal, options: Options) -> None:
 @contextmanager
 def _telling(lines: int | None) -> Iterator[Callable[[int, float], None]]:
     """Yield what tells rows, rows a second and, by the lines there are, the time left."""
-    line, said = ProgressLine(), ""
+    said = ""
 
     def tell(rows: int, rate: float) -> None:
         nonlocal said
         said = f"predict: {rows:,} rows, {rate:,.0f} a second"
         if lines is not None and rate:
             said += f", {timedelta(seconds=round(max(lines - rows, 0) / rate))} left"
-        line.draw(lambda: said)
+        line.draw()
 
-    try:
+    with closing(ProgressLine(lambda: said)) as line:
         yield tell
-    finally:
-        line.close(lambda: said)
 
 
 def _show(plan: Plan, rows: Mapping[str, int], read: int, seconds: float) -> dict[str, float]:

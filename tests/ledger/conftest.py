@@ -95,8 +95,9 @@ def prepared(parameters, ledger_csv, two_classes, tokenizer, model):
         data = parameters(ledger_csv(*two_classes), **changes)
         ledger = read_ledger(data)
         splits, labels = split_ledger(ledger, data)
-        tokenized = tokenize_splits(splits, labels, tokenizer, data["max_length"])
+        texts = ledger.with_texts(splits)
+        tokenized = tokenize_splits(texts, labels, tokenizer, data["max_length"])
         facts = describe_dataset(ledger, splits, tokenized, tokenizer, {}, data, {"model": model})
-        return data, splits, tokenized, facts
+        return data, texts, tokenized, facts
 
     return prepare

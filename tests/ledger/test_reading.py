@@ -32,11 +32,9 @@ def counted(ledger) -> dict[str, int]:
 def test_clean_rows_are_all_kept(parameters, ledger_csv):
     path = ledger_csv(("taxi", "travel"), ("office", "rent"))
     ledger = read_ledger(parameters(path))
-    assert ledger.frame.to_dict("list") == {
-        "text": ["taxi", "office"],
-        "label": ["travel", "rent"],
-        "row_id": [0, 1],
-    }
+    assert ledger.texts.of(ledger.frame) == ["taxi", "office"]
+    assert ledger.frame["label"].tolist() == ["travel", "rent"]
+    assert ledger.frame["row_id"].tolist() == [0, 1]
     assert (ledger.rows_read, counted(ledger)) == (2, {})
 
 
@@ -73,7 +71,8 @@ def test_a_test_text_stays_in_no_other_file_of_a_folder(parameters, ledger_csv, 
         name="folder/train.csv",
     ).parent
     ledger = read_ledger(parameters(folder, duplicates=duplicates))
-    kept = ledger.frame.groupby("split")["text"].apply(list).to_dict()
+    texts = ledger.frame.assign(text=ledger.texts.of(ledger.frame))
+    kept = texts.groupby("split")["text"].apply(list).to_dict()
     assert kept == {"test": ["taxi", "office"], "train": ["tram", "flat"], "validation": ["bus"]}
     assert counted(ledger) == {"in_test": 2, "in_validation": 1}
 
@@ -94,9 +93,9 @@ def test_numbers_dates_and_na_stay_text_in_every_format(parameters, tmp_path):
     frame.to_parquet(tmp_path / "x.parquet")
     frame.to_json(tmp_path / "x.jsonl", orient="records", lines=True)
     for path in tmp_path.glob("x.*"):
-        read = read_ledger(parameters(path, labels="as_is")).frame
-        assert read["text"].tolist() == texts, path.suffix
-        assert read["label"].tolist() == ["NA", "b"] * 3
+        ledger = read_ledger(parameters(path, labels="as_is"))
+        assert ledger.texts.of(ledger.frame) == texts, path.suffix
+        assert ledger.frame["label"].tolist() == ["NA", "b"] * 3
 
 
 def test_a_column_can_not_be_text_twice_nor_be_the_account_too(parameters, ledger_csv):
@@ -114,7 +113,8 @@ def test_typed_values_keep_their_digits(parameters, tmp_path):
         '{"text": 0.50, "label": 12}\n\n{"text": "b", "label": 7}\n{"text": null, "label": 7}\n'
     )
     read = read_ledger(parameters(tmp_path / "x.jsonl"))
-    assert read.frame[["text", "label"]].to_numpy().tolist() == [["0.50", "12"], ["b", "7"]]
+    assert read.texts.of(read.frame) == ["0.50", "b"]
+    assert read.frame["label"].tolist() == ["12", "7"]
     # By itself pandas reads a whole number beside a null as 12.0.
     table = pa.table({"text": ["a", "b", "c"], "label": [12, None, 7]})
     pq.write_table(table, tmp_path / "x.parquet")
@@ -127,7 +127,8 @@ def test_text_columns_are_joined_as_the_classifier_joins_them(parameters, ledger
     rows = [("KIM BAP", "lunch ", "a"), ("", "taxi", "b"), ("HOTEL", " ", "b"), ("", "", "a")]
     path = ledger_csv(*rows, columns="merchant memo label")
     data = parameters(path, text_columns=["merchant", "memo"])
-    texts = read_ledger(data).frame["text"].tolist()
+    ledger = read_ledger(data)
+    texts = ledger.texts.of(ledger.frame)
     assert texts == ["KIM BAP | lunch", "taxi", "HOTEL"]
     raw = pd.read_csv(path, dtype=str, keep_default_na=False)
     assert join_texts(raw, ["merchant", "memo"], " | ").tolist() == [*texts, ""]
@@ -138,7 +139,7 @@ def test_words_that_unicode_holds_for_one_are_one(parameters, tmp_path):
     rows.append(("\u1100\u1161", "\u1100\u1161"))
     pd.DataFrame(rows, columns=["text", "label"]).to_csv(tmp_path / "x.csv", index=False)
     ledger = read_ledger(parameters(tmp_path / "x.csv"))
-    assert ledger.frame["text"].tolist() == ["caf\u00e9 bar", "taxi", "\uac00"]
+    assert ledger.texts.of(ledger.frame) == ["caf\u00e9 bar", "taxi", "\uac00"]
     assert ledger.frame["label"].tolist() == ["Miete", "Taxi", "\uac00"]
     assert counted(ledger) == {"duplicate": 1}
 
@@ -151,7 +152,8 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(parameters, tmp_path):
         path = tmp_path / f"bom{suffix}"
         more = '\n{"text":"b","label":"y"}' if suffix == ".jsonl" else ""
         path.write_bytes(b"\xef\xbb\xbf" + (body + more).encode())
-        assert read_ledger(parameters(path)).frame["text"].tolist() == ["a", "b"]
+        ledger = read_ledger(parameters(path))
+        assert ledger.texts.of(ledger.frame) == ["a", "b"]
 
 
 def test_the_sample_is_read_like_a_file(parameters):

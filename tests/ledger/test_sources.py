@@ -29,7 +29,8 @@ def write(path, rows=LINES):
 
 
 def texts(parameters, source):
-    return sorted(read_ledger(parameters(source)).frame["text"])
+    ledger = read_ledger(parameters(source))
+    return sorted(ledger.texts.of(ledger.frame))
 
 
 @pytest.mark.parametrize("kind", [".csv", ".snappy.parquet"])
@@ -41,7 +42,7 @@ def test_a_folder_of_parts_is_one_ledger(parameters, tmp_path, kind):
     for name in ("_SUCCESS", ".part-00000.crc"):
         (folder / name).write_bytes(b"x")
     ledger = read_ledger(parameters(folder))
-    assert ledger.frame["text"].tolist() == [text for text, _ in LINES]
+    assert ledger.texts.of(ledger.frame) == [text for text, _ in LINES]
     assert ledger.frame["row_id"].tolist() == list(range(12))
     assert texts(parameters, f"{folder}/part-*[0-1]{kind}") == [
         *map("line {}".format, [0, 1, *range(2, 8)])
@@ -77,7 +78,7 @@ def test_what_others_leave_beside_the_parts_stops_nothing(parameters, tmp_path):
     (tmp_path / "schema.json").write_text("{}")
     (tmp_path / "~$a.csv").write_bytes(b"x")
     ledger = read_ledger(parameters(tmp_path))
-    assert sorted(ledger.frame["text"]) == sorted(text for text, _ in LINES)
+    assert sorted(ledger.texts.of(ledger.frame)) == sorted(text for text, _ in LINES)
     assert ledger.found[1] == {"file": "b.csv", "format": "empty"}
     assert texts(parameters, f"{tmp_path}/*.csv") == texts(parameters, path)
 

@@ -11,12 +11,13 @@ from datasets import Dataset, load_from_disk
 
 from account_tax.ledger.reading import DataError
 from account_tax.ledger.splitting import split_ledger
+from account_tax.ledger.texts import Texts
 from account_tax.ledger.tokens import (
     check_labels,
     load_base,
     load_base_tokenizer,
-    number_tokens,
     read_seen_ledger,
+    read_tokens,
     split_digest,
     token_ids,
     tokenize_splits,
@@ -86,16 +87,26 @@ def test_a_tokenizer_that_does_not_fit_the_data_is_refused(model):
 # --- repeats --------------------------------------------------------------------------------------
 
 
-def test_texts_of_the_same_tokens_have_one_place_in_them(tokenizer, monkeypatch):
-    texts = ["Taxi fare", "taxi  FARE", "taxi " * 9 + "home", "taxi " * 9 + "office", "bus", "bus"]
-    places, ids = number_tokens(pd.Series(texts), tokenizer, 8)
-    assert len(set(places[[0, 2, 4]])) == 3
-    assert places[::2].tolist() == places[1::2].tolist()
-    cut = tokenizer(texts, truncation=True, max_length=8)["input_ids"]
-    assert ids.take(pa.array(places)).to_pylist() == cut
-    monkeypatch.setattr("account_tax.ledger.tokens.TOKENIZE_ROWS", 2)
-    assert number_tokens(pd.Series(texts), tokenizer, 8)[0].tolist() == places.tolist()
-    assert number_tokens(pd.Series([], dtype="str"), tokenizer, 8)[0].tolist() == []
+def test_texts_of_the_same_tokens_have_one_number(tokenizer):
+    lines = ["Taxi fare", "taxi  FARE", "taxi " * 9 + "home", "taxi " * 9 + "office", "bus", "bus"]
+    texts = Texts(lambda texts: read_tokens(texts, tokenizer, 8))
+    empty = texts.add(pd.Series([], dtype="str"))
+    rows = pd.concat([empty, texts.add(pd.Series(lines)), texts.add(pd.Series(lines[::-1]))])
+    seen = rows["seen"].tolist()
+    assert len(set(seen[:6:2])) == 3
+    assert seen[:6:2] == seen[1:6:2]
+    assert seen[6:] == seen[5::-1]
+    cut = tokenizer(lines, truncation=True, max_length=8)["input_ids"]
+    assert pa.concat_arrays(texts.token_ids(rows)).to_pylist() == [*cut, *cut[::-1]]
+    assert texts.of(rows.iloc[[1, 2, 7]]) == [lines[1], lines[2], lines[4]]
+
+
+def test_nothing_of_a_ledgers_text_has_a_name_in_the_scratch_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    texts = Texts()
+    rows = texts.add(pd.Series(["secret memo"]))
+    assert texts.of(rows) == ["secret memo"]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["starter", "english"])
@@ -112,7 +123,7 @@ def test_rows_are_tokenized_once(parameters, ledger_csv, two_classes, model, tok
     data = parameters(ledger_csv(*two_classes))
     ledger = read_seen_ledger(data, model)
     splits, labels = split_ledger(ledger, data)
-    again = tokenize_splits(splits, labels, tokenizer, data["max_length"])
+    again = tokenize_splits(ledger.with_texts(splits), labels, tokenizer, data["max_length"])
     taken = tokenize_splits(splits, labels, None, data["max_length"], ledger)
     assert {name: rows.to_list() for name, rows in taken.items()} == {
         name: rows.to_list() for name, rows in again.items()
@@ -128,7 +139,7 @@ def test_rows_that_the_model_reads_alike_are_repeats(parameters, ledger_csv, two
     assert ledger.frame["row_id"].tolist() == list(range(0, 80, 2))
     assert ledger.dropped["duplicate"] == 40
     splits, _ = split_ledger(ledger, data)
-    assert list(splits["test"]) == ["text", "label", "row_id", "seen"]
+    assert list(splits["test"]) == ["place", "label", "row_id", "seen"]
 
 
 def test_kept_repeats_stay_in_one_split(parameters, ledger_csv, two_classes, model, tokenizer):
@@ -151,7 +162,8 @@ def test_what_is_read_alike_stays_in_no_other_file_of_a_folder(
         name="folder/train.csv",
     ).parent
     ledger = read_seen_ledger(parameters(folder, duplicates=duplicates), model)
-    kept = ledger.frame.groupby("split")["text"].apply(list).to_dict()
+    texts = ledger.frame.assign(text=ledger.texts.of(ledger.frame))
+    kept = texts.groupby("split")["text"].apply(list).to_dict()
     assert kept == {"test": ["taxi", "office"], "train": ["tram", "flat"], "validation": ["bus"]}
 
 

@@ -49,19 +49,21 @@ def test_a_plan_gathers_the_faults_of_split_and_labels(parameters, ledger_csv, t
 
 
 def test_ngrams_are_fitted_to_train_and_answer_the_other_splits(prepared):
-    _, splits, tokenized, _ = prepared()
-    found = fit_split_ngrams(splits, tokenized, NGRAMS)
+    data, splits, tokenized, _ = prepared()
+    ledger = read_ledger(data)
+    found = fit_split_ngrams(ledger, splits, tokenized, NGRAMS)
     for name in ("validation", "test"):
         likely = found[name].argmax(-1).tolist()
         assert [["rent", "travel"][index] for index in likely] == splits[name]["label"].tolist()
-    assert fit_split_ngrams(splits, tokenized, NGRAMS | {"enable": False}) == {}
+    assert fit_split_ngrams(ledger, splits, tokenized, NGRAMS | {"enable": False}) == {}
 
 
-def test_a_ledger_without_common_ngrams_is_a_fault_of_its_data(prepared):
+def test_a_ledger_without_common_ngrams_is_a_fault_of_its_data(prepared, parameters, ledger_csv):
     _, splits, tokenized, _ = prepared()
-    splits["train"] = splits["train"].assign(text="-")
+    signs = [(chr(0x2600 + number), "xy"[number % 2]) for number in range(40)]
+    ledger = read_ledger(parameters(ledger_csv(*signs)))
     with pytest.raises(DataError, match="none of the n-grams is in 1 of the 32 training rows"):
-        fit_split_ngrams(splits, tokenized, NGRAMS)
+        fit_split_ngrams(ledger, splits, tokenized, NGRAMS)
 
 
 # --- describe -----------------------------------------------------------------------------------
@@ -91,7 +93,7 @@ def test_a_split_by_time_is_planned_and_described_by_its_days(
     )
     ledger = read_ledger(data)
     splits, labels = split_ledger(ledger, data)
-    tokenized = tokenize_splits(splits, labels, tokenizer, data["max_length"])
+    tokenized = tokenize_splits(ledger.with_texts(splits), labels, tokenizer, data["max_length"])
     facts = describe_dataset(ledger, splits, tokenized, tokenizer, {}, data, {"model": model})
     assert facts["days"]["validation"] == ["2024-01-17", "2024-01-18"]
     assert tokenized["test"]["unseen"] == [True] * 4
@@ -110,7 +112,7 @@ def test_token_lengths_are_those_before_truncation(parameters, ledger_csv, token
     data = parameters(path, max_length=7)
     ledger = read_ledger(data)
     splits, labels = split_ledger(ledger, data)
-    tokenized = tokenize_splits(splits, labels, tokenizer, 7)
+    tokenized = tokenize_splits(ledger.with_texts(splits), labels, tokenizer, 7)
     facts = describe_dataset(ledger, splits, tokenized, tokenizer, {}, data, {"model": model})
     assert facts["token_length"] == {
         "p50": 52,

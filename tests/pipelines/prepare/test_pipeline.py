@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from kedro.io import DataCatalog
+from kedro.io import DataCatalog, MemoryDataset
 from kedro.runner import SequentialRunner
 
 from account_tax.ledger.reading import DataError
@@ -37,6 +37,8 @@ def make_catalog(folder: Path, data: dict, model: dict) -> DataCatalog:
     }
     versioned = {name: entry | {"versioned": True} for name, entry in entries.items()}
     catalog = DataCatalog.from_config(versioned, save_version=VERSION)
+    for name in ("ledger", "ledger_splits"):  # as in catalog.yml
+        catalog[name] = MemoryDataset(copy_mode="assign")
     catalog["params:data"] = data
     catalog["params:data.max_length"] = data["max_length"]
     catalog["params:train"] = {"model": model, "ngrams": NGRAMS}

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
 from account_tax.confidential import public_source, without_quotes
 from account_tax.errors import Failed, Refused
@@ -29,7 +28,8 @@ from .formats import files_in_words
 from .joined import JoinedFiles
 from .labels import DoubtfulLabels, find_doubtful, read_label_map
 from .sources import digest_files, find_files
-from .units import find_rare, seen_texts
+from .texts import Texts, Tokenize
+from .units import find_rare
 from .windows import Wanted, Window
 
 logger = logging.getLogger(__name__)
@@ -59,10 +59,12 @@ class Ledger:
     """The rows to train on, and what became of the others.
 
     Attributes:
-        frame: Columns text, label (both never empty) and row_id (0-based number of the row in its
+        frame: Columns place (of the text in `texts`, which is never empty), seen (one number for
+            rows that are repeats), label (never empty) and row_id (0-based number of the row in its
             file, those that can't be read included); group, supplier, day and amount (NaN: none
             that can be read), where their columns are set; split, where the source is split already
-            or by time; seen, what `read_ledger` was given of a text.
+            or by time.
+        texts: Of the rows, on disk, with their token ids where a model was given.
         source_sha256: Digest of the source's bytes, see `source_digest`.
         rows_read: Rows in the source.
         dropped: Rows kept out, by reason; a row counts once, under the first reason that applies.
@@ -73,10 +75,10 @@ class Ledger:
         rare: Labels with fewer texts (or groups) than `data.min_rows`, or, where splits follow each
             other in time, with none in train; and how many texts.
         typed: What was found of columns that are no text, in words by name.
-        token_ids: The lists of int32 of which `seen` is the place, where the texts are tokenized.
     """
 
     frame: pd.DataFrame
+    texts: Texts
     source_sha256: str
     rows_read: int
     dropped: dict[str, int]
@@ -86,7 +88,10 @@ class Ledger:
     renamed: int
     rare: dict[str, int]
     typed: dict[str, str] = field(default_factory=dict)
-    token_ids: pa.ListArray | None = None
+
+    def with_texts(self, splits: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+        """Return rows of `frame` with the column text."""
+        return {name: rows.assign(text=self.texts.of(rows)) for name, rows in splits.items()}
 
     def facts(self) -> dict[str, str]:
         """Return what reading found, in a person's words, by name."""
@@ -106,16 +111,14 @@ class Ledger:
 
 
 @without_quotes
-def read_ledger(
-    data: dict[str, Any], see: Callable[[pd.Series], np.ndarray] | None = None
-) -> Ledger:
+def read_ledger(data: dict[str, Any], tokenize: Tokenize | None = None) -> Ledger:
     """Return the rows of the source that can be trained on.
 
     Args:
         data: The parameters of data.yml; used are source and how it is read, text_columns,
             label_column, the columns that are no text, separator, duplicates and split.
-        see: Gives a number, (N,), for what a model reads of each text: rows with one number are
-            repeats. Without it those with one text are.
+        tokenize: Gives what a model reads of texts: rows with the same token ids are repeats.
+            Without it those with one text are.
 
     Raises:
         DataError: If the source is missing, unreadable or empty, lacks a column, or has one class.
@@ -125,7 +128,8 @@ def read_ledger(
         label_map = _label_map_of(data, faults)
         files = _open_files(data, _set_by(data), Path(scratch), faults)
         tables = _Tables(data, files)
-        frames = [_pick_rows(window, ids, data) for window, ids in tables.windows()]
+        texts = Texts(tokenize)
+        frames = [_pick_rows(window, ids, data, texts) for window, ids in tables.windows()]
         digest = files.digest()
     if faults := faults + tables.faults + tables.reject_faults():
         raise DataError(faults)
@@ -141,8 +145,6 @@ def read_ledger(
     doubtful = _find_doubtful_labels(frame, data)
     if data.get("labels") == "merge":
         _rename_labels(frame, doubtful.first_spellings)
-    if see:
-        frame["seen"] = see(pd.Series(frame["text"]))
     kept, dropped = _keep_out(frame, data, doubtful)
     if "day" in kept:
         kept = _split_by_time(kept, data)
@@ -156,7 +158,9 @@ def read_ledger(
     logger.info("%s: read as %s", name, files.read_as)
     logger.info("%s: %d rows read, %d kept, dropped %s", name, rows_read, len(kept), dropped)
     rejects, found = tables.most_rejects(), files.found
-    return Ledger(kept, digest, rows_read, dropped, found, rejects, doubtful, renamed, rare, typed)
+    return Ledger(
+        kept, texts, digest, rows_read, dropped, found, rejects, doubtful, renamed, rare, typed
+    )  # fmt: skip
 
 
 @without_quotes
@@ -215,19 +219,23 @@ def _source_fault(data: dict[str, Any], fault: object) -> str:
     return f"data.source = {public_source(data['source'])}: {fault}"
 
 
-def _pick_rows(window: Window, ids: np.ndarray, data: dict[str, Any]) -> pd.DataFrame:
-    """Return the columns of `Ledger.frame`, every value a stripped string; "" is missing."""
+def _pick_rows(window: Window, ids: np.ndarray, data: dict[str, Any], texts: Texts) -> pd.DataFrame:
+    """Return the columns of `Ledger.frame`, and whether a row is empty: has no text.
+
+    The others' values are stripped strings; "" is missing.
+    """
     table = window.rows.frame(list(_set_by(data)))
     read = dict(table.items())
+    joined = join_texts(table, data["text_columns"], data["separator"])
     columns = {
-        "text": join_texts(table, data["text_columns"], data["separator"]),
+        "empty": joined == "",
         "label": as_text(read[data["label_column"]]),
         "row_id": ids,
     }
     columns |= {kind: as_text(read[name]) for kind, name in _other_columns(data).items()}
     if "time" in columns:
-        columns |= {"line": window.rows.numbers, "place": f"{window.file} {window.unit}"}
-    frame = pd.DataFrame(columns)
+        columns |= {"line": window.rows.numbers, "where": f"{window.file} {window.unit}"}
+    frame = texts.add(joined).assign(**columns)
     return frame if window.split is None else frame.assign(split=window.split)
 
 
@@ -336,7 +344,7 @@ def _keep_out(
     """
     repeats, merges = data["duplicates"] == "drop", data.get("labels") == "merge"
     rules: dict[str, Callable[[pd.DataFrame], Any]] = {
-        "no_text": lambda rows: rows["text"] == "",
+        "no_text": lambda rows: rows["empty"],
         "no_label": lambda rows: rows["label"] == "",
         "null_label": lambda rows: _among(rows["label"], doubtful.nulls) & merges,
         "total_label": lambda rows: _among(rows["label"], doubtful.totals) & merges,
@@ -350,7 +358,7 @@ def _keep_out(
         out = applies(frame)
         dropped[reason] = int(out.sum())
         frame = frame.loc[~out] if dropped[reason] else frame
-    return frame.reset_index(drop=True), dropped
+    return frame.drop(columns="empty").reset_index(drop=True), dropped
 
 
 def _among(column: Any, names: Collection[str]) -> np.ndarray:
@@ -362,7 +370,7 @@ def _among(column: Any, names: Collection[str]) -> np.ndarray:
 def _is_also_in(split: str, rows: pd.DataFrame, others: list[str]) -> Any:
     if "split" not in rows:
         return pd.Series(False, index=rows.index)
-    seen = seen_texts(rows)
+    seen: Any = rows["seen"]
     return rows["split"].isin(others) & seen.isin(seen[rows["split"] == split])
 
 
@@ -373,7 +381,7 @@ def _contradicts_first(rows: pd.DataFrame) -> Any:
 
 def _first_rows(rows: pd.DataFrame) -> np.ndarray:
     """Return the position of the first row that each row repeats, its own if it is the first."""
-    texts = pd.factorize(seen_texts(rows))[0]
+    texts = pd.factorize(rows["seen"])[0]
     return np.unique(texts, return_index=True)[1][texts]
 
 
@@ -418,8 +426,8 @@ def _rename_labels(frame: pd.DataFrame, names: Mapping[str, str]) -> int:
 
 def _find_doubtful_labels(frame: pd.DataFrame, data: dict[str, Any]) -> DoubtfulLabels:
     """Return the labels that a person ought to look at; with `data.labels` strict refuse them."""
-    labels = frame.loc[(frame["text"] != "") & (frame["label"] != ""), "label"]
-    rows = Counter(labels.tolist())
+    labels = frame.loc[~frame["empty"] & (frame["label"] != ""), "label"]
+    rows = Counter(labels.value_counts(sort=False).to_dict())
     key = f"data.label_column = {data['label_column']}"
     if len(rows) > FEW_LABELS and len(rows) * LEAST_ROWS > len(labels):
         counts = f"{len(rows):,} different values in {len(labels):,} rows"
@@ -452,13 +460,13 @@ def _read_dates(
     except Refused as err:
         raise DataError([f"{key}: {err}"]) from None
     undated = frame["day"].isna()
-    out = undated & (frame["text"] != "") & (frame["label"] != "")
-    for text, place, line in frame.loc[out, ["time", "place", "line"]].itertuples(index=False):
-        tables.set_aside(f"no {'readable ' * bool(text)}date in {column}", f"{place} {line}")
+    out = undated & ~frame["empty"] & (frame["label"] != "")
+    for text, where, line in frame.loc[out, ["time", "where", "line"]].itertuples(index=False):
+        tables.set_aside(f"no {'readable ' * bool(text)}date in {column}", f"{where} {line}")
     if faults := tables.reject_faults():
         raise DataError(faults)
     span = " to ".join(f"{day:%Y-%m-%d}" for day in (frame["day"].min(), frame["day"].max()))
-    rows = frame.loc[~out].drop(columns=["time", "place", "line"])
+    rows = frame.loc[~out].drop(columns=["time", "where", "line"])
     return rows.sort_values("day", kind="stable"), span + (f", read as {order}" if order else "")
 
 
@@ -482,7 +490,7 @@ def _settle_rare(kept: pd.DataFrame, data: dict[str, Any]) -> tuple[pd.DataFrame
         return kept, {}
     rare = find_rare(kept, data.get("min_rows", len(SPLITS)), tied=how == "train_only")
     in_train = (kept["split"] == "train").to_numpy() if by_time else np.full(len(kept), True)
-    new = kept.loc[~_among(kept["label"], {*kept.loc[in_train, "label"]}), "label"]
+    new = kept.loc[~_among(kept["label"], kept.loc[in_train, "label"].unique()), "label"]
     rare = dict(sorted({**new.value_counts().to_dict(), **rare}.items()))
     if how == "refuse":
         return kept, rare
@@ -512,7 +520,8 @@ def _class_faults(
     if kept.empty:
         none = f"none of the {rows_read} rows has both a text and a label"
         return [_source_fault(data, f"{none}. It was read as {read_as}.")]
-    if len(set(kept["label"])) > 1:
+    labels: Any = kept["label"]
+    if labels.nunique() > 1:
         return []
     name = public_source(data["source"])
     return [

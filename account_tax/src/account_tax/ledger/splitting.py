@@ -20,7 +20,7 @@ from .dates import describe_days
 from .reading import DataError, Ledger
 from .units import number_units
 
-ROW_COLUMNS = ["text", "label", "row_id", "seen", "group", "day", "unseen", "amount"]
+ROW_COLUMNS = ["place", "label", "row_id", "seen", "group", "day", "unseen", "amount"]
 TRAIN, VALIDATION, TEST = range(len(SPLITS))
 
 
@@ -117,7 +117,7 @@ def draw_splits(
     """Return the position in SPLITS of each row, (N,).
 
     Args:
-        frame: Columns text and label; where there is a column group, no group is in two splits.
+        frame: Columns seen and label; where there is a column group, no group is in two splits.
         settings: data.split: the fractions, seed and stratified.
         rare: Labels whose rows go to train, with all that must stay with them.
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ from datasets import (
 from datasets.table import InMemoryTable
 
 from .reading import DataError, Ledger, read_ledger
+from .texts import RowFile
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,38 +51,16 @@ def read_seen_ledger(data: dict[str, Any], model: dict[str, Any]) -> Ledger:
         DataError: As `read_ledger`.
         BaseModelError: If the base can't be had.
     """
-    read: list[pa.ListArray] = []
-
-    def see(texts: pd.Series) -> np.ndarray:
-        numbers, ids = number_tokens(texts, load_base(model)[1], data["max_length"])
-        read.append(ids)
-        return numbers
-
-    ledger = read_ledger(data, see)
-    return replace(ledger, token_ids=read[0])
+    return read_ledger(
+        data, lambda texts: read_tokens(texts, load_base(model)[1], data["max_length"])
+    )
 
 
-def number_tokens(
-    texts: pd.Series, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> tuple[np.ndarray, pa.ListArray]:
-    """Return what a model reads of texts.
-
-    Returns:
-        Of each text the place of its token ids in the lists, (N,), one for those of the same ids;
-        and the lists of int32.
-    """
-    places, different = pd.factorize(texts)
-    hashes, lists = bytearray(), [_as_lists([])]
-    for start in range(0, len(different), TOKENIZE_ROWS):
-        batch = different[start : start + TOKENIZE_ROWS].tolist()
-        ids = token_ids(batch, tokenizer, truncation=True, max_length=max_length)
-        lists.append(_as_lists(ids))
-        for each in ids:
-            raw = np.array(each, dtype="<i4").tobytes()
-            hashes += hashlib.blake2b(raw, digest_size=8).digest()
-    alike = pd.factorize(np.frombuffer(bytes(hashes), dtype="<i8"))[0]
-    first = np.unique(alike, return_index=True)[1]
-    return first[alike][places], pa.concat_arrays(lists)
+def read_tokens(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> pa.ListArray:
+    """Return the ids of each text, cut as a model reads them."""
+    return _as_lists(token_ids(list(texts), tokenizer, truncation=True, max_length=max_length))
 
 
 def _as_lists(ids: list[list[int]]) -> pa.ListArray:
@@ -179,7 +157,7 @@ def tokenize_splits(
     """Return the splits as token ids, unpadded, without their text.
 
     Args:
-        splits: Columns text, label and row_id.
+        splits: Columns text, label and row_id; of a ledger place in lieu of text.
         labels: Label names; a row's label id is its label's position.
         tokenizer: The base model's.
         max_length: Tokens a row keeps at most, special tokens included.
@@ -205,29 +183,42 @@ def tokenize_splits(
         }
     )
 
-    def read(rows: pd.DataFrame) -> pa.ListArray:
-        if ledger and ledger.token_ids is not None:
-            return ledger.token_ids.take(pa.array(rows["seen"]))
-        texts = rows["text"].tolist()
-        return _as_lists(token_ids(texts, tokenizer, truncation=True, max_length=max_length))
-
     tokenized = {}
     for name, rows in splits.items():
-        batches = [
-            _as_table(part := rows.iloc[start : start + TOKENIZE_ROWS], labels, read(part))
-            for start in range(0, len(rows), TOKENIZE_ROWS)
-        ]
-        table = InMemoryTable(pa.concat_tables(batches).cast(features.arrow_schema))
+        kept = RowFile(features.arrow_schema)
+        done = 0
+        for ids in _read(rows, tokenizer, max_length, ledger):
+            part = rows.iloc[done : (done := done + len(ids))]
+            kept.append(_as_batch(part, labels, ids, features.arrow_schema))
         info = DatasetInfo(features=features)
-        tokenized[name] = Dataset(table, info=info, split=NamedSplit(name))
+        whole = InMemoryTable(kept.table())
+        # Left to find a fingerprint of its own, Dataset pickles all rows.
+        digest = split_digest(Dataset(whole, info, fingerprint=name))
+        tokenized[name] = Dataset(whole, info, NamedSplit(name), fingerprint=digest[:16])
     return DatasetDict(tokenized)
 
 
-def _as_table(rows: pd.DataFrame, labels: list[str], ids: pa.ListArray) -> pa.Table:
+def _read(
+    rows: pd.DataFrame,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    ledger: Ledger | None,
+) -> Iterator[pa.ListArray]:
+    if ledger:
+        yield from ledger.texts.token_ids(rows)
+        return
+    for start in range(0, len(rows), TOKENIZE_ROWS):
+        texts = rows["text"].iloc[start : start + TOKENIZE_ROWS].tolist()
+        yield read_tokens(texts, tokenizer, max_length)
+
+
+def _as_batch(
+    rows: pd.DataFrame, labels: list[str], ids: pa.ListArray, schema: pa.Schema
+) -> pa.RecordBatch:
     lengths = ids.value_lengths()
     mask = np.ones(len(ids.flatten()), np.int8)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    return pa.table(
+    return pa.record_batch(
         {
             "input_ids": ids,
             "attention_mask": pa.ListArray.from_arrays(offsets, mask),
@@ -236,7 +227,7 @@ def _as_table(rows: pd.DataFrame, labels: list[str], ids: pa.ListArray) -> pa.Ta
             "length": lengths,
             **{name: rows[name].to_numpy() for name in rows.columns.intersection(["unseen"])},
         }
-    )
+    ).cast(schema)
 
 
 def token_ids(
@@ -245,7 +236,9 @@ def token_ids(
     """Return the ids of each text, unpadded."""
     whole = {"padding": False, "return_attention_mask": False, "return_token_type_ids": False}
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend and texts:
+    if not texts:
+        return []
+    if backend:
         # One text says how to cut; the others take a third of the time without the rest of a call.
         first = tokenizer(texts[:1], verbose=False, **whole, **options)["input_ids"][0]
         with _all_cores():

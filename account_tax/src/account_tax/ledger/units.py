@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import Any
-
 import numpy as np
 import pandas as pd
-
-
-def seen_texts(rows: pd.DataFrame) -> Any:
-    """Return what decides whether rows are repeats, (N,)."""
-    return rows["seen" if "seen" in rows else "text"]
 
 
 def number_units(frame: pd.DataFrame) -> np.ndarray:
@@ -19,7 +11,7 @@ def number_units(frame: pd.DataFrame) -> np.ndarray:
 
     A row without a group is a group of its own, and its text's.
     """
-    texts = pd.factorize(seen_texts(frame))[0]
+    texts = pd.factorize(frame["seen"])[0]
     if "group" not in frame:
         return texts
     groups = pd.factorize(frame["group"])[0]
@@ -42,13 +34,14 @@ def find_rare(frame: pd.DataFrame, least: int, *, tied: bool) -> dict[str, int]:
         least: Units of a label that is not rare.
         tied: Whether units that hold a rare label do not count for the others.
     """
-    pairs = {*zip(number_units(frame).tolist(), frame["label"], strict=True)}
-    sizes = Counter(label for _, label in pairs)
+    every = pd.DataFrame({"unit": number_units(frame), "label": frame["label"].to_numpy()})
+    pairs = every.drop_duplicates()
+    sizes = pairs["label"].value_counts().to_dict()
     rare: set[str] = set()
     while True:
-        taken = {unit for unit, label in pairs if tied and label in rare}
-        free = Counter(label for unit, label in pairs if unit not in taken)
-        found = {label for label in sizes if free[label] < least}
+        taken = pairs.loc[pairs["label"].isin(list(rare)), "unit"] if tied else []
+        free = pairs.loc[~pairs["unit"].isin(taken), "label"].value_counts()
+        found = {label for label in sizes if free.get(label, 0) < least}
         if found == rare:
             return {label: sizes[label] for label in sorted(rare)}
         rare = found

@@ -29,13 +29,20 @@ class NgramsError(Refused):
     """There is nothing to fit."""
 
 
+def sample_rows(count: int) -> np.ndarray:
+    """Return which of so many rows are enough to fit to, rising; all, or `MOST_ROWS` of them."""
+    if count <= MOST_ROWS:
+        return np.arange(count)
+    return np.sort(np.random.RandomState(SEED).permutation(count)[:MOST_ROWS])
+
+
 def fit_ngrams(
     texts: list[str], ids: np.ndarray, classes: int, params: Mapping[str, Any] = DEFAULTS
 ) -> Ngrams:
     """Return the model fitted to texts; the same on any number of cores.
 
     Args:
-        texts: Of the train split, N.
+        texts: Of the train split, N; of many those of `sample_rows`.
         ids: Their class ids, (N,), 0 to C - 1.
         classes: C.
         params: word, char, min_rows and max_features, as in train.ngrams.
@@ -49,9 +56,6 @@ def fit_ngrams(
             f"train.ngrams: {classes:,} accounts leave room for {room} n-grams, of "
             f"{MOST_WEIGHTS:,} weights. Set train.ngrams.enable to false."
         )
-    if len(texts) > MOST_ROWS:
-        rows = np.sort(np.random.RandomState(SEED).permutation(len(texts))[:MOST_ROWS])
-        texts, ids = [texts[row] for row in rows], ids[rows]
     sizes = torch.tensor([params["word"], params["char"]])
     least = 1 if len(texts) < FEW_ROWS else params["min_rows"]
     hashes, rows_with = _choose(texts, sizes, least, room)

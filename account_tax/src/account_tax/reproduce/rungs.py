@@ -165,7 +165,7 @@ def _make_test_split(
     tokenizer = load_base_tokenizer(model, labels, data["max_length"])
     test = {"test": splits["test"]}
     tokens = tokenize_splits(test, labels, tokenizer, data["max_length"], ledger)
-    return tokens["test"], splits["test"]["text"].tolist()
+    return tokens["test"], ledger.texts.of(splits["test"])
 
 
 def _compare_metrics(record: Record, found: Mapping[str, float], rows: int) -> Rung:

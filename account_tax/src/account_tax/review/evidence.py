@@ -6,7 +6,7 @@ N rows, C classes. Texts stay in here: what leaves is ids, counts, labels and sc
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from account_tax.confidential import public_source, without_quotes
 from account_tax.errors import Refused
 from account_tax.ledger.reading import DataError, read_columns, read_ledger
 from account_tax.ledger.splitting import split_ledger
-from account_tax.ledger.tokens import number_tokens, split_digest, tokenize_splits
+from account_tax.ledger.texts import Tokenize, number
+from account_tax.ledger.tokens import read_tokens, split_digest, tokenize_splits
 from account_tax.model.calibration import compute_cross_entropy, softmax
 from account_tax.model.classifier import (
     LoadedClassifier,
@@ -219,16 +220,17 @@ def remake_test_split(challenger: Contender, source: str | None) -> SplitRows:
         )
     data = recorded | ({"source": source} if source else {})
     try:
-        ledger = read_ledger(data, _seen_by(challenger))
+        ledger = read_ledger(data, _tokenize_as(challenger))
         splits, labels = split_ledger(ledger, data)
+        texts = ledger.with_texts({name: splits[name] for name in ("test", "train")})
     except DataError as err:
         raise Refused(f"{err}\n  {_what_to_give(challenger)}") from err
-    faults = _split_faults(challenger, ledger.source_sha256, splits["test"], labels)
+    faults = _split_faults(challenger, ledger.source_sha256, texts["test"], labels)
     if faults:
         name = public_source(data["source"])
         lines = "".join(f"\n  {fault}" for fault in [*faults, _what_to_give(challenger)])
         raise Refused(f"{name} is not the ledger of {challenger.title}{lines}")
-    return SplitRows(data, labels, splits["test"], splits["train"])
+    return SplitRows(data, labels, texts["test"], texts["train"])
 
 
 def _what_to_give(challenger: Contender) -> str:
@@ -315,23 +317,23 @@ def count_leaked_rows(
     digest = champion.record.digest("data/source")
     if digest == challenger.record.digest("data/source"):
         data = data | {"source": rows.data["source"]}
-    see = _seen_by(champion)
+    tokenize = _tokenize_as(champion)
     try:
-        ledger = read_ledger(data, see)
+        ledger = read_ledger(data, tokenize)
         if ledger.source_sha256 != digest:
             return None, "the ledger the champion was trained on has changed since"
         splits, _ = split_ledger(ledger, data)
     except DataError:
         return None, "the ledger the champion was trained on can't be read"
-    seen = see(pd.Series([*texts, *splits["train"]["text"]]))
-    return int(np.isin(seen[: len(texts)], seen[len(texts) :]).sum()), ""
+    seen = number(tokenize(texts))
+    return int(np.isin(seen, splits["train"]["seen"]).sum()), ""
 
 
-def _seen_by(contender: Contender) -> Callable[[pd.Series], np.ndarray]:
-    """Return what a version reads of texts, as `read_ledger` wants it."""
+def _tokenize_as(contender: Contender) -> Tokenize:
+    """Return what gives the token ids that a version reads of texts."""
     classifier = contender.classifier
     length = classifier.settings["max_length"]
-    return lambda texts: number_tokens(texts, classifier.tokenizer, length)[0]
+    return lambda texts: read_tokens(texts, classifier.tokenizer, length)
 
 
 # --- the answers ----------------------------------------------------------------------------------

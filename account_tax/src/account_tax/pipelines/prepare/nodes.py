@@ -127,14 +127,18 @@ def _label_map_sha256(data: dict[str, Any]) -> str | None:
 
 @without_quotes
 def fit_split_ngrams(
-    splits: Mapping[str, pd.DataFrame], tokenized: DatasetDict, ngrams: dict[str, Any]
+    ledger: Ledger,
+    splits: Mapping[str, pd.DataFrame],
+    tokenized: DatasetDict,
+    ngrams: dict[str, Any],
 ) -> dict[str, Tensor]:
     """Return the model on n-grams of the train split, and its logits of the other two, (N, C).
 
     It is fitted here, because the text is here: later stages have token ids alone.
 
     Args:
-        splits: With the column text.
+        ledger: With the texts.
+        splits: Its rows.
         tokenized: The same rows with their labels' ids.
         ngrams: train.ngrams.
 
@@ -146,16 +150,17 @@ def fit_split_ngrams(
     # Imported here: they bring torch and scikit-learn.
     import torch
 
-    from account_tax.model.ngrams import NgramsError, fit_ngrams
+    from account_tax.model.ngrams import NgramsError, fit_ngrams, sample_rows
 
     train = tokenized["train"]
-    ids, classes = np.asarray(train["labels"]), train.features["labels"].num_classes
+    rows, classes = sample_rows(len(train)), train.features["labels"].num_classes
+    texts, ids = ledger.texts.of(splits["train"].iloc[rows]), np.asarray(train.data["labels"])[rows]
     try:
-        model = fit_ngrams(splits["train"]["text"].tolist(), ids, classes, ngrams)
+        model = fit_ngrams(texts, ids, classes, ngrams)
     except NgramsError as err:
         raise DataError([str(err)]) from err
     answers = {
-        name: torch.from_numpy(model.logits(splits[name]["text"].tolist()))
+        name: torch.from_numpy(np.vstack(list(map(model.logits, ledger.texts.parts(splits[name])))))
         for name in ("validation", "test")
     }
     return vars(model) | answers
@@ -194,7 +199,7 @@ def describe_dataset(
         "typed_columns": ledger.typed,
         "days": describe_days(splits),
         "splits": {name: _describe_split(dataset) for name, dataset in tokenized.items()},
-        "token_length": _describe_lengths(splits, tokenized, tokenizer, data["max_length"]),
+        "token_length": _describe_lengths(ledger, splits, tokenized, tokenizer, data["max_length"]),
         "tokenizer_sha256": tokenizer_digest(tokenizer),
         "ngrams": len(ngrams["hashes"]) if ngrams else 0,
     }
@@ -211,6 +216,7 @@ def _describe_split(dataset: Dataset) -> dict[str, Any]:
 
 
 def _describe_lengths(
+    ledger: Ledger,
     splits: Mapping[str, pd.DataFrame],
     tokenized: DatasetDict,
     tokenizer: PreTrainedTokenizerBase,
@@ -221,9 +227,9 @@ def _describe_lengths(
         kept = dataset.data["length"].to_numpy().copy()  # Arrow's memory is read-only
         # Only rows that fill max_length can have been cut; these alone are tokenized again, whole.
         full = np.flatnonzero(kept == max_length)
-        texts = splits[str(name)]["text"].iloc[full].tolist()
-        whole = token_ids(texts, tokenizer) if texts else []
-        kept[full] = [len(ids) for ids in whole]
+        parts = ledger.texts.parts(splits[str(name)].iloc[full])
+        whole = [len(ids) for texts in parts for ids in token_ids(texts, tokenizer)]
+        kept[full] = whole
         lengths.append(kept)
     every = np.concatenate(lengths)
     ranks = np.percentile(every, [50, 90, 95, 99, 100], method="inverted_cdf").astype(int).tolist()

@@ -43,7 +43,7 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
             ),
             node(
                 fit_split_ngrams,
-                ["ledger_splits", "tokenized_datasets", "params:train.ngrams"],
+                ["ledger", "ledger_splits", "tokenized_datasets", "params:train.ngrams"],
                 "ngrams",
                 name="fit_ngrams_node",
             ),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from .joined import JoinedFiles
 from .labels import DoubtfulLabels, find_doubtful, read_label_map
 from .sources import digest_files, find_files
 from .texts import Texts, Tokenize
-from .units import find_rare
+from .units import among, find_rare, first_rows
 from .windows import Wanted, Window
 
 logger = logging.getLogger(__name__)
@@ -346,8 +346,8 @@ def _keep_out(
     rules: dict[str, Callable[[pd.DataFrame], Any]] = {
         "no_text": lambda rows: rows["empty"],
         "no_label": lambda rows: rows["label"] == "",
-        "null_label": lambda rows: _among(rows["label"], doubtful.nulls) & merges,
-        "total_label": lambda rows: _among(rows["label"], doubtful.totals) & merges,
+        "null_label": lambda rows: among(rows["label"], doubtful.nulls) & merges,
+        "total_label": lambda rows: among(rows["label"], doubtful.totals) & merges,
         "in_test": lambda rows: _is_also_in("test", rows, ["train", "validation"]),
         "in_validation": lambda rows: _is_also_in("validation", rows, ["train"]),
         "duplicate_conflicting_label": lambda rows: _contradicts_first(rows) & repeats,
@@ -359,12 +359,6 @@ def _keep_out(
         dropped[reason] = int(out.sum())
         frame = frame.loc[~out] if dropped[reason] else frame
     return frame.drop(columns="empty").reset_index(drop=True), dropped
-
-
-def _among(column: Any, names: Collection[str]) -> np.ndarray:
-    """Return which rows have one of the names, (N,); `isin` walks all rows of text in Python."""
-    places, different = pd.factorize(column)
-    return np.array([each in names for each in different], dtype=bool)[places]
 
 
 def _is_also_in(split: str, rows: pd.DataFrame, others: list[str]) -> Any:
@@ -381,8 +375,8 @@ def _contradicts_first(rows: pd.DataFrame) -> Any:
 
 def _first_rows(rows: pd.DataFrame) -> np.ndarray:
     """Return the position of the first row that each row repeats, its own if it is the first."""
-    texts = pd.factorize(rows["seen"])[0]
-    return np.unique(texts, return_index=True)[1][texts]
+    numbers = pd.factorize(rows["seen"])[0]
+    return first_rows(numbers)[numbers]
 
 
 def _column_setting_faults(data: dict[str, Any]) -> list[str]:
@@ -411,7 +405,7 @@ def _say_how_map_fits(label_map: Mapping[str, str], labels: Any) -> dict[str, st
     """Return in words, by its fact's name, what of a label map the ledger has; {} without one."""
     if not label_map:
         return {}
-    words = f"{_among(labels, label_map).sum():,} rows have a new account"
+    words = f"{among(labels, label_map).sum():,} rows have a new account"
     if strange := len(label_map.keys() - set(labels)):
         words += f"; {strange:,} of its {len(label_map):,} old ones are not in the ledger"
     return {"label map": words}
@@ -419,7 +413,7 @@ def _say_how_map_fits(label_map: Mapping[str, str], labels: Any) -> dict[str, st
 
 def _rename_labels(frame: pd.DataFrame, names: Mapping[str, str]) -> int:
     """Give rows the new label by their old one; return how many have one."""
-    renamed = _among(frame["label"], names)
+    renamed = among(frame["label"], names)
     frame.loc[renamed, "label"] = frame.loc[renamed, "label"].map(names)
     return int(np.count_nonzero(renamed))
 
@@ -490,11 +484,11 @@ def _settle_rare(kept: pd.DataFrame, data: dict[str, Any]) -> tuple[pd.DataFrame
         return kept, {}
     rare = find_rare(kept, data.get("min_rows", len(SPLITS)), tied=how == "train_only")
     in_train = (kept["split"] == "train").to_numpy() if by_time else np.full(len(kept), True)
-    new = kept.loc[~_among(kept["label"], kept.loc[in_train, "label"].unique()), "label"]
+    new = kept.loc[~among(kept["label"], kept.loc[in_train, "label"].unique()), "label"]
     rare = dict(sorted({**new.value_counts().to_dict(), **rare}.items()))
     if how == "refuse":
         return kept, rare
-    out = _among(kept["label"], rare) & (~in_train | (how == "drop"))
+    out = among(kept["label"], rare) & (~in_train | (how == "drop"))
     return kept.loc[~out], rare
 
 

@@ -18,7 +18,7 @@ from account_tax.storage.names import SPLITS
 
 from .dates import describe_days
 from .reading import DataError, Ledger
-from .units import number_units
+from .units import among, first_rows, number_units
 
 ROW_COLUMNS = ["place", "label", "row_id", "seen", "group", "day", "unseen", "amount"]
 TRAIN, VALIDATION, TEST = range(len(SPLITS))
@@ -129,7 +129,7 @@ def draw_splits(
         given = {name: settings[name] for name in SPLITS}
         raise DataError([f"data.split = {given}: expected fractions above 0 that sum to 1."])
     units = number_units(frame)
-    free = ~np.isin(units, units[frame["label"].isin(list(rare))])
+    free = ~np.isin(units, units[among(frame["label"], rare)])
     drawn = np.full(len(frame), TRAIN)
     if free.any():
         units = pd.factorize(units[free])[0]
@@ -146,8 +146,7 @@ def _draw_texts(
     units: np.ndarray, strata: np.ndarray, fractions: np.ndarray, random: np.random.RandomState
 ) -> np.ndarray:
     """Return the split of each unit, (U,): each stratum in the fractions, at least one in each."""
-    first_rows = np.unique(units, return_index=True)[1]
-    stratum = strata[first_rows]  # a unit's rows have one label, or the first row's counts
+    stratum = strata[first_rows(units)]  # a unit's rows have one label, or the first row's counts
     sizes = np.bincount(stratum)
     shuffled = random.permutation(len(stratum))
     ordered = shuffled[np.argsort(stratum[shuffled], kind="stable")]

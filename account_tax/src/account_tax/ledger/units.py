@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -34,14 +37,28 @@ def find_rare(frame: pd.DataFrame, least: int, *, tied: bool) -> dict[str, int]:
         least: Units of a label that is not rare.
         tied: Whether units that hold a rare label do not count for the others.
     """
-    every = pd.DataFrame({"unit": number_units(frame), "label": frame["label"].to_numpy()})
-    pairs = every.drop_duplicates()
-    sizes = pairs["label"].value_counts().to_dict()
-    rare: set[str] = set()
+    codes, labels = pd.factorize(frame["label"])
+    # A pair of a unit and a label as one number: as a table they would take ten times the memory.
+    pairs = np.unique(number_units(frame) * len(labels) + codes)
+    units, codes = pairs // len(labels), pairs % len(labels)
+    sizes = np.bincount(codes, minlength=len(labels))
+    rare = np.zeros(len(labels), dtype=bool)
     while True:
-        taken = pairs.loc[pairs["label"].isin(list(rare)), "unit"] if tied else []
-        free = pairs.loc[~pairs["unit"].isin(taken), "label"].value_counts()
-        found = {label for label in sizes if free.get(label, 0) < least}
-        if found == rare:
-            return {label: sizes[label] for label in sorted(rare)}
+        free = ~np.isin(units, units[rare[codes]]) if tied else np.full(len(units), True)
+        found = np.bincount(codes[free], minlength=len(labels)) < least
+        if (found == rare).all():
+            return dict(sorted((str(labels[at]), int(sizes[at])) for at in np.flatnonzero(rare)))
         rare = found
+
+
+def among(column: Any, names: Collection[str]) -> np.ndarray:
+    """Return which rows have one of the names, (N,); `isin` walks all rows of text in Python."""
+    places, different = pd.factorize(column)
+    return np.array([each in names for each in different], dtype=bool)[places]
+
+
+def first_rows(numbers: np.ndarray) -> np.ndarray:
+    """Return the first row of each number, (U,), which are 0 to U - 1, (N,)."""
+    first = np.zeros(numbers.max(initial=-1) + 1, dtype=np.int64)
+    first[numbers[::-1]] = np.arange(len(numbers))[::-1]  # the first is written last
+    return first

@@ -28,7 +28,7 @@ def test_a_label_stays_in_its_cell(text, cell):
 
 def test_every_cell_of_a_table_is_escaped_and_a_heading_too():
     table = markdown_table(["a|b", "c"], [["1|2", "`3`"]])
-    heading = f"| a\\|b{EM_SPACE} | c{EM_SPACE} |"
+    heading = f"| a\\|b{EM_SPACE} | c{EM_SPACE * 2} |"  # as wide as its widest cell
     assert table.splitlines() == [heading, "| --- | --- |", r"| 1\|2 | `3` |"]
 
 

@@ -10,8 +10,14 @@ EM_SPACE = "&emsp;"  # MLflow's pages show tables without any space between two 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table, each cell escaped."""
-    padded = [f"{escape_cell(name)}{EM_SPACE}" for name in header]
-    lines = [padded, ["---"] * len(header), *(list(map(escape_cell, row)) for row in rows)]
+    cells = [list(map(escape_cell, row)) for row in rows]
+    longest = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+    # A letter is about half as wide as an em; the name is the widest of its column then.
+    spaces = [
+        EM_SPACE * (1 + (wide - len(name)) // 2) for wide, name in zip(longest, header, strict=True)
+    ]
+    padded = [escape_cell(name) + space for name, space in zip(header, spaces, strict=True)]
+    lines = [padded, ["---"] * len(header), *cells]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

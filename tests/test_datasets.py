@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 from kedro.io import DataCatalog
@@ -10,6 +11,7 @@ from kedro.io.core import DatasetError, Version
 from transformers import AutoTokenizer
 
 from account_tax.datasets import TokenizerDataset
+from account_tax.pipeline_registry import register_pipelines
 
 TEXTS = ["STARLIGHT CAFE | 팀 회의 커피 | 1-5만원", "taxi to the airport"]
 
@@ -63,3 +65,9 @@ def test_a_version_is_never_overwritten(tokenizer, tmp_path):
 def test_a_missing_tokenizer_is_an_error_of_kedros(tmp_path):
     with pytest.raises(DatasetError):
         TokenizerDataset(filepath=str(tmp_path / "none")).load()
+
+
+def test_kedro_reads_the_hints_of_every_node():
+    """By itself it warns of each function whose hints it can't resolve, and goes on without."""
+    for node in register_pipelines()["__default__"].nodes:
+        assert "return" in get_type_hints(node.func), node.name

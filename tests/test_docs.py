@@ -219,6 +219,8 @@ def test_each_recipe_exists(guide):
 @each_guide
 def test_each_kedro_command_exists(guide):
     for command, *words in commands(guide.read_text(), "kedro"):
+        if command == "viz":  # of Kedro-Viz, which is not in the lock
+            continue
         assert command in cli.commands
         if command == "train":
             given = dict(parse_command_line([word for word in words if word != "--help"]))

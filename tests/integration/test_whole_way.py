@@ -21,8 +21,9 @@ from account_tax.processes.ranks import free_port
 from account_tax.provenance.environment import LOCKED, environment_tags, find_unlocked, read_lock
 from account_tax.registry.record import read_record
 from account_tax.storage.names import RECORD_FILE
+from tests.test_docs import blocks
 
-from .conftest import MARKER, Finished, Project, all_runs, environment, kedro_words
+from .conftest import ACCOUNTS, MARKER, Finished, Project, all_runs, environment, kedro_words
 from .servers import Server
 
 pytestmark = pytest.mark.integration
@@ -107,6 +108,14 @@ def fetch_version(outcome: Outcome, folder: Path) -> Path:
     location = outcome.client.get_logged_model(model_id).artifact_location
     store = outcome.client.tracking_uri
     return Path(download_artifacts(location, dst_path=str(folder), tracking_uri=store))
+
+
+def test_the_notebook_pages_code_runs(main_project, main_job):
+    page = (main_project.folder / "docs/notebook.md").read_text()
+    lines = "\n".join(blocks(page, "python"))
+    done = main_project.run(sys.executable, "-c", f"{lines}\nprint('labels', *classifier.labels)")
+    assert done.returncode == 0, done.output
+    assert f"labels {' '.join(sorted(ACCOUNTS))}" in done.output
 
 
 def test_params_hold_the_resolved_values(main_job):

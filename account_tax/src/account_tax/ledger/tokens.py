@@ -25,13 +25,12 @@ from datasets import (
     Value,
 )
 from datasets.table import InMemoryTable
+from transformers import PreTrainedTokenizerBase  # Kedro reads the nodes' hints
 
 from .reading import DataError, Ledger, read_ledger
 from .texts import RowFile
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from account_tax.model.classifier import BaseReference
 from account_tax.confidential import without_quotes
 from account_tax.storage.files import canonical_sha256

@@ -6,19 +6,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from datasets import Dataset, DatasetDict
+from transformers import PreTrainedTokenizerBase  # Kedro reads the nodes' hints
 
 from account_tax.confidential import public_source, without_quotes
-from account_tax.ledger.reading import DataError, Ledger, read_ledger
-
-if TYPE_CHECKING:
-    from torch import Tensor
-    from transformers import PreTrainedTokenizerBase
 from account_tax.ledger.dates import describe_days
+from account_tax.ledger.reading import DataError, Ledger, read_ledger
 from account_tax.ledger.splitting import split_ledger, splits_in_words
 from account_tax.ledger.tokens import (
     check_labels,
@@ -131,7 +128,7 @@ def fit_split_ngrams(
     splits: Mapping[str, pd.DataFrame],
     tokenized: DatasetDict,
     ngrams: dict[str, Any],
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     """Return the model on n-grams of the train split, and its logits of the other two, (N, C).
 
     It is fitted here, because the text is here: later stages have token ids alone.
@@ -175,7 +172,7 @@ def describe_dataset(
     splits: Mapping[str, pd.DataFrame],
     tokenized: DatasetDict,
     tokenizer: PreTrainedTokenizerBase,
-    ngrams: dict[str, Tensor],
+    ngrams: dict[str, Any],
     data: dict[str, Any],
     train: dict[str, Any],
 ) -> dict[str, Any]:

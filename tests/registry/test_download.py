@@ -132,6 +132,16 @@ def test_a_file_that_nothing_lists_is_refused(shop, tmp_path, name, key):
             download_version(version_of(shop), tmp_path / "found", shop.key if key else None)
 
 
+def test_a_link_to_a_folder_elsewhere_is_refused_and_not_followed(shop, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/salaries.csv").touch()
+    with put_back(model_folder(shop), tmp_path / "kept") as folder:
+        (folder / "extra").symlink_to(tmp_path / "mine")
+        with pytest.raises(TamperedModelError, match="version 2: a link among its files leads"):
+            download_version(version_of(shop), tmp_path / "found")
+    assert not list((tmp_path / "found").rglob("salaries.csv"))
+
+
 def test_foreign_code_is_refused_also_where_the_versions_tags_were_made_to_fit(shop, tmp_path):
     version = version_of(shop)
     with put_back(model_folder(shop), tmp_path / "kept") as folder:

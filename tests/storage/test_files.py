@@ -10,7 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from account_tax.storage.files import Held, hold, read_json, write_json
+from account_tax.storage.files import (
+    Held,
+    hold,
+    output_faults,
+    read_json,
+    scratch_folder,
+    write_json,
+)
 
 HOLDER = """
 import sys
@@ -55,3 +62,28 @@ def test_a_planted_link_is_never_followed(tmp_path, write):
     with pytest.raises(OSError, match="symbolic links"):
         write(tmp_path / "launch.lock", {})
     assert mine.read_text() == "keep this"
+
+
+def test_a_folder_that_only_seems_writable_is_a_fault():
+    (fault,) = output_faults(Path("/proc"), [], "")  # whatever its bits say
+    assert "can't be written to (No such file or directory)" in fault
+
+
+def test_a_scratch_folder_goes_also_while_something_writes_into_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    remove, late = os.rmdir, [1]
+
+    def write_and_remove(path, **options):  # as MLflow's threads do when a download is interrupted
+        if late:
+            next(tmp_path.glob("*/model")).joinpath(f"late-{late.pop()}").touch()
+        remove(path, **options)
+
+    def end_early() -> None:
+        with scratch_folder() as scratch:
+            (scratch / "model").mkdir()
+            raise KeyError("why")
+
+    monkeypatch.setattr("os.rmdir", write_and_remove)
+    with pytest.raises(KeyError, match="why"):
+        end_early()
+    assert list(tmp_path.iterdir()) == []

@@ -42,6 +42,7 @@ from account_tax.model.licence import base_licence
 from account_tax.registry.download import download_version, refuse_broken
 from account_tax.registry.find import find_version
 from account_tax.registry.registry_state import check_standing
+from account_tax.storage.files import scratch_folder
 from account_tax.storage.names import PROBE_FILE, UNAPPROVED_TAG
 from account_tax.tracking.owned_run import OwnedRun
 from account_tax.tracking.store import tracking_uri
@@ -104,9 +105,9 @@ def export(project: Path, request: Request, run: OwnedRun | None) -> None:
     if against := check_standing(client, version, request.reference, request.allow_unapproved):
         click.echo(f"mind this: {version.name} version {version.version}: {against}", err=True)
     title = f"{version.name} version {version.version}"
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         with refuse_broken(title):
-            classifier = download_version(version, Path(scratch), request.verify_key)
+            classifier = download_version(version, scratch, request.verify_key)
         difference = write_export(classifier, project / request.output, version)
     if run:
         run.introduce("export", title, {UNAPPROVED_TAG: against or None})

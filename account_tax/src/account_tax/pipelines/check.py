@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from account_tax.pipelines.train.training_core import apply_lora_adapters, insta
 from account_tax.processes.guard import guard_stage
 from account_tax.processes.ranks import keep_operators_apart
 from account_tax.provenance.signing import SignatureError, load_private_key
+from account_tax.storage.files import why_not_writable
 
 POOL_HINT = " (registry.gates.pool_small_accounts=true measures them together)"
 
@@ -152,17 +152,12 @@ def _cache_faults(model: Mapping[str, Any], report: Mapping[str, Any]) -> list[s
         f"{'DeepSpeed builds its operators' if key.startswith('TORCH') else 'the base is kept'} "
         "there. Set it to a folder that can."
         for key, folder in folders.items()
-        if (why := _why_not_writable(Path(folder)))
+        if (why := why_not_writable(_first_there(Path(folder))))
     ]
 
 
-def _why_not_writable(folder: Path) -> str | None:
-    there = next(parent for parent in [folder, *folder.parents] if parent.exists())
-    try:
-        with tempfile.TemporaryFile(dir=there):
-            return None
-    except OSError as err:
-        return err.strerror
+def _first_there(folder: Path) -> Path:
+    return next(parent for parent in [folder, *folder.parents] if parent.exists())
 
 
 def _precision_faults(training: dict[str, Any]) -> list[str]:

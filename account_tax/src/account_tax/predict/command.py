@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import timedelta
-from pathlib import Path
 
 import click
 import mlflow
@@ -17,7 +15,7 @@ from account_tax.errors import Failed
 from account_tax.ledger.amounts import settle_sums
 from account_tax.model.classifier import load_classifier
 from account_tax.processes.groups import Interrupted
-from account_tax.storage.files import sha256_of
+from account_tax.storage.files import scratch_folder, sha256_of
 from account_tax.storage.names import TAG, UNAPPROVED_TAG
 from account_tax.terminal import ProgressLine
 from account_tax.tracking.owned_run import OwnedRun
@@ -46,10 +44,10 @@ def predict(options: Options, run: OwnedRun) -> None:
     """
     mlflow.set_tracking_uri(run.tracking_uri)
     with (
-        tempfile.TemporaryDirectory() as scratch,
-        as_files(options, Path(scratch)) as asked,
+        scratch_folder() as scratch,
+        as_files(options, scratch) as asked,
     ):
-        plan = make_plan(MlflowClient(run.tracking_uri), asked, Path(scratch))
+        plan = make_plan(MlflowClient(run.tracking_uri), asked, scratch)
         metrics = _file(plan, run)
         run.log_metrics(metrics)
         run.set_tags({f"{TAG}output_sha256": sha256_of(plan.options.output)})

@@ -40,6 +40,8 @@ from account_tax.storage.names import CONTENT_TAG, MODEL_FILES_TAG, STATEMENT_FI
 from .find import DENIED
 from .record import fetch_artifacts, read_record
 
+OUTSIDE = "outside the artifact directory"  # in MLflow's words (3.17) on a link to another folder
+
 
 def download_version(version: ModelVersion, folder: Path, public_key: Path | None = None) -> Path:
     """Download a version below `folder` and return the classifier's own folder, checked.
@@ -69,7 +71,12 @@ def download_unsigned(version: ModelVersion, folder: Path) -> Path:
     """Download a version as `download_version` does; no signature is asked for."""
     uri, place = f"models:/{version.name}/{version.version}", folder / "model"
     place.mkdir(parents=True, exist_ok=True)
-    model = Path(download_artifacts(uri, dst_path=str(place)))
+    try:
+        model = Path(download_artifacts(uri, dst_path=str(place)))
+    except MlflowException as err:
+        if OUTSIDE not in err.message:
+            raise
+        raise _tampered(version, "a link among its files leads out of its folder") from err
     # Loading a version from a store of files leaves compiled code there; none may be run.
     for compiled in sorted(place.rglob("__pycache__")):
         shutil.rmtree(compiled, ignore_errors=True)  # also of one in another

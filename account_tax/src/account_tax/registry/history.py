@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -39,7 +38,7 @@ from account_tax.provenance.signing import (
     read_bundle,
     verify_key,
 )
-from account_tax.storage.files import NOT_READ, canonical_sha256
+from account_tax.storage.files import NOT_READ, canonical_sha256, scratch_folder
 from account_tax.tracking.store import condition
 
 from .find import DENIED, GONE
@@ -333,8 +332,8 @@ def _read_files(client: MlflowClient, run_id: str, path: str = ENTRY_FOLDER) -> 
     """
     if not client.list_artifacts(run_id, ENTRY_FOLDER):
         return {}
-    with tempfile.TemporaryDirectory() as scratch:
-        found = Path(client.download_artifacts(run_id, path, scratch))
+    with scratch_folder() as scratch:
+        found = Path(client.download_artifacts(run_id, path, str(scratch)))
         files = found.iterdir() if found.is_dir() else [found]
         return {file.name: file.read_text(encoding="utf-8", errors="replace") for file in files}
 

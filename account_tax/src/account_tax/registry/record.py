@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from account_tax.provenance.statement import recorded_digest
+from account_tax.storage.files import scratch_folder
 from account_tax.storage.names import (
     ANSWERS_FILE,
     DATASET_METADATA_FILE,
@@ -200,6 +200,6 @@ def fetch_artifacts(
 
 def read_artifacts(client: MlflowClient, run_id: str, names: Iterable[str]) -> dict[str, bytes]:
     """Return the bytes of those of a run's files that are there, by name."""
-    with tempfile.TemporaryDirectory() as scratch:
-        found = fetch_artifacts(client, run_id, names, Path(scratch))
+    with scratch_folder() as scratch:
+        found = fetch_artifacts(client, run_id, names, scratch)
         return {name: file.read_bytes() for name, file in found.items()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -22,6 +21,7 @@ from account_tax.ledger.sources import SAMPLE
 from account_tax.provenance.code import code_in_words
 from account_tax.registry.find import find_version
 from account_tax.registry.record import Record, read_record
+from account_tax.storage.files import scratch_folder
 from account_tax.storage.names import PATCH_FILE
 from account_tax.tracking.owned_run import OwnedRun
 
@@ -44,8 +44,8 @@ def reproduce_version(project: Path, request: Request, run: OwnedRun) -> None:
     client = MlflowClient(run.tracking_uri)
     version = find_version(client, request.name, request.reference)
     rungs = []
-    with tempfile.TemporaryDirectory(prefix="account-tax-reproduce-") as scratch:
-        for rung in climb(project, client, version, request, Path(scratch)):
+    with scratch_folder() as scratch:
+        for rung in climb(project, client, version, request, scratch):
             click.echo(print_rung(rung))
             rungs.append(rung)
     _conclude(client, version, rungs, run)

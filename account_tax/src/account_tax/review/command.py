@@ -28,7 +28,7 @@ from account_tax.registry.registry_state import (
 )
 from account_tax.registry.states import CHAMPION, PREVIOUS_CHAMPION
 from account_tax.reporting.description import write_section
-from account_tax.storage.files import sha256_of
+from account_tax.storage.files import scratch_folder, sha256_of
 from account_tax.storage.names import TAG
 from account_tax.tracking.owned_run import OwnedRun
 from account_tax.tracking.store import tracking_uri
@@ -128,8 +128,8 @@ def _roll_back(client: MlflowClient, name: str, proposal: Proposal) -> None:
     if number is not None:  # else the decision says so
         version = client.get_model_version(name, number)
         title = f"{name} version {number} can't be gone back to"
-        with tempfile.TemporaryDirectory() as scratch, refuse_broken(title):
-            download_version(version, Path(scratch))
+        with scratch_folder() as scratch, refuse_broken(title):
+            download_version(version, scratch)
     click.echo(decide(client, name, proposal, entries_seen=seen).message)
 
 
@@ -144,8 +144,7 @@ def review_version(
     other, note = find_champion(client, version)
     beside = f"{other.name} version {other.version} (champion)" if other else "the baselines"
     click.echo(f"review: {version.name} version {version.version} against {beside}")
-    with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder)
+    with scratch_folder() as scratch:
         challenger = load_contender(client, version, scratch)
         champion = load_contender(client, other, scratch) if other else None
     evidence = gather_evidence(

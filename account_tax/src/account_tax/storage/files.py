@@ -6,6 +6,8 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -14,7 +16,8 @@ from typing import IO, Any
 
 # What reading JSON that somebody else wrote raises; nesting without end is a RecursionError.
 NOT_READ = (ValueError, TypeError, KeyError, RecursionError)
-RETRY_SECONDS = 0.2  # between two looks at a lock
+RETRY_SECONDS = 0.2  # between two looks at a lock, or two tries to remove a folder
+REMOVING_SECONDS = 5.0  # how long a folder is removed into which something still writes
 
 
 class Held(RuntimeError):
@@ -30,9 +33,36 @@ def output_faults(folder: Path, files: Iterable[Path], advice: str) -> list[str]
     faults = [f"{file.name} exists. {advice}" for file in files if os.path.lexists(file)]
     if not folder.is_dir():
         faults.append("its folder does not exist. Make it first.")
-    elif not os.access(folder, os.W_OK | os.X_OK):
-        faults.append("its folder can't be written to.")
+    elif why := why_not_writable(folder):
+        faults.append(f"its folder can't be written to ({why}).")
     return faults
+
+
+def why_not_writable(folder: Path) -> str | None:
+    """Return why no file can be made in a folder, found out by making one; None: one can."""
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as err:
+        return err.strerror
+    return None
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Yield a temporary folder that is gone afterwards.
+
+    MLflow's threads may go on writing into it for a moment after a download has failed or was
+    interrupted; `TemporaryDirectory` would end with an error of its own in place of that one.
+    """
+    folder = Path(tempfile.mkdtemp())
+    try:
+        yield folder
+    finally:
+        deadline = time.monotonic() + REMOVING_SECONDS
+        shutil.rmtree(folder, ignore_errors=True)
+        while folder.exists() and time.monotonic() < deadline:
+            time.sleep(RETRY_SECONDS)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

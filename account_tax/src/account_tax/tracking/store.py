@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ from mlflow.exceptions import MlflowException
 
 from account_tax.confidential import hide_secrets
 from account_tax.errors import Failed, Refused
+from account_tax.storage.files import why_not_writable
 
 DEFAULT_EXPERIMENT = "Default"  # where `mlflow run` puts its runs, too
 PATIENCE_VARIABLE = "ACCOUNT_TAX_TRACKING_PATIENCE"  # seconds
@@ -74,15 +74,15 @@ def _file_fault(uri: str) -> str:
     file = _path_of(uri)
     if uri.partition(":///")[0].split("+")[0] != "sqlite" or file in ("", ":memory:"):
         return ""
+    advice = "Give a file that can be written to."
     try:
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         if not Path(file).exists():  # it is not for this to make it
-            tempfile.TemporaryFile(dir=Path(file).parent).close()
-            return ""
+            why = why_not_writable(Path(file).parent)
+            return f"{why}. {advice}" if why else ""
         with closing(sqlite3.connect(file, timeout=LOCKED_SECONDS)) as store:
             store.execute("BEGIN IMMEDIATE")
     except (OSError, sqlite3.Error) as err:
-        advice = "Give a file that can be written to."
         if "locked" in str(err):
             advice = "Another process holds it: wait for its end, or look for one that hangs."
         if "not a database" in str(err):

@@ -4,6 +4,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+import yaml
 from mlflow import MlflowClient
 
 from account_tax.errors import Failed, Refused
@@ -39,6 +40,9 @@ def trained(client, tmp_path):
     weights = {"adapter_model.safetensors": sha256(b"weights").hexdigest()}
     (folder / MARKER_FILE).write_text(json.dumps({"weights": weights}))
     (folder / METRICS_FILE).write_text("{}")
+    (folder / "conf/base").mkdir(parents=True)
+    for name in ("globals.yml", "parameters.yml"):
+        (folder / "conf/base" / name).write_text("artifacts_root: /before/it/was/moved\nseed: 1\n")
     (folder / PREPARED_FILE).write_text(json.dumps({"tokenizer": "2026-11-24T00.00.00.000Z"}))
     client.set_tag(run_id, "account_tax.artifacts_root", str(folder))
     client.set_terminated(run_id, "FAILED")
@@ -55,6 +59,14 @@ def test_the_stages_are_those_of_the_launcher(client, trained):
     assert stages.root == folder
     assert "--load-versions=tokenizer:2026-11-24T00.00.00.000Z" in stages.single("register")
     assert stages.environment["ACCOUNT_TAX_CONFIG_SHA256"] == "c" * 64
+
+
+def test_a_moved_runs_configuration_says_where_it_is_now(client, trained):
+    run_id, folder = trained
+    restore(client, run_id)
+    for name in ("globals.yml", "parameters.yml"):
+        content = yaml.safe_load((folder / "conf/base" / name).read_text())
+        assert content == {"artifacts_root": str(folder), "seed": 1}
 
 
 def test_the_folder_is_found_without_and_with_a_parameter(client):

@@ -198,6 +198,7 @@ def _restore_stages(project: Path, run: Run) -> Stages:
         environment[CONFIG_VARIABLE] = sha256
     stages = Stages(project, root, environment, versions)
     stages.prove_training(0)
+    stages.place_configuration()
     return stages
 
 

@@ -96,6 +96,13 @@ class Stages:
         _dump(base / "globals.yml", {"artifacts_root": root})
         _dump(base / "parameters.yml", values)
 
+    def place_configuration(self) -> None:
+        """Let the configuration say where the run's folder is now; its project may have moved."""
+        for name in ("globals.yml", "parameters.yml"):
+            file = self.root / "conf" / "base" / name
+            content = yaml.safe_load(file.read_text(encoding="utf-8"))
+            _dump(file, content | {"artifacts_root": str(self.root)})
+
     def write_prepare_catalog(self, folder: Path) -> None:
         """Write the environment `prepare` of Kedro's: what it saves goes below another folder."""
         text = (self.project / "conf" / "base" / "catalog.yml").read_text(encoding="utf-8")

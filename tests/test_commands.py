@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from account_tax import commands
 from account_tax.errors import Failed, Preempted, Refused, Unmeasured
@@ -90,6 +91,19 @@ def test_mlflows_own_tags_of_a_remote_lose_its_password(client, tmp_path, monkey
     monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
     assert run_in_mlflow(tmp_path, lambda run: None) == 0
     assert "ghp_123" not in str(client.get_run(run.info.run_id).to_dictionary())
+
+
+def test_a_signal_inside_a_library_that_catches_all_is_a_signal(client, tmp_path):
+    def work(run):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except Exception as err:  # as MLflow's store does around each statement
+            raise MlflowException(str(err)) from err
+
+    assert run_in_mlflow(tmp_path, work) == 143
+    run = newest_run(client)
+    assert run.info.status == "KILLED"
+    assert run.data.tags[REASON_TAG] == "ended by SIGTERM"
 
 
 def refuse(run):

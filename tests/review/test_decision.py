@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import signal
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from account_tax.errors import Failed, Refused
+from account_tax.processes.groups import Interrupted
 from account_tax.registry.registry_state import DEPLOYMENT_TAG, HEAD_TAG, settle, verify_history
 from account_tax.review.allowed import Proposal
 from account_tax.review.decision import decide
@@ -460,6 +462,39 @@ def test_the_next_decision_finishes_an_interrupted_one(client, model):
     take(client, model, "reject", 3)
     assert aliases(client, model) == {"champion": 2, "previous_champion": 1}
     assert states(client, model) == ["approved", "approved", "rejected"]
+    assert verify_history(client, model) == []
+
+
+class Struck(MlflowClient):
+    """A client whose process gets SIGTERM once it has made a call."""
+
+    def set_registered_model_alias(self, *given):
+        super().set_registered_model_alias(*given)
+        raise Interrupted(signal.SIGTERM)
+
+    def log_param(self, *given):
+        super().log_param(*given)
+        if isinstance(self, StruckWhileRecording):
+            raise Interrupted(signal.SIGTERM)
+
+
+class StruckWhileRecording(Struck):
+    """One whose process gets it while the entry is recorded."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (Struck, "SIGTERM: approve of .* version 2 stands: it is entry 2"),
+        (StruckWhileRecording, "SIGTERM: while entry 2 was recorded; the history tells whether"),
+    ],
+)
+def test_a_signal_says_what_became_of_the_decision(client, model, kind, said):
+    take_all(client, model, "approve 1")
+    with pytest.raises(Interrupted, match=said):
+        take(kind(client.tracking_uri), model, "approve", 2)
+    take(client, model, "reject", 3)
+    assert aliases(client, model) == {"champion": 2, "previous_champion": 1}
     assert verify_history(client, model) == []
 
 

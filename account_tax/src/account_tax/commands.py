@@ -65,7 +65,7 @@ def run_in_mlflow(
         except Exception as err:
             end = end_of(err)
         return _tell(run, end)
-    except Interrupted as err:  # after the work; no second signal comes
+    except Interrupted as err:  # during the work or after it; no second signal comes
         return _tell(run, end_of(err))
 
 
@@ -100,7 +100,7 @@ class End:
         return self.status in (Refused.status, Unmeasured.status)
 
 
-def end_of(err: Exception) -> End:
+def end_of(err: BaseException) -> End:
     """Return how a command ends by an exception; of a bug it is shown where it was raised."""
     match err:
         case TrackingAway():

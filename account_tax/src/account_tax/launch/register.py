@@ -105,7 +105,7 @@ def salvaged(stages: Stages, run: OwnedRun) -> Iterator[None]:
             yield
     except TrackingAway:
         raise  # and closing the run says so once more
-    except Exception as err:
+    except (Exception, Interrupted) as err:
         with suppress(Exception):  # why it did not finish goes before whatever fails now
             run.send_metrics(journal_file(stages.root, run.run_id), within=SALVAGE_SECONDS)
         run.salvage(sorted(stages.logs.rglob("*.log")))
@@ -152,7 +152,7 @@ def register_run(
                 stages.environment |= run.environment()
                 finish(stages, run, register)
                 run.close("FINISHED", patience=patience_seconds())
-        except Exception as err:
+        except (Exception, Interrupted) as err:
             close(run, end_of(err))
             raise
     return read_json(stages.root / REGISTRATION_FILE)

@@ -19,8 +19,11 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 RANK_NAME = "rank"  # a rank that saves when it gets SIGTERM goes by the name rank0, rank1, ...
 
 
-class Interrupted(Exception):
-    """The launcher was asked to stop by a signal; `outcome` says what became of the work."""
+class Interrupted(BaseException):
+    """This process was asked to stop by a signal; `outcome` says what became of the work.
+
+    No Exception: libraries catch those, MLflow's store around each statement, and go on.
+    """
 
     def __init__(self, signum: int, outcome: str = ""):
         super().__init__(": ".join(filter(None, [signal.Signals(signum).name, outcome])))

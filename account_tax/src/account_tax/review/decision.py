@@ -17,6 +17,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from account_tax.errors import Failed, Refused
+from account_tax.processes.groups import Interrupted
 from account_tax.provenance.signing import load_private_key, sign_statement
 from account_tax.registry.find import DENIED, find_version
 from account_tax.registry.history import (
@@ -53,6 +54,7 @@ from .allowed import (
 from .history_text import one_line
 
 PROBE_ALIAS = "review_probe"  # never set
+FINISHED_LATER = "The next review or decision finishes what tags and aliases show of it."
 ADVISORY = (
     "That {reviewer} is not the author {author} is advisory: on open-source MLflow both are names "
     "that somebody typed."
@@ -189,13 +191,21 @@ def _record(
         record_entry(client, run_id, entry)
     try:
         settle(client, name, [*registry.history.entries, entry])
+    except Interrupted as err:
+        raise Interrupted(err.signum, f"{_stands(entry)} {FINISHED_LATER}") from err
     except (MlflowException, OSError) as err:
         raise Failed(
-            f"{entry.decision} of {name} version {entry.version} stands: it is entry {entry.n} of "
-            f"the history. But the registry went away before all its tags and aliases showed it. "
-            f"The next review or decision finishes that. {_words(err)}"
+            f"{_stands(entry)} But the registry went away before all its tags and aliases showed "
+            f"it. {FINISHED_LATER} {_words(err)}"
         ) from err
     return entry
+
+
+def _stands(entry: Entry) -> str:
+    return (
+        f"{entry.decision} of {entry.model} version {entry.version} stands: it is entry {entry.n} "
+        "of the history."
+    )
 
 
 @contextmanager
@@ -240,6 +250,9 @@ def _while_recording(client: MlflowClient, name: str, run_id: str, entry: Entry)
             f"entry {entry.n}, another decision about {name}, was recorded at the same time. "
             f"{NOTHING_CHANGED} Look at the history, then decide again."
         ) from err
+    except Interrupted as err:
+        asked = "the history tells whether the decision stands (kedro review --history true)"
+        raise Interrupted(err.signum, f"while entry {entry.n} was recorded; {asked}") from err
     except (MlflowException, OSError) as err:
         try:
             stands = read_digests(client, run_id).get(entry.n) == entry.sha256

@@ -2,7 +2,13 @@ import pytest
 from mlflow import MlflowClient
 
 from account_tax.processes.identity import identify
-from account_tax.tracking.ownership import OWNER_TAG, REASON_TAG, SLURM_TAG, close_dead_runs
+from account_tax.tracking.ownership import (
+    KIND_TAG,
+    OWNER_TAG,
+    REASON_TAG,
+    SLURM_TAG,
+    close_dead_runs,
+)
 from tests.processes.test_identity import changed
 
 
@@ -31,14 +37,20 @@ def status(client, run_id):
 
 
 def test_the_run_of_a_process_that_is_gone_is_closed_with_the_reason(client, add_run, dead):
-    run_id = add_run(dead)
+    run_id = add_run(dead, **{KIND_TAG: "train"})
     assert close_dead_runs(client) == [run_id]
     assert status(client, run_id) == "FAILED"
     reason = client.get_run(run_id).data.tags[REASON_TAG]
     assert "is gone" in reason
-    assert "The same command goes on from the last checkpoint" in reason
+    assert "The same command goes on where something was kept" in reason
     assert f"kedro register --run {run_id}" in reason
     assert close_dead_runs(client) == []
+
+
+def test_who_was_predicting_is_told_nothing_of_registering(client, add_run, dead):
+    run_id = add_run(dead, **{KIND_TAG: "predict"})
+    assert close_dead_runs(client) == [run_id]
+    assert "register" not in client.get_run(run_id).data.tags[REASON_TAG]
 
 
 def test_every_other_run_is_left_alone(client, add_run, dead):

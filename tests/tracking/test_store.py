@@ -13,6 +13,7 @@ from account_tax.tracking.store import (
     LOCKED_SECONDS,
     TrackingError,
     absolute_store,
+    answers_soon,
     condition,
     experiment_id,
     rewrite_places,
@@ -72,6 +73,31 @@ def test_a_locked_store_is_said(own):
 def test_a_file_that_is_no_database_is_said(own):
     (own / "mlflow.db").write_text("no database at all" * 100)
     assert "file is not a database. Restore it from a backup" in refusal(own)
+
+
+def test_a_database_that_is_cut_off_is_said(own):
+    MlflowClient(tracking_uri(own))
+    content = (own / "mlflow.db").read_bytes()
+    (own / "mlflow.db").write_bytes(content[: len(content) // 3])
+    assert "malformed. Restore it from a backup" in refusal(own)
+
+
+def test_another_programs_database_is_left_alone(own):
+    (own / "mlflow.db").unlink()
+    with closing(sqlite3.connect(own / "mlflow.db")) as other, other:
+        other.execute("CREATE TABLE runs (distance REAL)")
+    before = (own / "mlflow.db").read_bytes()
+    assert "a database of another program. Give another file." in refusal(own)
+    assert (own / "mlflow.db").read_bytes() == before
+
+
+def test_a_store_that_can_only_be_read_is_said(own):
+    uri = tracking_uri(own)
+    MlflowClient(uri)
+    read_only = MlflowClient(f"sqlite:///file:{own / 'mlflow.db'}?mode=ro&uri=true")
+    said = r"write a readonly database\. Give a file that can be"
+    with pytest.raises(TrackingError, match=said), answers_soon(uri):
+        read_only.create_run("0")
 
 
 @pytest.mark.parametrize("place", ["/proc/nowhere/mlflow.db", "{project}/mlruns"])

@@ -35,7 +35,7 @@ from account_tax.storage.names import TAG, VERIFIED_TAG
 
 from . import after_parent
 from .metric_journal import send_batch
-from .ownership import OWNER_TAG, REASON_TAG, REFUSED_TAG
+from .ownership import KIND_TAG, OWNER_TAG, REASON_TAG, REFUSED_TAG
 from .store import (
     RETRY_SECONDS,
     TrackingAway,
@@ -49,7 +49,6 @@ from .store import (
     tracking_uri,
 )
 
-KIND_TAG = f"{TAG}kind"
 GENERATED_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")  # as MLflow makes them up
 CONTINUES_TAG = f"{TAG}continues"  # of an attempt: the run that it let go on
 MAX_BATCH = 100  # params a request; the server's own limit

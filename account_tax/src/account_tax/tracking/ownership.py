@@ -14,13 +14,14 @@ from .store import condition
 
 OWNER_TAG = f"{TAG}owner"
 REASON_TAG = f"{TAG}reason"
+KIND_TAG = f"{TAG}kind"  # train, trial, predict, ...
 REFUSED_TAG = f"{TAG}refused"  # true: its command was refused before it did anything
 SLURM_TAG = f"{TAG}slurm_job"  # the scheduler knows what became of those
 GONE = (
     "the process that owned this run, {pid} on {host}, is gone and did not say how it ended. "
-    "The same command goes on from the last checkpoint, if there is one; what has trained to its "
-    "end is finished by kedro register --run {run_id}."
+    "The same command goes on where something was kept"
 )
+OF_TRAINING = "; what has trained to its end is finished by kedro register --run {run_id}"
 MAX_FOUND = 1000  # runs one search returns at most
 
 
@@ -42,7 +43,9 @@ def close_dead_runs(client: MlflowClient) -> list[str]:
         # Asked again: another command may have taken it up in the meantime, owner first.
         if _is_dead(run := client.get_run(run_id)):
             owner = parse_identity(run.data.tags[OWNER_TAG])
-            client.set_tag(run_id, REASON_TAG, GONE.format_map(owner | {"run_id": run_id}))
+            trains = run.data.tags.get(KIND_TAG) in ("train", "trial")
+            reason = f"{GONE}{OF_TRAINING * trains}.".format_map(owner | {"run_id": run_id})
+            client.set_tag(run_id, REASON_TAG, reason)
             client.set_terminated(run_id, "FAILED")
             closed.append(run_id)
     return closed

@@ -22,7 +22,9 @@ PATIENCE_VARIABLE = "ACCOUNT_TAX_TRACKING_PATIENCE"  # seconds
 PATIENCE_SECONDS = 120.0  # how long the end of a run waits for a server that is away
 RETRY_SECONDS = 2.0
 LOCKED_SECONDS = 10.0  # how long a store that another process holds is waited for
-FULL = "disk is full"  # in SQLite's words
+FULL, READ_ONLY = "disk is full", "readonly database"  # in SQLite's words
+WRITABLE = "Give a file that can be written to."
+SCHEMA_TABLE = "alembic_version"  # by which MLflow knows its database
 FINAL_ANSWERS = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "PERMISSION_DENIED")
 SHORT_WAITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
@@ -74,7 +76,7 @@ def _file_fault(uri: str) -> str:
     file = _path_of(uri)
     if uri.partition(":///")[0].split("+")[0] != "sqlite" or file in ("", ":memory:"):
         return ""
-    advice = "Give a file that can be written to."
+    advice = WRITABLE
     try:
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         if not Path(file).exists():  # it is not for this to make it
@@ -82,10 +84,13 @@ def _file_fault(uri: str) -> str:
             return f"{why}. {advice}" if why else ""
         with closing(sqlite3.connect(file, timeout=LOCKED_SECONDS)) as store:
             store.execute("BEGIN IMMEDIATE")
+            tables = store.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        if tables and (SCHEMA_TABLE,) not in tables:  # MLflow would add its own to them
+            return "a database of another program. Give another file."
     except (OSError, sqlite3.Error) as err:
         if "locked" in str(err):
             advice = "Another process holds it: wait for its end, or look for one that hangs."
-        if "not a database" in str(err):
+        if "not a database" in str(err) or "malformed" in str(err):
             advice = "Restore it from a backup, or give another file."
         return f"{getattr(err, 'strerror', None) or err}. {advice}"
     return ""
@@ -229,9 +234,12 @@ def answers_soon(uri: str) -> Iterator[None]:
         advice = "Start the server, or unset the variable to log to mlflow.db in the project."
         if err.error_code == "RESOURCE_DOES_NOT_EXIST":
             advice = "`kedro runs` shows those there are."
-        if FULL in err.message:
+        # The driver's own words: SQLAlchemy adds statement, values and remarks.
+        said = str(getattr(err.__cause__, "orig", err.message)).partition("\n")[0]
+        if FULL in said:
             advice = "Free some space, then run the command again."
-        said = str(err.message).partition("\n")[0]  # SQLAlchemy adds statement and values
+        if READ_ONLY in said:
+            advice = f"{WRITABLE} The history alone can be read from it."
         raise TrackingError(f"MLFLOW_TRACKING_URI = {uri}: {said.rstrip('.')}. {advice}") from err
 
 

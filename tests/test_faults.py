@@ -3,7 +3,7 @@ import re
 from pathlib import Path
 
 import account_tax
-from account_tax.faults import hint, nearest, tell
+from account_tax.faults import hint, nearest, shorten, tell, with_rows
 
 PACKAGE = Path(account_tax.__file__).parent
 
@@ -17,6 +17,13 @@ def test_the_nearest_name_is_hinted_at_or_else_all_there_are():
     assert nearest("min_f2", ["max_loss", "min_f1"]) == "min_f1"
     assert hint("min_f2", ["max_loss", "min_f1"]) == "Did you mean min_f1?"
     assert hint("xyz", ["max_loss", "min_f1"]) == "There are: max_loss, min_f1."
+
+
+def test_a_long_label_is_cut():
+    (said,) = with_rows({"x" * 3000: 2})
+    assert said == f"{'x' * 57}...{'x' * 16} (2)"
+    assert shorten(["a", said]) == f"a, {said}"
+    assert len(shorten(["x" * 3000])) == 80
 
 
 def test_nothing_else_counts_faults_or_looks_for_near_names():

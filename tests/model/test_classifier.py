@@ -67,6 +67,13 @@ def test_without_its_manifest_nothing_is_loaded(trained):
         AccountClassifier().load_context(context)
 
 
+def test_a_manifest_that_lists_nothing_is_said(trained):
+    for content in ("{", "{}", "[]", '{"files": []}', '{"files": {"config.json": 1}}'):
+        (trained / MANIFEST_FILE).write_text(content)
+        with pytest.raises(TamperedModelError, match=r"manifest\.json: lists no files"):
+            load_classifier(trained)
+
+
 def test_a_base_configured_otherwise_is_refused_and_never_counts(trained, tmp_path):
     before = read_classifier(trained).logits(["LUNCH"])
     edit(tmp_path / "base/config.json", transformers_version="9.9")  # who wrote it says nothing

@@ -131,6 +131,7 @@ def test_another_network_when_loaded_back_is_found(bases, monkeypatch):
         ({"training.lr_scheduler_type": "cosine_with_min_lr"}, "lr_scheduler_type"),
         ({"training.dataloader_prefetch_factor": 2}, "dataloader_prefetch_factor"),
         ({"training.tf32": True}, "tf32"),
+        ({"training.accelerator_config": {"use_configured_state": True}}, "accelerator_config"),
         # What the evaluation ends with.
         ({"training.batch_eval_metrics": True}, "batch_eval_metrics"),
         ({"training.gradient_checkpointing_kwargs": {"foo": 1}}, "gradient_checkpointing_kwargs"),

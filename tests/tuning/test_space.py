@@ -43,6 +43,9 @@ def test_the_shipped_space_holds_its_recipe():
         ("train.lora: {type: categorical, choices: [a]}", "below train"),
         ("train.lora.lora_alpha: {type: int, low: 8, high: 64}", "set train.lora.alpha instead"),
         (f"{LR}: {{type: flaot, low: 1, high: 2}}", "Did you mean float?"),
+        ("3", "YAML with keys"),
+        ("", "expected dotted keys"),
+        (f"{LR}: {FLOAT}\n{LR}: {FLOAT}", "found duplicate key"),
         (f"{LR}: 3", "expected a mapping with type"),
         (f"{LR}: {{type: float, low: 1, high: 2, logg: true}}", "Did you mean log?"),
         (f"{LR}: {{type: float, low: 2, high: 1}}", "an empty range, low = 2"),
@@ -59,7 +62,7 @@ def test_the_shipped_space_holds_its_recipe():
         (f"{LR}: {{type: float, low: 1, high: 2, if: {{train.lora.r: 8}}}}", "not in the space"),
         (ALPHA_IF_R.replace("r: 8}}", "r: 7}}"), "train.lora.r is never 7"),
         (f"{LR}: {{type: float, low: 1.0e-4, high: 1.0e-3}}", "first trial, outside its range"),
-        ("- a", "expected dotted keys"),
+        ("- a", "YAML with keys"),
     ],
 )
 def test_a_fault_is_said(read, text, said):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 
-SHOWN_LABELS = 10
+SHOWN_LABELS, SHOWN_CHARACTERS = 10, 80
 
 
 def tell(faults: Sequence[str], where: str) -> str:
@@ -28,9 +28,14 @@ def hint(name: str, known: Iterable[str]) -> str:
 def shorten(items: Sequence[str]) -> str:
     """Return the first of some labels in a line, and how many more there are."""
     more = len(items) - SHOWN_LABELS
-    return ", ".join([*items[:SHOWN_LABELS], *[f"{more} more"] * (more > 0)])
+    return ", ".join([*map(short, items[:SHOWN_LABELS]), *[f"{more} more"] * (more > 0)])
+
+
+def short(label: str) -> str:
+    """Return a label as it fits into a line: a long one without its middle."""
+    return label if len(label) <= SHOWN_CHARACTERS else f"{label[:57]}...{label[-20:]}"
 
 
 def with_rows(rows: Mapping[str, int]) -> list[str]:
     """Return labels, each with its number of rows."""
-    return [f"{label} ({count:,})" for label, count in rows.items()]
+    return [short(f"{label} ({count:,})") for label, count in rows.items()]

@@ -87,11 +87,20 @@ def test_every_name_of_target_modules_must_match_and_the_head_is_none_of_them(mo
         ("modules_to_save", ["poler"], "called poler. Did you mean pooler?"),
         ("exclude_modules", ["pooler", "ky"], "called ky. Did you mean key?"),
         ("rank_pattern", {"query": 2, "valu": 2}, "called valu. Did you mean value?"),
+        ("modules_to_save", [".*dense"], "called .*dense. Did you mean dense?"),
+        ("target_modules", [".*query"], "called .*query. Did you mean query?"),
+        ("target_modules", ["("], "There are: dense"),
         ("alpha_pattern", {r"layer\.[0-9]+\..*query": 2, r"layer\.7\..*query": 2}, "There are: "),
     ],
 )
 def test_every_other_name_of_a_module_must_match_too(model, key, value, said):
     with pytest.raises(ValueError, match=rf"train\.lora\.{key} = .*no layer for it is .*{said}"):
+        apply_lora_adapters(model, LORA | {key: value})
+
+
+@pytest.mark.parametrize(("key", "value"), [("rank_pattern", {"(": 2}), ("exclude_modules", "(")])
+def test_what_is_no_expression_is_said_of_its_own_key(model, key, value):
+    with pytest.raises(ValueError, match=rf"train\.lora\.{key} = .*is no regular expression"):
         apply_lora_adapters(model, LORA | {key: value})
 
 

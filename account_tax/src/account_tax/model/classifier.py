@@ -825,18 +825,25 @@ def check_manifest(folder: Path) -> None:
             f"{MANIFEST_FILE}: missing, so nothing says that this is the classifier that was "
             "registered. Download the version again, or register it again."
         )
-    listed = json.loads(path.read_text(encoding="utf-8"))["files"]
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))["files"]
+        expected = {name: each["sha256"] for name, each in listed.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as err:
+        raise TamperedModelError(
+            f"{MANIFEST_FILE}: lists no files ({type(err).__name__}). Download the version again; "
+            "if it stays so, the registry's copy was changed."
+        ) from err
     there = {
         file.relative_to(folder).as_posix()
         for file in folder.rglob("*")
         if file.is_file() and file != path
     }
-    faults = [f"{name}: missing" for name in sorted(listed.keys() - there)]
-    faults += [f"{name}: not in the manifest" for name in sorted(there - listed.keys())]
+    faults = [f"{name}: missing" for name in sorted(expected.keys() - there)]
+    faults += [f"{name}: not in the manifest" for name in sorted(there - expected.keys())]
     faults += [
-        f"{name}: sha256 {found}, expected {listed[name]['sha256']}"
-        for name in sorted(listed.keys() & there)
-        if (found := file_sha256(folder / name)) != listed[name]["sha256"]
+        f"{name}: sha256 {found}, expected {expected[name]}"
+        for name in sorted(expected.keys() & there)
+        if (found := file_sha256(folder / name)) != expected[name]
     ]
     if faults:
         raise TamperedModelError(

@@ -331,19 +331,32 @@ def _command_layer(settings: Mapping[str, Setting], section: Section) -> Layer:
     return Layer(tree, {setting.key: setting.source for setting in settings.values()})
 
 
+# What a file raises that is no YAML with keys; OmegaConf (2.3) asserts that it is no number.
+NOT_YAML = (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, AssertionError)
+
+
 def _read_yaml(path: Path, project: Path, shared: Tree, faults: list[Fault]) -> Tree:
     """Return a file's mapping, read as Kedro reads it (1e-4 is a number, ${globals:...} works)."""
     if not path.exists():
         return {}
     try:
-        # A plain reference, so that Kedro's own `globals` resolver, process-wide, stays its own.
-        text = path.read_text(encoding="utf-8").replace("${globals:", "${globals.")
-        node = OmegaConf.merge({"globals": shared}, OmegaConf.create(text))
-        tree = cast(Tree, OmegaConf.to_container(node, resolve=True))
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError) as err:
+        return read_yaml(path, shared)
+    except NOT_YAML as err:
         reason = f"can't be read as YAML with keys: {' '.join(str(err).split())}"
         faults.append(Fault(path.relative_to(project).as_posix(), reason, None, "", True))
         return {}
+
+
+def read_yaml(path: Path, shared: Tree) -> Tree:
+    """Return a file's mapping; a key that stands twice is an error.
+
+    Raises:
+        NOT_YAML: If it can't be read so.
+    """
+    # A plain reference, so that Kedro's own `globals` resolver, process-wide, stays its own.
+    text = path.read_text(encoding="utf-8").replace("${globals:", "${globals.")
+    node = OmegaConf.merge({"globals": shared}, OmegaConf.create(text))
+    tree = cast(Tree, OmegaConf.to_container(node, resolve=True))
     return {str(key): value for key, value in tree.items() if key != "globals"}
 
 

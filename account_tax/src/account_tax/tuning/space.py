@@ -8,10 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import yaml
-
 from account_tax.faults import hint
-from account_tax.parameters.config import NO_PART, Pair, Resolved, keys_of, kind_of, suggest
+from account_tax.parameters.config import (
+    NO_PART,
+    NOT_YAML,
+    Pair,
+    Resolved,
+    keys_of,
+    kind_of,
+    read_yaml,
+    suggest,
+)
 from account_tax.parameters.kinds import Section, cast_text, convert, describe, plain_types
 from account_tax.parameters.schema import everything, refusal
 
@@ -142,14 +149,15 @@ def read_space(project: Path, name: str, resolved: Resolved) -> tuple[Space, lis
         resolved: The parameters it starts from; sections with a fault may be missing.
     """
     try:
-        tree = yaml.safe_load((project / name).read_text(encoding="utf-8"))
+        tree = read_yaml(project / name, {})
     except OSError:
         there = sorted((project / "recipes" / "spaces").glob("*.yml"))
         known = [path.relative_to(project).as_posix() for path in there]
         return Space((), {}), [f"tuning.space = {name}: no such file. {hint(name, known)}"]
-    except (yaml.YAMLError, UnicodeError) as err:
-        return Space((), {}), [f"{name}: can't be read as YAML: {' '.join(str(err).split())}."]
-    if not isinstance(tree, dict) or not tree:
+    except NOT_YAML as err:
+        why = " ".join(str(err).split())
+        return Space((), {}), [f"{name}: can't be read as YAML with keys: {why}."]
+    if not tree:
         return Space((), {}), [f"{name}: expected dotted keys, each with type, low and high."]
     faults, ranges = list[str](), list[Range]()
     for key, spec in tree.items():

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.state import AcceleratorState
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
@@ -134,6 +135,7 @@ class _Nothing(torch.nn.Module):
 def _why_not_made(train: dict[str, Any]) -> str | None:
     """Make arguments, optimizer, scheduler and loaders, and evaluate; return what went wrong."""
     rows = Rows.from_lists([[0], [0]], [0, 1])
+    AcceleratorState._reset_state(reset_partial_state=True)  # of the try before
     with tempfile.TemporaryDirectory() as scratch:
         try:
             # These two would want a rank here; DeepSpeed's part is checked in the parameters.

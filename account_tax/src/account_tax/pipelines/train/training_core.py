@@ -251,13 +251,21 @@ def _trained_whole(model: PreTrainedModel, given: list[str]) -> list[str]:
 
 
 def _require_known(key: str, given: Any, names: list[str], shown: set[str]) -> None:
-    """Raise ValueError unless each given name, or expression, is the end of one that there is."""
-    words = [] if isinstance(given, str) else given or []  # text is all-linear or an expression
-    faults = [
-        f"no layer for it is called {word}. {hint(word, sorted(shown))}"
-        for word in words
-        if not any(re.fullmatch(rf"(.*\.)?({word})", name) for name in names)  # as PEFT does
-    ]
+    """Raise ValueError unless each given name is the end of one that there is.
+
+    PEFT (0.21) takes the keys of the patterns, and a text for a list, as expressions.
+    """
+    as_text = isinstance(given, str)
+    words = [given] if as_text else given or []
+    faults = list[str]()
+    for word in words:
+        try:
+            ending = re.compile(word if as_text or key.endswith("_pattern") else re.escape(word))
+        except re.error as err:
+            faults.append(f"{word} is no regular expression ({err}).")
+            continue
+        if not as_text and not any(re.fullmatch(rf"(.*\.)?({ending.pattern})", n) for n in names):
+            faults.append(f"no layer for it is called {word}. {hint(word, sorted(shown))}")
     if faults:
         raise ValueError(f"train.lora.{key} = {given}: {' '.join(faults)}")
 

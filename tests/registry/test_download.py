@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ import pytest
 import yaml
 from cryptography.hazmat.primitives.asymmetric import ec
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from account_tax.errors import Refused
 from account_tax.model.classifier import TamperedModelError
@@ -20,7 +22,7 @@ from account_tax.pipelines.register.attest import log_statement, sign_registered
 from account_tax.pipelines.register.nodes import complete_settings, write_manifest
 from account_tax.pipelines.register.registry import Candidate, create_version
 from account_tax.provenance.signing import SignatureError
-from account_tax.registry.download import download_version, model_of
+from account_tax.registry.download import download_version, model_of, refuse_broken
 from account_tax.review.allowed import Proposal
 from account_tax.review.command import _roll_back
 from account_tax.storage.files import sha256_of
@@ -140,6 +142,13 @@ def test_a_link_to_a_folder_elsewhere_is_refused_and_not_followed(shop, tmp_path
         with pytest.raises(TamperedModelError, match="version 2: a link among its files leads"):
             download_version(version_of(shop), tmp_path / "found")
     assert not list((tmp_path / "found").rglob("salaries.csv"))
+
+
+def test_a_temporary_folder_without_space_is_said_in_a_line():
+    many = "\n".join(f"##### File {n} #####\n[Errno 28] No space left on device" for n in "ab")
+    with pytest.raises(Refused) as refused, refuse_broken("account-tax version 2"):
+        raise MlflowException(f"The following failures occurred\n{many}")
+    assert re.fullmatch(r".* version 2: its files don't fit into .*TMPDIR.*", str(refused.value))
 
 
 def test_foreign_code_is_refused_also_where_the_versions_tags_were_made_to_fit(shop, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from account_tax.errors import Refused
 from account_tax.registry.find import find_version
 from account_tax.registry.history import HISTORY_TAG
-from account_tax.registry.registry_state import check_standing
+from account_tax.registry.registry_state import check_standing, find_expired, read_registry
 from tests.review.test_decision import take, take_all
 
 pytest_plugins = ["tests.registered"]  # client, new_model, model
@@ -71,6 +71,9 @@ def test_an_approval_ends_with_its_last_day(client, model):
     with pytest.raises(Refused, match="its approval ended on 2026-03-02"):
         use(client, model, "1")
     assert use(client, model, "champion") == ""
+    assert find_expired(read_registry(client, model)) == [
+        "previous_champion is version 1, and its approval ended on 2026-03-02."
+    ]
 
 
 def test_a_history_that_was_changed_vouches_for_nothing(client, model):

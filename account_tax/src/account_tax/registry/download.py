@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -111,8 +114,14 @@ def refuse_broken(title: str) -> Iterator[None]:
     except (OSError, MlflowException) as err:
         if getattr(err, "error_code", "") in DENIED:
             raise
+        if os.strerror(errno.ENOSPC) in str(err):  # MLflow says so of each file
+            raise Refused(
+                f"{title}: its files don't fit into {tempfile.gettempdir()}, whose disk is full. "
+                "Free some space there, or set TMPDIR to a folder elsewhere."
+            ) from err
+        said = str(err).partition("\n")[0]
         raise Refused(
-            f"{title}: its files can't be had ({type(err).__name__}: {err}). Restore the "
+            f"{title}: its files can't be had ({type(err).__name__}: {said}). Restore the "
             "registry's artifacts, or start the server that keeps them."
         ) from err
 

@@ -211,9 +211,24 @@ def _objection(client: MlflowClient, version: ModelVersion, reference: str) -> s
         return f"{reference} is {version_in_words(said.get(reference))} by the review history."
     if (state := registry.standing.state_of(number)) in (REJECTED, RETIRED):
         return f"it is {state} by the review history."
-    if (expired := expiry_of(entries, number)) and expired < f"{datetime.now(UTC):%Y-%m-%d}":
+    if expired := expired_on(entries, number):
         return f"its approval ended on {expired}."
     return ""
+
+
+def expired_on(entries: Iterable[Entry], version: int) -> str:
+    """Return the last day of a version's approval, if that is over; else nothing."""
+    last = expiry_of(entries, version)
+    return last if last and last < f"{datetime.now(UTC):%Y-%m-%d}" else ""
+
+
+def find_expired(registry: RegistryState) -> list[str]:
+    """Return a line for each alias of a version whose approval has ended."""
+    return [
+        f"{alias} is version {number}, and its approval ended on {expired}."
+        for alias, number in registry.aliases_said.items()
+        if (expired := expired_on(registry.history.entries, number))
+    ]
 
 
 def expiry_of(entries: Iterable[Entry], version: int) -> str:

@@ -23,6 +23,7 @@ from account_tax.registry.find import DENIED, find_version
 from account_tax.registry.history import count_entries
 from account_tax.registry.registry_state import (
     find_contradictions,
+    find_expired,
     read_registry,
     verify_history,
 )
@@ -84,7 +85,7 @@ def _tell_history(client: MlflowClient, request: Request) -> None:
     if request.history:
         registry = read_registry(client, request.name)
         click.echo(format_history(registry.history.entries), nl=False)
-        for fault in find_contradictions(registry):
+        for fault in [*find_contradictions(registry), *find_expired(registry)]:
             click.echo(f"mind this: {fault}")
     if not request.verify_history:
         return

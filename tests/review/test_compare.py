@@ -33,7 +33,7 @@ def client(tmp_path, monkeypatch):
 
 @pytest.fixture
 def trained(client):
-    def make(matrix, digest="a", kind="train", recipe="starter"):
+    def make(matrix, digest="a", kind="train", recipe="starter", scored=True):
         tags = {"account_tax.kind": kind, "account_tax.recipe": recipe}
         run = client.create_run("0", tags=tags, run_name=f"train {recipe}")
         run_id = run.info.run_id
@@ -44,6 +44,8 @@ def trained(client):
         if matrix:
             answers = {"labels": ["rent", "<b>"], "confusion_matrix": matrix}
             client.log_dict(run_id, answers, "test_answers.json")
+        if scored:
+            client.log_metric(run_id, "test/f1", 0.5)
         client.set_terminated(run_id)
         return run_id
 
@@ -90,6 +92,22 @@ def test_a_filter_chooses(client, trained):
     assert [run.info.run_id for run, _ in find_runs(client, request)] == [wanted]
 
 
+def test_a_training_that_left_the_test_split_alone_is_passed_over(client, trained):
+    wanted = [trained(GOOD), trained(BAD)]
+    trained(None, scored=False)
+    request = Request(filter="metrics.`test/f1` < 0.9")
+    assert [run.info.run_id for run, _ in find_runs(client, request)] == wanted
+
+
+def test_a_version_stands_there_once(client, trained):
+    client.create_registered_model("account-tax")
+    for number in (1, 2):
+        client.create_model_version("account-tax", "runs:/it/model", trained(GOOD))
+        client.set_registered_model_alias("account-tax", "champion", str(number))
+    request = Request(versions=["1", "2", "champion", "1"], registry={"name": "account-tax"})
+    assert [words for _, words in find_runs(client, request)] == ["version 1", "version 2"]
+
+
 def test_runs_of_different_test_splits_are_refused_with_those_not_scored(client, trained):
     for matrix, digest in ((GOOD, "a"), (BAD, "b"), (None, "a")):
         trained(matrix, digest)
@@ -114,7 +132,7 @@ def test_a_version_whose_run_keeps_other_answers_is_refused(client, trained):
     [
         (Request(filter="bad ="), "filter = bad ="),
         (Request(experiment="Defalt"), "Did you mean Default?"),
-        (Request(filter="metrics.f1 > 2"), "0 trained runs were found"),
+        (Request(filter="metrics.f1 > 2"), "0 trained runs with a test score were found"),
         (Request(versions=["7"], registry={"name": "account-tax"}), "account-tax"),
     ],
 )

@@ -74,7 +74,8 @@ def find_runs(client: MlflowClient, request: Request) -> list[tuple[Run, str]]:
         Refused: If there is no such experiment or version, or MLflow can't read the filter.
     """
     if request.versions:
-        found = [find_version(client, request.name, number) for number in request.versions]
+        asked = [find_version(client, request.name, each) for each in request.versions]
+        found = list({each.version: each for each in asked}.values())  # an alias may be one of them
         changed = [(each, read_record(client, each).changed) for each in found]
         if faults := [f"version {each.version}: {one.text}" for each, of in changed for one in of]:
             raise Refused(tell(faults, "with what the versions' runs keep"))
@@ -88,6 +89,7 @@ def find_runs(client: MlflowClient, request: Request) -> list[tuple[Run, str]]:
             + (f" Did you mean {near}?" if near else "")
         )
     trained = f"{condition(f'tags.`{KIND_TAG}`', 'train')} and attributes.status = 'FINISHED'"
+    trained += " and metrics.`test/f1` >= 0"  # else register=false left the test split alone
     wanted = f"{trained} and {request.filter}" if request.filter else trained
     try:
         runs = client.search_runs([experiment.experiment_id], wanted, max_results=MOST_RUNS)
@@ -108,7 +110,9 @@ def compare_runs(client: MlflowClient, runs: Sequence[tuple[Run, str]]) -> dict[
         Refused: With every run that was not, and how they differ.
     """
     if len(runs) < 2:
-        raise Refused(f"{len(runs)} trained runs were found. Expected at least two to compare.")
+        raise Refused(
+            f"{len(runs)} trained runs with a test score were found. Expected at least two to compare."
+        )
     # Imported here: they bring torch and SciPy, which a refusal does without.
     from account_tax.model.classifier import MANIFEST_FILE
 

@@ -37,6 +37,7 @@ from account_tax.model.classifier import (
     count_ngrams,
     fuse,
     load_classifier,
+    quiet_loading,
 )
 from account_tax.model.licence import base_licence
 from account_tax.registry.download import download_version, refuse_broken
@@ -218,7 +219,8 @@ def compare_export(
     """
     if loaded.settings["pooling"] == "mean":
         _import_file(folder / LOADER.name)
-    model: Any = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    with quiet_loading():
+        model: Any = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     batch = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
     with torch.inference_mode():

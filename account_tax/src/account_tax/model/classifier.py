@@ -569,7 +569,7 @@ def _load_pretrained(
     auto, options = AutoModelForSequenceClassification, {}
     if pooling == "mean":
         auto, (_, options) = AutoModel, _encoder_class(config)
-    with _quiet_loading():
+    with quiet_loading():
         model, info = auto.from_pretrained(
             path, config=config, dtype=dtype, output_loading_info=True, **SAFE, **options
         )
@@ -579,7 +579,7 @@ def _load_pretrained(
 
 
 @contextmanager
-def _quiet_loading() -> Iterator[None]:
+def quiet_loading() -> Iterator[None]:
     """Keep transformers from drawing bars and listing the weights that are meant to be fresh."""
     verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()
@@ -804,9 +804,10 @@ def read_classifier(folder: Path, device: str = "cpu") -> LoadedClassifier:
 def _load_full_model(folder: Path, pooling: str) -> PreTrainedModel:
     """Return a model saved whole, as a run without LoRA leaves it."""
     if pooling == "cls":
-        return AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=torch.float32, **SAFE
-        )
+        with quiet_loading():
+            return AutoModelForSequenceClassification.from_pretrained(
+                folder, dtype=torch.float32, **SAFE
+            )
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     encoder_class, options = _encoder_class(config)
     model = MeanPoolingClassifier(encoder_class(config, **options))

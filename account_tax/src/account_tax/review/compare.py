@@ -110,9 +110,8 @@ def compare_runs(client: MlflowClient, runs: Sequence[tuple[Run, str]]) -> dict[
         Refused: With every run that was not, and how they differ.
     """
     if len(runs) < 2:
-        raise Refused(
-            f"{len(runs)} trained runs with a test score were found. Expected at least two to compare."
-        )
+        found = f"{len(runs)} trained runs with a test score were found"
+        raise Refused(f"{found}. Expected at least two to compare.")
     # Imported here: they bring torch and SciPy, which a refusal does without.
     from account_tax.model.classifier import MANIFEST_FILE
 

@@ -135,7 +135,8 @@ def write_export(classifier: Path, output: Path, version: ModelVersion) -> float
     # Beside the output, so that the last step is one rename on one disk.
     scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     try:
-        save_merged(loaded, scratch)
+        with quiet_loading():
+            save_merged(loaded, scratch)
         if loaded.ngrams:
             shutil.copy(classifier / NGRAMS_FILE, scratch)
             (scratch / "ngrams.py").write_text(standalone_ngrams(), encoding="utf-8")

@@ -199,6 +199,20 @@ def test_an_expiry_is_kept_on_the_version(client, model):
         take(client, model, "approve", 2, expires="next year")
 
 
+def test_an_approval_with_a_last_day_is_renewed(client, model):
+    later = NOW.replace(day=9)
+    take_all(client, model, "approve 2")
+    take(client, model, "approve", 1, expires="2026-03-02")
+    take(client, model, "approve", 1, expires="2026-12-31", now=later)
+    assert client.get_model_version(model, "1").tags["review_expires"] == "2026-12-31"
+    assert aliases(client, model) == {"champion": 1, "previous_champion": 2}
+    take(client, model, "approve", 1, now=later)  # from now on without a last day
+    assert "review_expires" not in client.get_model_version(model, "1").tags
+    with pytest.raises(Refused, match=r"version 1 is approved\. Allowed from there: retire"):
+        take(client, model, "approve", 1, now=later)
+    assert verify_history(client, model) == []
+
+
 def test_a_version_of_unknown_content_is_refused(client, model):
     client.delete_model_version_tag(model, "1", "content_sha256")
     with pytest.raises(Refused, match="version 1 has no tag content_sha256"):

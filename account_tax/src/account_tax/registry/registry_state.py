@@ -33,12 +33,12 @@ from .history import (
 from .states import (
     APPROVED,
     CHAMPION,
-    MOVES,
     PREVIOUS_CHAMPION,
     REJECTED,
     RETIRED,
     STATUS_TAG,
     Standing,
+    moves_from,
     replay,
 )
 
@@ -233,7 +233,8 @@ def find_expired(registry: RegistryState) -> list[str]:
 
 def expiry_of(entries: Iterable[Entry], version: int) -> str:
     """Return the last day of a version's approval; empty: none is set."""
-    return "".join(each.expires for each in entries if each.version == version)  # approved once
+    approved = [each for each in entries if (each.version, each.decision) == (version, "approve")]
+    return approved[-1].expires if approved else ""
 
 
 # --- what does not agree --------------------------------------------------------------------------
@@ -277,15 +278,15 @@ def find_false_steps(entries: list[Entry]) -> list[str]:
     """Return a fault for each entry that does not start where the one before it ended."""
     faults = []
     standing = replay([], entries[0].aliases_before if entries else None)
-    for entry in entries:
+    for at, entry in enumerate(entries):
         after = standing.after(entry.decision, entry.version)
         told = (entry.state_from, entry.state_to, entry.aliases_before, entry.aliases_after)
         true = (
             *(each.state_of(entry.version) for each in (standing, after)),
             *(each.aliases for each in (standing, after)),
         )
-        legal = MOVES.get(entry.decision, (told[0], told[0])) == told[:2]
-        if told != true or not legal:
+        moves = moves_from(entry.state_from, expiry_of(entries[:at], entry.version))
+        if told != true or entry.decision not in [*moves, "rollback"]:
             faults.append(
                 f"entry {entry.n}: {entry.decision} of version {entry.version} does not follow "
                 "from the entries before it."
@@ -384,6 +385,8 @@ def _show_versions(client: MlflowClient, registry: RegistryState, since: int) ->
         for key, value in _tags_of(registry, number).items():
             if tags.get(key) != value:
                 client.set_model_version_tag(registry.model.name, str(number), key, value)
+        if EXPIRES_TAG in tags and not expiry_of(registry.history.entries, number):
+            client.delete_model_version_tag(registry.model.name, str(number), EXPIRES_TAG)
 
 
 def _tags_of(registry: RegistryState, number: int) -> dict[str, str]:

@@ -17,6 +17,12 @@ MOVES = {
 STATUS_TAG = "review_status"
 
 
+def moves_from(state: str, expires: str) -> list[str]:
+    """Return the decisions about a version in a state, whose approval may have a last day."""
+    renewed = ["approve"] if state == APPROVED and expires else []
+    return renewed + [decision for decision, (before, _) in MOVES.items() if before == state]
+
+
 @dataclass(frozen=True)
 class Standing:
     """Which version has which state, and which serves.

@@ -12,8 +12,8 @@ from mlflow.exceptions import MlflowException
 
 from account_tax.errors import Refused, Unmeasured
 from account_tax.faults import hint, tell
-from account_tax.registry.registry_state import RegistryState
-from account_tax.registry.states import MOVES
+from account_tax.registry.registry_state import RegistryState, expiry_of
+from account_tax.registry.states import MOVES, moves_from
 from account_tax.storage.names import CONTENT_TAG
 
 from .gates import GateResult
@@ -135,15 +135,16 @@ def _faults_of_move(
     registry: RegistryState, subject: ModelVersion, proposal: Proposal
 ) -> list[str]:
     """Return what the version's state and tags do not allow."""
-    state = registry.standing.state_of(int(subject.version))
+    number = int(subject.version)
+    state = registry.standing.state_of(number)
+    allowed = moves_from(state, expiry_of(registry.history.entries, number))
     faults = []
     if proposal.decision not in MOVES:
         faults.append(
             f"decision = {proposal.decision} (-P decision): expected approve, reject, retire or "
             "rollback."
         )
-    elif MOVES[proposal.decision][0] != state:
-        allowed = [decision for decision, (before, _) in MOVES.items() if before == state]
+    elif proposal.decision not in allowed:
         faults.append(
             f"decision = {proposal.decision} (-P decision): version {subject.version} is {state}. "
             f"Allowed from there: {' or '.join(allowed) or 'nothing, register a new version'}."

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset, load_from_disk
 
-from account_tax.ledger.reading import DataError
+from account_tax.ledger.reading import DataError, read_ledger
 from account_tax.ledger.splitting import split_ledger
 from account_tax.ledger.texts import Texts
 from account_tax.ledger.tokens import (
@@ -99,6 +99,14 @@ def test_texts_of_the_same_tokens_have_one_number(tokenizer):
     cut = tokenizer(lines, truncation=True, max_length=8)["input_ids"]
     assert pa.concat_arrays(texts.token_ids(rows)).to_pylist() == [*cut, *cut[::-1]]
     assert texts.of(rows.iloc[[1, 2, 7]]) == [lines[1], lines[2], lines[4]]
+
+
+def test_a_folder_for_temporary_files_that_is_full_is_named(parameters, ledger_csv, monkeypatch):
+    data = parameters(ledger_csv(*[(f"line {number}", "ab"[number % 2]) for number in range(99)]))
+    full = Path("/dev/full").open("wb+", buffering=0)  # noqa: SIM115
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda: full)
+    with pytest.raises(DataError, match=r"TMPDIR = .*: No space left on device.* set TMPDIR to"):
+        read_ledger(data)
 
 
 def test_nothing_of_a_ledgers_text_has_a_name_in_the_scratch_folder(tmp_path, monkeypatch):

@@ -128,8 +128,11 @@ def read_ledger(data: dict[str, Any], tokenize: Tokenize | None = None) -> Ledge
         label_map = _label_map_of(data, faults)
         files = _open_files(data, _set_by(data), Path(scratch), faults)
         tables = _Tables(data, files)
-        texts = Texts(tokenize)
-        frames = [_pick_rows(window, ids, data, texts) for window, ids in tables.windows()]
+        try:
+            texts = Texts(tokenize)
+            frames = [_pick_rows(window, ids, data, texts) for window, ids in tables.windows()]
+        except Refused as err:
+            raise DataError([str(err)]) from None
         digest = files.digest()
     if faults := faults + tables.faults + tables.reject_faults():
         raise DataError(faults)

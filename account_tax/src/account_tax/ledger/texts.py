@@ -10,11 +10,14 @@ import hashlib
 import mmap
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain, pairwise
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+
+from account_tax.errors import Refused
 
 # Gives of N texts the lists of int32 that a model reads, its token ids.
 Tokenize = Callable[[Sequence[str]], pa.ListArray]
@@ -22,14 +25,31 @@ Tokenize = Callable[[Sequence[str]], pa.ListArray]
 SCHEMA = pa.schema({"text": pa.string(), "ids": pa.list_(pa.int32())})
 
 
-class RowFile:
-    """Arrow record batches in a file without a name: first all are appended, then they are read."""
+@contextmanager
+def _or_say_where() -> Iterator[None]:
+    try:
+        yield
+    except OSError as err:
+        raise Refused(
+            f"TMPDIR = {tempfile.gettempdir()}: {err.strerror or err}, and the ledger's texts are "
+            "kept there meanwhile. Free some space, or set TMPDIR to another folder."
+        ) from err
 
+
+class RowFile:
+    """Arrow record batches in a file without a name: first all are appended, then they are read.
+
+    Raises:
+        Refused: If the folder for temporary files takes no more.
+    """
+
+    @_or_say_where()
     def __init__(self, schema: pa.Schema):
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as this
         self._writer: pa.RecordBatchFileWriter | None = pa.ipc.new_file(self._file, schema)
         self.starts = [0]  # of the batches, and their end: numbers of rows
 
+    @_or_say_where()
     def append(self, batch: pa.RecordBatch) -> None:
         """Write some rows; those without any are left out."""
         assert self._writer is not None
@@ -37,6 +57,7 @@ class RowFile:
             self._writer.write_batch(batch)
             self.starts.append(self.starts[-1] + batch.num_rows)
 
+    @_or_say_where()
     def _close(self) -> None:
         if self._writer:
             self._writer.close()

@@ -128,11 +128,7 @@ def read_ledger(data: dict[str, Any], tokenize: Tokenize | None = None) -> Ledge
         label_map = _label_map_of(data, faults)
         files = _open_files(data, _set_by(data), Path(scratch), faults)
         tables = _Tables(data, files)
-        try:
-            texts = Texts(tokenize)
-            frames = [_pick_rows(window, ids, data, texts) for window, ids in tables.windows()]
-        except Refused as err:
-            raise DataError([str(err)]) from None
+        frames, texts = _read_windows(tables, data, tokenize)
         digest = files.digest()
     if faults := faults + tables.faults + tables.reject_faults():
         raise DataError(faults)
@@ -220,6 +216,17 @@ def _open_files(
 
 def _source_fault(data: dict[str, Any], fault: object) -> str:
     return f"data.source = {public_source(data['source'])}: {fault}"
+
+
+def _read_windows(
+    tables: _Tables, data: dict[str, Any], tokenize: Tokenize | None
+) -> tuple[list[pd.DataFrame], Texts]:
+    """Return the rows of each window, and their texts."""
+    try:
+        texts = Texts(tokenize)
+        return [_pick_rows(window, ids, data, texts) for window, ids in tables.windows()], texts
+    except Refused as err:  # where the texts are kept
+        raise DataError([str(err)]) from None
 
 
 def _pick_rows(window: Window, ids: np.ndarray, data: dict[str, Any], texts: Texts) -> pd.DataFrame:

@@ -85,7 +85,7 @@ def paths(text):
 
 
 def _whole_words(line):
-    return re.sub(r"<[^>]+>|NAME", "*", line.partition("#")[0]).split()
+    return re.sub(r"<[^>]+>|NAME|\b[0-9a-f]{32}\b", "*", line.partition("#")[0]).split()
 
 
 def _is_path(word):
@@ -94,7 +94,8 @@ def _is_path(word):
     if word.endswith((*SOURCE_SUFFIXES, *WRITTEN_SUFFIXES)):
         return not word.startswith(".")
     first, slash, _ = word.partition("/")
-    return bool(slash) and (word.endswith("/") or (REPOSITORY / first).exists())
+    # A run makes data/, which is in no clone.
+    return bool(slash) and (word.endswith("/") or first == "data" or (REPOSITORY / first).exists())
 
 
 def tree_paths(body):
@@ -168,7 +169,8 @@ def exists(path):
     if relative.endswith(SOURCE_SUFFIXES):
         folders = (PACKAGE, *(REPOSITORY / name for name in ("conf", "docs", "recipes", "tests")))
         return any(any(folder.rglob(relative)) for folder in folders)
-    return all(part == "*" or part in written_names() for part in relative.split("/"))
+    written = {"*", *written_names()}
+    return all(part in written or part.lstrip("*") in written for part in relative.split("/"))
 
 
 # --- the claims -----------------------------------------------------------------------------------

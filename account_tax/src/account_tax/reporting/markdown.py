@@ -5,18 +5,20 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 
-EM_SPACE = "&emsp;"  # MLflow's pages show tables without any space between two columns
+# MLflow's pages show tables without any space between columns, and trim it as a character.
+EM_SPACE = "&emsp;"
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table, each cell escaped."""
     cells = [list(map(escape_cell, row)) for row in rows]
-    longest = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
-    # A letter is about half as wide as an em; the name is the widest of its column then.
-    spaces = [
-        EM_SPACE * (1 + (wide - len(name)) // 2) for wide, name in zip(longest, header, strict=True)
+    columns = list(zip(header, *cells, strict=True))
+    # A letter is about half as wide as an em; so each name but the last is its column's widest.
+    wider = [max(map(len, column)) - len(column[0]) for column in columns[:-1]]
+    spaces = ["\u2003" * (more // 2) for more in wider] + [""]
+    padded = [
+        f"{escape_cell(name)}{space}{EM_SPACE}" for name, space in zip(header, spaces, strict=True)
     ]
-    padded = [escape_cell(name) + space for name, space in zip(header, spaces, strict=True)]
     lines = [padded, ["---"] * len(header), *cells]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -34,7 +34,7 @@ def test_every_cell_of_a_table_is_escaped_and_a_heading_too():
 
 def test_a_heading_is_as_wide_as_its_column():
     heading, *_ = markdown_table(["f1", "rows"], [["0.9534", "12"], ["1.0", "7"]]).splitlines()
-    assert heading == f"| f1\u2003\u2003{EM_SPACE} | rows{EM_SPACE} |"
+    assert heading == f"| f1\u2003\u2003\u2003{EM_SPACE} | rows{EM_SPACE} |"
 
 
 def test_a_number_that_is_none_is_said_so():

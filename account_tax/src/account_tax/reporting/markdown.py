@@ -3,6 +3,7 @@
 import html
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 # MLflow's pages show tables without any space between columns, and trim it as a character.
@@ -11,16 +12,21 @@ EM_SPACE = "&emsp;"
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table, each cell escaped."""
-    cells = [list(map(escape_cell, row)) for row in rows]
-    columns = list(zip(header, *cells, strict=True))
-    # A letter is about half as wide as an em; so each name but the last is its column's widest.
-    wider = [max(map(len, column)) - len(column[0]) for column in columns[:-1]]
-    spaces = ["\u2003" * (more // 2) for more in wider] + [""]
+    names, *cells = [list(map(escape_cell, row)) for row in (header, *rows)]
+    # Each name but the last is its column's widest.
+    columns = list(zip(names, *cells, strict=True))[:-1]
+    wider = [max(map(ems, column)) - ems(column[0]) for column in columns] + [0]
     padded = [
-        f"{escape_cell(name)}{space}{EM_SPACE}" for name, space in zip(header, spaces, strict=True)
+        name + chr(0x2003) * math.ceil(more) + EM_SPACE
+        for name, more in zip(names, wider, strict=True)
     ]
     lines = [padded, ["---"] * len(header), *cells]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def ems(text: str) -> float:
+    """Return about how wide a text is, in ems; a Hangul syllable is as wide as its height."""
+    return sum(1.0 if unicodedata.east_asian_width(char) in "WF" else 0.62 for char in text)
 
 
 def escape_cell(text: object) -> str:

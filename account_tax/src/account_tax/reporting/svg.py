@@ -1,6 +1,5 @@
 """The look of every figure: colours, fonts and sizes of an SVG that repeats byte by byte."""
 
-import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,6 +8,8 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from .markdown import ems
 
 BLUE, GREY, INK = "#2f5d8a", "#b8bec6", "#30343a"
 
@@ -66,9 +67,5 @@ def name_cells(axes: Axes, labels: Sequence[str], font_size: float) -> None:
 
 
 def text_inches(labels: Sequence[str], font_size: float) -> float:
-    """Return the width of the longest label; a Hangul syllable is as wide as its height."""
-    ems = max(
-        sum(1.0 if unicodedata.east_asian_width(char) in "WF" else 0.62 for char in label)
-        for label in labels
-    )
-    return ems * font_size / 72
+    """Return the width of the longest label."""
+    return max(map(ems, labels)) * font_size / 72

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -37,7 +35,13 @@ from account_tax.provenance.signing import (
     load_public_key,
     verify_key,
 )
-from account_tax.storage.files import NOT_READ, canonical_sha256, digests_below, sha256_of
+from account_tax.storage.files import (
+    NOT_READ,
+    canonical_sha256,
+    digests_below,
+    is_disk_error,
+    sha256_of,
+)
 from account_tax.storage.names import CONTENT_TAG, MODEL_FILES_TAG, STATEMENT_FILE
 
 from .find import DENIED
@@ -114,7 +118,7 @@ def refuse_broken(title: str) -> Iterator[None]:
     except (OSError, MlflowException) as err:
         if getattr(err, "error_code", "") in DENIED:
             raise
-        if os.strerror(errno.ENOSPC) in str(err):  # MLflow says so of each file
+        if is_disk_error(err):
             raise Refused(
                 f"{title}: its files don't fit into {tempfile.gettempdir()}, whose disk is full. "
                 "Free some space there, or set TMPDIR to a folder elsewhere."

@@ -5,8 +5,6 @@ Below a run's folder, `<output_dir>/<configuration sha256>/<run id>/`; no torch 
 
 from __future__ import annotations
 
-import errno
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .files import files_below, read_json, sha256_of, sync, write_json
+from .files import files_below, is_disk_error, read_json, sha256_of, sync, write_json
 
 MANIFEST_FILE = "checkpoint.json"  # in a checkpoint: the digest of each file, and what made it
 ATTEMPT_FILE = "attempt.json"  # in a run's folder: what the launcher tells its ranks
@@ -112,7 +110,7 @@ def full_disk_said(folder: Path, step: int) -> Iterator[None]:
         yield
     except Exception as err:
         free = shutil.disk_usage(folder).free
-        if not (_is_disk_error(err) or free < 2**20):
+        if not (is_disk_error(err) or free < 2**20):
             raise
         shutil.rmtree(folder / STAGING, ignore_errors=True)
         kept = [checkpoint.name for checkpoint in list_checkpoints(folder)]
@@ -121,12 +119,6 @@ def full_disk_said(folder: Path, step: int) -> Iterator[None]:
             f"step {step} was not saved. Kept whole: {', '.join(kept) or 'none'}. Free some space "
             "and run the same command again: it goes on from the newest."
         ) from err
-
-
-def _is_disk_error(err: BaseException) -> bool:
-    codes = (errno.ENOSPC, errno.EDQUOT)
-    words = [os.strerror(code) for code in codes]
-    return getattr(err, "errno", None) in codes or any(word in str(err) for word in words)
 
 
 # --- reading --------------------------------------------------------------------------------------

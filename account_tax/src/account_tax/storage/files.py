@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -45,6 +46,13 @@ def why_not_writable(folder: Path) -> str | None:
     except OSError as err:
         return err.strerror
     return None
+
+
+def is_disk_error(err: BaseException) -> bool:
+    """Return whether an error is a disk's that is full, or a quota's, also in another's words."""
+    codes = (errno.ENOSPC, errno.EDQUOT)
+    words = [os.strerror(code) for code in codes]
+    return getattr(err, "errno", None) in codes or any(word in str(err) for word in words)
 
 
 @contextmanager

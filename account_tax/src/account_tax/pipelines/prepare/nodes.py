@@ -225,8 +225,7 @@ def _describe_lengths(
         # Only rows that fill max_length can have been cut; these alone are tokenized again, whole.
         full = np.flatnonzero(kept == max_length)
         parts = ledger.texts.parts(splits[str(name)].iloc[full])
-        whole = [len(ids) for texts in parts for ids in token_ids(texts, tokenizer)]
-        kept[full] = whole
+        kept[full] = [len(ids) for texts in parts for ids in token_ids(texts, tokenizer)]
         lengths.append(kept)
     every = np.concatenate(lengths)
     ranks = np.percentile(every, [50, 90, 95, 99, 100], method="inverted_cdf").astype(int).tolist()

@@ -17,10 +17,12 @@ from mlflow.artifacts import download_artifacts
 from mlflow.entities import Metric, Run
 from mlflow.entities.model_registry import ModelVersion
 
+from account_tax.launch.launcher import _prepare_anew
+from account_tax.launch.stages import Stages, stage_environment
 from account_tax.processes.ranks import free_port
 from account_tax.provenance.environment import LOCKED, environment_tags, find_unlocked, read_lock
 from account_tax.registry.record import read_record
-from account_tax.storage.names import RECORD_FILE
+from account_tax.storage.names import DATASET_METADATA_FILE, PREPARED_FOLDER, RECORD_FILE
 from tests.test_docs import blocks
 
 from .conftest import ACCOUNTS, MARKER, Finished, Project, all_runs, environment, kedro_words
@@ -116,6 +118,15 @@ def test_the_notebook_pages_code_runs(main_project, main_job):
     done = main_project.run(sys.executable, "-c", f"{lines}\nprint('labels', *classifier.labels)")
     assert done.returncode == 0, done.output
     assert f"labels {' '.join(sorted(ACCOUNTS))}" in done.output
+
+
+def test_data_that_another_run_published_meanwhile_is_taken(main_project, main_job):
+    root = main_project.folder / "data/06_models" / main_job.run.info.run_id
+    (version,) = (main_project.folder / PREPARED_FOLDER / DATASET_METADATA_FILE).iterdir()
+    key = json.loads((version / DATASET_METADATA_FILE).read_text())["inputs_sha256"]
+    stages = Stages(main_project.folder, root, stage_environment(main_project.folder))
+    assert _prepare_anew(stages, main_project.folder / PREPARED_FOLDER, key) == version.name
+    assert "prepare: skipped" in (root / "logs/prepare.log").read_text()
 
 
 def test_params_hold_the_resolved_values(main_job):

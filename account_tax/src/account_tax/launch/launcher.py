@@ -171,10 +171,12 @@ def _prepare_anew(stages: Stages, folder: Path, key: str) -> str:
     stages.write_prepare_catalog(scratch)
     try:
         stages.prove("prepare", stages.run("prepare", "--env=prepare"))
-        version = find_prepared(scratch, key)
+        if version := find_prepared(scratch, key):
+            publish_prepared(scratch, folder, version)
+        else:  # the stage found what another run had published meanwhile
+            version = find_prepared(folder, key)
         if version is None:
             raise Failed("prepare failed: it ended well but left no data of this run.")
-        publish_prepared(scratch, folder, version)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return version

@@ -10,7 +10,7 @@ from kedro.io import DataCatalog
 from kedro.io.core import DatasetError, Version
 from transformers import AutoTokenizer
 
-from account_tax.datasets import TokenizerDataset
+from account_tax.datasets import ClassifierDataset, TokenizerDataset
 from account_tax.pipeline_registry import register_pipelines
 
 TEXTS = ["STARLIGHT CAFE | 팀 회의 커피 | 1-5만원", "taxi to the airport"]
@@ -65,6 +65,13 @@ def test_a_version_is_never_overwritten(tokenizer, tmp_path):
 def test_a_missing_tokenizer_is_an_error_of_kedros(tmp_path):
     with pytest.raises(DatasetError):
         TokenizerDataset(filepath=str(tmp_path / "none")).load()
+
+
+def test_a_classifier_is_only_read(tmp_path):
+    dataset = ClassifierDataset(filepath=str(tmp_path))
+    assert not dataset.exists()
+    with pytest.raises(DatasetError, match="written by training alone"):
+        dataset.save("a classifier")
 
 
 def test_kedro_reads_the_hints_of_every_node():

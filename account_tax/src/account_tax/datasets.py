@@ -1,15 +1,17 @@
-"""The Kedro datasets for a tokenizer and for tensors."""
+"""The Kedro datasets for a tokenizer, for tensors and for a trained classifier."""
 
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from kedro.io.core import AbstractVersionedDataset, Version
+from kedro.io.core import AbstractVersionedDataset, DatasetError, Version
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
+
+    from account_tax.model.classifier import LoadedClassifier
 
 
 class _LocalDataset(AbstractVersionedDataset[Any, Any]):
@@ -78,3 +80,20 @@ class TokenizerDataset(_LocalDataset):
 
     def _exists(self) -> bool:
         return (Path(self._get_load_path()) / "tokenizer_config.json").is_file()
+
+
+class ClassifierDataset(_LocalDataset):
+    """A trained classifier in its folder; only read, as training's ranks write it."""
+
+    def load(self) -> LoadedClassifier:
+        """Return the classifier under its base, which is fetched by reference and checked."""
+        from account_tax.model.classifier import read_classifier
+
+        return read_classifier(Path(self._get_load_path()))
+
+    def save(self, data: Any) -> None:
+        """Raise DatasetError: the stage `train` writes it."""
+        raise DatasetError(f"{self._filepath} is written by training alone.")
+
+    def _exists(self) -> bool:
+        return (Path(self._get_load_path()) / "classifier.json").is_file()

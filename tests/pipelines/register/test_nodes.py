@@ -24,10 +24,14 @@ def run(tmp_path, monkeypatch):
     return run
 
 
+def evaluate(trained, splits):
+    classifier = read_classifier(trained.folder)
+    root = str(trained.root)
+    return evaluate_model(classifier, splits, {}, trained.metrics, trained.train, REGISTRY, root)
+
+
 def test_the_calibration_is_fitted_to_validation_rows_and_measured_on_test_rows(trained, run):
-    evaluation = evaluate_model(
-        trained.splits, {}, trained.metrics, trained.train, REGISTRY, str(trained.root)
-    )
+    evaluation = evaluate(trained, trained.splits)
     classifier = read_classifier(trained.folder)
     split = trained.splits["validation"]
     logits = classifier.logits_of_ids(split["input_ids"])
@@ -46,9 +50,7 @@ def test_the_calibration_is_fitted_to_validation_rows_and_measured_on_test_rows(
 def test_accuracy_is_told_apart_for_suppliers_that_train_never_saw(trained, run):
     unseen = np.arange(24) < 5
     splits = trained.splits | {"test": trained.splits["test"].add_column("unseen", unseen)}
-    evaluation = evaluate_model(
-        splits, {}, trained.metrics, trained.train, REGISTRY, str(trained.root)
-    )
+    evaluation = evaluate(trained, splits)
     logits, labels = answer_split(read_classifier(trained.folder), trained.splits["test"])
     right = logits.argmax(-1) == labels
     expected = {
@@ -105,9 +107,7 @@ def test_a_flipped_byte_is_refused_at_load(trained, name):
 def test_without_a_run_it_says_which_variable_is_missing(trained, monkeypatch):
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     with pytest.raises(RegistrationError, match="MLFLOW_RUN_ID"):
-        evaluate_model(
-            trained.splits, {}, trained.metrics, trained.train, REGISTRY, str(trained.root)
-        )
+        evaluate(trained, trained.splits)
 
 
 def flip_byte(path):

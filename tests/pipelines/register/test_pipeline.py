@@ -8,7 +8,7 @@ def test_the_pipeline_evaluates_before_it_registers():
     names = [node.name for node in pipeline.nodes]
     assert names == ["evaluate_test_split_node", "register_model_node"]
     assert pipeline.inputs() == {
-        *("tokenized_datasets", "ngrams", "dataset_metadata", "training_metrics"),
+        *("adapter", "tokenized_datasets", "ngrams", "dataset_metadata", "training_metrics"),
         *("params:train", "params:registry", "params:artifacts_root"),
     }
     assert pipeline.outputs() == {"registration"}

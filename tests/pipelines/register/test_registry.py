@@ -14,6 +14,7 @@ import torch
 from mlflow import MlflowClient
 
 from account_tax.errors import RegistrationError
+from account_tax.model.classifier import read_classifier
 from account_tax.model.ngrams import fit_ngrams
 from account_tax.pipelines.register import registry
 from account_tax.pipelines.register.nodes import evaluate_model, register_model
@@ -94,9 +95,9 @@ def registered(tmp_path_factory, train_into):
 
 
 def register(trained, ngrams=None, **registry):
-    evaluation = evaluate_model(
-        trained.splits, ngrams or {}, trained.metrics, trained.train, REGISTRY, str(trained.root)
-    )
+    root, classifier = str(trained.root), read_classifier(trained.folder)
+    inputs = (trained.splits, ngrams or {}, trained.metrics, trained.train)
+    evaluation = evaluate_model(classifier, *inputs, REGISTRY, root)
     return register_model(
         evaluation,
         trained.metadata,

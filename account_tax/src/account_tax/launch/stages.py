@@ -89,19 +89,26 @@ class Stages:
         base = self.root / "conf" / "base"
         base.mkdir(parents=True, exist_ok=True)
         (base.parent / "local").mkdir(exist_ok=True)  # Kedro wants it, and finds nothing in it
-        for name in ("catalog.yml", "mlflow.yml"):
-            shutil.copy(self.project / "conf" / "base" / name, base / name)
+        self._copy_catalog()
         root = str(self.root)
         values = resolved.values | {"artifacts_root": root, "recipe": None}
         _dump(base / "globals.yml", {"artifacts_root": root})
         _dump(base / "parameters.yml", values)
 
     def place_configuration(self) -> None:
-        """Let the configuration say where the run's folder is now; its project may have moved."""
+        """Let the configuration say where the run's folder is now; its project may have moved.
+
+        The catalog is that of the pipelines as they are now.
+        """
+        self._copy_catalog()
         for name in ("globals.yml", "parameters.yml"):
             file = self.root / "conf" / "base" / name
             content = yaml.safe_load(file.read_text(encoding="utf-8"))
             _dump(file, content | {"artifacts_root": str(self.root)})
+
+    def _copy_catalog(self) -> None:
+        for name in ("catalog.yml", "mlflow.yml"):
+            shutil.copy(self.project / "conf" / "base" / name, self.root / "conf" / "base" / name)
 
     def write_prepare_catalog(self, folder: Path) -> None:
         """Write the environment `prepare` of Kedro's: what it saves goes below another folder."""

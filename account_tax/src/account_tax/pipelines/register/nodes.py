@@ -20,9 +20,9 @@ from account_tax.model.classifier import (
     MANIFEST_FILE,
     NGRAMS_FILE,
     SETTINGS_FILE,
+    LoadedClassifier,
     Ngrams,
     fuse,
-    read_classifier,
 )
 from account_tax.model.evaluation import answer_split, score_answers, score_suppliers
 from account_tax.model.metrics import compute_classification_metrics
@@ -60,6 +60,7 @@ Answers = tuple[np.ndarray, np.ndarray]  # logits (N, C) and class ids (N,) of a
 
 
 def evaluate_model(
+    adapter: LoadedClassifier,
     tokenized_datasets: DatasetDict,
     ngrams: dict[str, Tensor],
     training_metrics: dict[str, float],
@@ -74,9 +75,8 @@ def evaluate_model(
     """
     root = Path(artifacts_root)
     average = train_params.get("metrics", {}).get("average", "macro")
-    classifier = read_classifier(root / ADAPTER_FOLDER)
     test, validation = (
-        answer_split(classifier, tokenized_datasets[split]) for split in ("test", "validation")
+        answer_split(adapter, tokenized_datasets[split]) for split in ("test", "validation")
     )
     fusion = add_ngrams(root / ADAPTER_FOLDER, ngrams, validation)
     alone = measure_parts(test, ngrams, average)
@@ -85,7 +85,7 @@ def evaluate_model(
             (fuse(logits, ngrams[split].numpy(), fusion["fusion"]), labels)
             for split, (logits, labels) in (("validation", validation), ("test", test))
         )
-    evaluation = score_answers(classifier.labels, *test, average)
+    evaluation = score_answers(adapter.labels, *test, average)
     promised = (registry_params[key] for key in ("target_precision", "guarantee"))
     calibration = calibrate(*validation, *promised)
     measured = measure_calibration(*test, calibration) | alone

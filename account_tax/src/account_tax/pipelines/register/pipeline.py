@@ -12,6 +12,7 @@ def create_pipeline(**_: object) -> Pipeline:
             node(
                 evaluate_model,
                 inputs=[
+                    "adapter",
                     "tokenized_datasets",
                     "ngrams",
                     "training_metrics",

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from account_tax.backends.place import OneMachine, OneRank, find_place
+from account_tax.backends.place import EachNode, OneMachine, OneRank, find_place
 from account_tax.backends.slurm.ranks import Allocation
 from account_tax.backends.ssh.hosts import Hosts
 from account_tax.parameters.config import ConfigError, LaunchOptions
@@ -24,6 +24,38 @@ def test_the_environment_and_the_options_tell_the_place(tmp_path):
     assert isinstance(find(hostfile=str(hostfile)), Hosts)
     assert isinstance(find({"RANK": "0", **JOB}), OneRank)
     assert type(find({"SLURM_STEP_ID": "0", **JOB})) is OneMachine  # srun --pty bash
+
+
+def test_a_study_in_a_job_has_a_worker_on_each_node_or_one_on_all(tmp_path):
+    place = find_place(LaunchOptions(), JOB, workers=2)
+    assert isinstance(place, EachNode)
+    assert (place.world_size(0), place.world_size(3)) == (1, 3)  # of one node
+    ((command, log),) = place.start_workers(["kedro", "tune"], 2, tmp_path / "study")
+    for option in ("--ntasks=2", "--nodes=2", "--ntasks-per-node=1", "--kill-on-bad-exit=0"):
+        assert option in command
+    assert f"--output={tmp_path}/study/worker-%t.log" in command
+    assert (command[-2:], log.name) == (["kedro", "tune"], "workers.log")
+    (fault,) = place.workers_faults(3, 0)
+    assert "tuning.workers = 3: Slurm job 7 has 2 nodes, a worker each." in fault
+    assert place.workers_faults(2, 4) == []
+
+
+def test_workers_of_one_machine_share_its_cores_and_no_gpu(tmp_path):
+    place = find()
+    assert place.start_workers(["kedro"], 2, tmp_path) == [
+        (["kedro"], tmp_path / "worker-0.log"),
+        (["kedro"], tmp_path / "worker-1.log"),
+    ]
+    assert place.workers_faults(2, 0) == place.workers_faults(1, 1) == []
+    assert "expected 1 where there is a GPU" in place.workers_faults(2, 1)[0]
+
+
+def test_hosts_of_a_file_are_for_one_worker(tmp_path):
+    hostfile = tmp_path / "hosts"
+    hostfile.write_text("a slots=2\n")
+    place = find(hostfile=str(hostfile))
+    assert place.workers_faults(1, 0) == []
+    assert f"expected 1 with hostfile = {hostfile}" in place.workers_faults(2, 0)[0]
 
 
 def world_of(command):

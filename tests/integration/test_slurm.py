@@ -13,12 +13,15 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 from mlflow.entities import Run
 
+from account_tax.storage.names import STUDY_VARIABLE
+from account_tax.tuning.study import TRIAL_TAG
 from tests import slurm_cluster
 from tests.slurm_cluster import Cluster, cluster, install_metadata, why_none
 
@@ -31,6 +34,7 @@ SECRET = "-".join(["s3cr3t", "0123456789"])  # the copy of the project has this 
 NO_REGISTER = "register=false"
 BOTH_NODES = {"nodes": 2, "tasks_per_node": 1, "time": "10", "poll_seconds": 0.2}
 PROGRESS = "tokens/s"
+SPACE = "train.training.learning_rate: {type: float, low: 1.0e-4, high: 5.0e-2, log: true}\n"
 
 
 @pytest.fixture(scope="module")
@@ -80,17 +84,25 @@ class Submitted(Launched):
 
 @pytest.fixture
 def submit(slurm, project, tiny, table, tmp_path) -> Iterator[Callable[..., Submitted]]:
-    """Return what submits a training; its jobs are cancelled when the test has ended."""
+    with submitting(slurm, project, tiny, table, tmp_path) as start:
+        yield start
+
+
+@contextmanager
+def submitting(
+    slurm: Cluster, project: Project, tiny: list[str], table: list[str], tmp_path: Path
+) -> Iterator[Callable[..., Submitted]]:
+    """Yield what submits an entry point; its jobs are cancelled in the end."""
     metadata = install_metadata(tmp_path)
     options = [option for option in tiny if not option.startswith("num_gpus")]
     source = project.folder / "account_tax" / "src"
 
-    def start(case: str, *changes: str, **keys: object) -> Submitted:
+    def start(case: str, *changes: str, entry: str = "train", **keys: object) -> Submitted:
         manager = [] if "environment" in keys else ["--env-manager", "local"]
         config = tmp_path / "slurm.json"
         config.write_text(json.dumps(BOTH_NODES | keys))
         given = [word for each in override(options, changes) for word in ("-P", each)]
-        words = ["mlflow", "run", ".", "-e", "train", *given, *manager]
+        words = ["mlflow", "run", ".", "-e", entry, *given, *manager]
         backend = ["-b", "slurm", "--backend-config", str(config)]
         variables = {
             **slurm.environment,
@@ -118,6 +130,41 @@ def assert_no_secret(slurm: Cluster, project: Project, run: Submitted) -> None:
     assert [file for file in files if secret in file.read_bytes()] == []
 
 
+@pytest.fixture
+def studied(slurm, new_project, tiny, table, tmp_path) -> Iterator[Callable[..., Submitted]]:
+    """Return what submits a study with a worker on each node, in a project of its own."""
+    project = new_project()
+    (project.folder / "space.yml").write_text(SPACE)
+    with submitting(slurm, project, tiny, table, tmp_path) as submit:
+
+        def start(case: str, *changes: str, **keys: object) -> Submitted:
+            given = ("space=space.yml", "workers=2", "tuning.pruner=none")
+            return submit(case, *given, *changes, entry="tune", **keys)
+
+        yield start
+
+
+def assert_whole_study(project: Project, trials: int, steps: int) -> None:
+    """Each number is one run's, which has each step once."""
+    runs = trials_of(project)
+    numbers = [json.loads(run.data.tags[TRIAL_TAG])["number"] for run in runs]
+    assert (numbers, {run.info.status for run in runs}) == ([*range(trials)], {"FINISHED"})
+    for run in runs:
+        losses = project.client().get_metric_history(run.info.run_id, "train/loss")
+        assert sorted(point.step for point in losses) == list(range(1, steps + 1))
+
+
+def is_worker(process: psutil.Process) -> bool:
+    """Return whether a process is `kedro tune` itself, not what it has started."""
+    return "tune" in process.cmdline() and "srun" not in process.cmdline()[0]
+
+
+def trials_of(project: Project) -> list[Run]:
+    """Return the runs of a project's trials, by their numbers."""
+    runs = [run for run in project.runs() if TRIAL_TAG in run.data.tags]
+    return sorted(runs, key=lambda run: json.loads(run.data.tags[TRIAL_TAG])["number"])
+
+
 # --- the short ones -------------------------------------------------------------------------------
 
 
@@ -133,6 +180,53 @@ def test_two_nodes_train_and_register_and_no_secret_is_written(slurm, project, s
     logs = sorted(log.name for log in (folder / "logs" / "ranks").iterdir())
     assert logs == ["slurm_rank0.log", "slurm_rank1.log"]
     assert_no_secret(slurm, project, run)
+
+
+@pytest.mark.integration
+def test_a_study_has_a_worker_on_each_node(slurm, studied):
+    run = studied("a study of three trials on two nodes", "trials=3")
+    assert run.end() == 0, run.output
+    assert {"worker 0: trial", "worker 1: trial"} <= set(
+        re.findall(r"worker \d: trial", run.output)
+    )
+    assert_whole_study(run.project, trials=3, steps=4)
+    assert "account-tax version 1 (challenger)" in run.output
+    assert slurm.queue() == []
+
+
+@pytest.mark.slow
+def test_a_study_goes_on_after_every_kill_and_no_trial_is_lost_or_run_twice(slurm, studied):
+    def begin(case: str, **keys: object) -> Submitted:
+        given = ("trials=7", "max_steps=60", "epochs=60")
+        run = studied(f"a study on two nodes: {case}", *given, **keys)
+        run.wait_for(lambda: len(run.ranks()) == 2)  # a trial on each node
+        return run
+
+    run = begin("scancel")
+    slurm.ask("scancel", slurm.queue()[0].split()[0])
+    assert run.end() == 143
+    run = begin("all its processes killed", max_requeues=0)
+    slurm.ask("scancel", "--signal=KILL", "--full", slurm.queue()[0].split()[0])
+    assert run.end() != 0
+    before = {trial.info.run_id for trial in trials_of(run.project)}
+    run = begin("a worker killed, the other does the rest")
+    next(p for p in run.others() if STUDY_VARIABLE in p.environ() and is_worker(p)).kill()
+    assert run.end() == 1
+    assert "workers ended badly. The same command goes on." in run.output
+    assert before <= {trial.info.run_id for trial in trials_of(run.project)}
+    run = studied("a study on two nodes: to its end", "trials=7", "max_steps=60", "epochs=60")
+    assert run.end() == 0, run.output
+    assert_whole_study(run.project, trials=7, steps=60)
+
+
+@pytest.mark.slow
+def test_a_preempted_study_is_queued_again_in_the_same_run(slurm, studied):
+    run = studied("a study on two nodes: preempted", "trials=3", "max_steps=60", "epochs=60")
+    run.wait_for(lambda: len(run.ranks()) == 2)
+    slurm.ask("sbatch", "-p", "urgent", "-N2", "-o", "/dev/null", "--wrap", "sleep 3")
+    run.wait_until_said("queued again (1 of 3)")
+    assert run.end(600) == 0, run.output
+    assert_whole_study(run.project, trials=3, steps=60)
 
 
 @pytest.mark.integration

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -11,7 +13,8 @@ from account_tax.tracking.owned_run import KIND_TAG
 from account_tax.tuning.space import plain
 from account_tax.tuning.study import STATE_TAG, TRIAL_TAG
 from tests.integration.conftest import kedro_words
-from tests.integration.launched import Launched
+from tests.integration.launched import Launched, override
+from tests.test_docs import blocks
 
 pytestmark = pytest.mark.integration
 REASON = "account_tax.reason"
@@ -125,3 +128,30 @@ def test_two_workers_prune_and_fail_and_share_a_study(project, tiny):
         assert said in run.data.tags.get(REASON, "")
     assert scored_on_test(project) == []
     assert list(project.folder.glob("data/06_models/checkpoints/*/*/checkpoint-*")) == []
+
+
+def test_the_pages_study_on_spark_runs(project, tiny):
+    sql = pytest.importorskip(
+        "pyspark.sql", reason="pyspark is no dependency of the project; install it beside a JDK"
+    )
+    (code,) = blocks((project.folder / "docs/tuning.md").read_text(), "python")
+    words = kedro_words(override(tiny, ["num_gpus=1"]))
+    assert '"--register=false"]' in code
+    code = code.replace('"--register=false"]', f'"--register=false", *{words!r}]')
+    session = (
+        "from pyspark.sql import SparkSession\n"
+        "builder = SparkSession.builder.master('local[2]').config('spark.ui.enabled', 'false')\n"
+        "builder.config('spark.driver.host', '127.0.0.1').getOrCreate()\n"
+    )
+    env = {
+        **{"MLFLOW_TRACKING_URI": project.store, "SPARK_LOCAL_IP": "127.0.0.1"},
+        **dict.fromkeys(("PYSPARK_PYTHON", "PYSPARK_DRIVER_PYTHON"), sys.executable),
+        "PYTHONPATH": str(Path(sql.__file__).parents[2]),
+    }
+    done = project.run(sys.executable, "-c", session + code, env=env, timeout=400)
+    assert done.returncode == 0, done.output
+    trained = [run for run in project.runs() if run.data.tags.get(KIND_TAG) == "train"]
+    rates = {run.data.params["train.training.learning_rate"] for run in trained}
+    assert (len(trained), len(rates)) == (4, 4)
+    assert {run.info.status for run in trained} == {"FINISHED"}
+    assert scored_on_test(project) == []

@@ -72,6 +72,16 @@ def test_what_a_dead_process_left_is_taken_again_in_its_own_run(study):
     assert again.state == "lost"
 
 
+def test_what_a_worker_of_another_node_left_is_taken_when_the_study_begins_anew(study):
+    mine, elsewhere = take(study), take(study)
+    owner = identify().replace("host=", "host=another-")
+    study.client.set_tag(elsewhere.run_id, OWNER_TAG, owner)
+    assert [trial.state for trial in study.trials()] == ["running", "running"]
+    study.release()
+    assert [trial.state for trial in study.trials()] == ["running", "lost"]
+    assert take(study).run_id == elsewhere.run_id != mine.run_id
+
+
 @pytest.mark.parametrize("status", ["FAILED", "KILLED"])
 def test_a_run_that_was_closed_without_an_end_is_lost(study, status):
     trial = take(study)

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -33,6 +33,10 @@ class Place(Protocol):
 
     def faults(self, folders: Sequence[Path], environment: Mapping[str, str]) -> list[str]:
         """Return what speaks against ranks that need these folders, before anything starts."""
+        ...
+
+    def workers_faults(self, count: int, gpus: int) -> list[str]:
+        """Return what speaks against so many workers of a study, where a machine shows GPUs."""
         ...
 
     def start_ranks(
@@ -91,6 +95,22 @@ class OneMachine:
     def raise_if_preempted(self, status: int, saved: Path) -> None:
         """Return: nobody takes this machine away and gives it back."""
 
+    def workers_faults(self, count: int, gpus: int) -> list[str]:
+        """Return a fault if they would share a GPU."""
+        if count == 1 or not gpus:
+            return []
+        return [f"tuning.workers = {count}: expected 1 where there is a GPU, which none shares."]
+
+    def start_workers(
+        self, command: Sequence[str], count: int, logs: Path
+    ) -> list[tuple[list[str], Path]]:
+        """Return the commands that start a study's workers, and the log of each."""
+        return [([*command], worker_log(logs, number)) for number in range(count)]
+
+    def threads(self, workers: int) -> int:
+        """Return a worker's share of the cores."""
+        return max(1, len(os.sched_getaffinity(0)) // workers)
+
 
 @dataclass(frozen=True)
 class OneRank(OneMachine):
@@ -120,7 +140,48 @@ class OneRank(OneMachine):
         return [sys.executable, "-m", "kedro", *kedro]
 
 
-def find_place(options: LaunchOptions, environment: Mapping[str, str] = os.environ) -> Place:
+@dataclass(frozen=True)
+class EachNode(OneMachine):
+    """The nodes of a Slurm job, one machine each: a worker of a study on every one."""
+
+    job: Allocation = field(kw_only=True)
+
+    def faults(self, folders: Sequence[Path], environment: Mapping[str, str]) -> list[str]:
+        """Return what speaks against workers there: storage, code that differs."""
+        return self.job.one_task_a_node().faults(folders, environment)
+
+    def raise_if_preempted(self, status: int, saved: Path) -> None:
+        """Raise Preempted if the job lost its nodes."""
+        self.job.raise_if_preempted(status, saved)
+
+    def workers_faults(self, count: int, gpus: int) -> list[str]:
+        """Return a fault unless there are as many workers as nodes."""
+        if count == self.job.nodes:
+            return []
+        return [
+            f"tuning.workers = {count}: Slurm job {self.job.job_id} has {self.job.nodes} nodes, a "
+            "worker each. Give that number, or 1 to let each trial have all of them."
+        ]
+
+    def start_workers(
+        self, command: Sequence[str], count: int, logs: Path
+    ) -> list[tuple[list[str], Path]]:
+        """Return srun's command, which starts them all."""
+        return [(self.job.start_workers(command, worker_log(logs, "%t")), logs / "workers.log")]
+
+    def threads(self, workers: int) -> int:
+        """Return all the cores of a node; there is one worker."""
+        return super().threads(1)
+
+
+def worker_log(folder: Path, number: int | str) -> Path:
+    """Return where a worker of a study writes."""
+    return folder / f"worker-{number}.log"
+
+
+def find_place(
+    options: LaunchOptions, environment: Mapping[str, str] = os.environ, workers: int = 1
+) -> Place:
     """Return the place this process is in, by its options and environment.
 
     A step of Slurm's (`srun --pty bash`) is one machine: steps don't nest.
@@ -128,10 +189,12 @@ def find_place(options: LaunchOptions, environment: Mapping[str, str] = os.envir
     Raises:
         ConfigError: If the hostfile can't be used.
     """
+    devices = environment.get("CUDA_VISIBLE_DEVICES", "")
     if "RANK" in environment:
         return OneRank(options, started=int(environment.get("WORLD_SIZE", 1)))
     if options.hostfile:
         return read_hosts(Path(options.hostfile), options.num_gpus, environment)
     if "SLURM_NTASKS" in environment and "SLURM_STEP_ID" not in environment:
-        return Allocation.read(options.num_gpus, environment)
-    return OneMachine(options, environment.get("CUDA_VISIBLE_DEVICES", ""))
+        job = Allocation.read(options.num_gpus, environment)
+        return job if workers == 1 else EachNode(options, devices, job=job)
+    return OneMachine(options, devices)

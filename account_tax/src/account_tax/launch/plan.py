@@ -112,13 +112,16 @@ def show_values(resolved: Resolved) -> None:
     click.echo("")
 
 
-def make_plan(project: Path, resolved: Resolved, conflicts: Sequence[str]) -> Plan:
+def make_plan(
+    project: Path, resolved: Resolved, conflicts: Sequence[str], workers: int = 1
+) -> Plan:
     """Return the plan of a run.
 
     Args:
         project: The project's root.
         resolved: The parameters, less the sections whose values can't stand together.
         conflicts: Those faults.
+        workers: How many such runs there will be at once.
 
     Raises:
         ConfigError: With these and every fault of data, model and machine.
@@ -127,7 +130,7 @@ def make_plan(project: Path, resolved: Resolved, conflicts: Sequence[str]) -> Pl
     environment = describe_environment(project)
     report = _check(project, resolved.values)
     try:
-        place: Place = find_place(resolved.launch)
+        place: Place = find_place(resolved.launch, workers=workers)
     except ConfigError as err:
         faults, place = faults + err.faults, OneMachine(resolved.launch)
     world_size = place.world_size(report["gpus"])
@@ -142,6 +145,7 @@ def make_plan(project: Path, resolved: Resolved, conflicts: Sequence[str]) -> Pl
         written=schedule.checkpoints if schedule else 0,
     )
     folders = [project, project / resolved.values.get("artifacts_root", ".")]
+    found += place.workers_faults(workers, report["gpus"])
     found += place.faults(folders, stage_environment(project))
     found += _lock_faults(resolved, environment)
     faults += [_name_source(fault, resolved) for fault in found]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import click
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from account_tax.backends.place import OneMachine
 from account_tax.commands import run_in_mlflow
 from account_tax.errors import Failed, Refused
 from account_tax.launch.plan import Plan, make_plan
@@ -29,11 +29,8 @@ from account_tax.parameters.config import (
     read_aliases,
     resolve_usable,
 )
-from account_tax.processes.answers import last_lines
-from account_tax.processes.groups import GRACE_SECONDS, Interrupted, ask_group_to_end, kill_group
 from account_tax.processes.guard import guard_stage
 from account_tax.processes.identity import state_of
-from account_tax.processes.warm import start_process
 from account_tax.provenance.code import describe_code
 from account_tax.provenance.environment import describe_environment
 from account_tax.storage.files import Held, canonical_sha256, hold, read_json
@@ -45,6 +42,7 @@ from account_tax.tracking.store import answers_soon, condition, tracking_uri
 from .space import Space, read_space, typed
 from .study import ENDS, Study
 from .trial import keep_best, run_trial
+from .workers import Workers
 
 STUDY_TAG, DIGESTS_TAG = f"{TAG}study", f"{TAG}study_digests"
 # What the trials' words leave out: they register nothing and search nothing themselves.
@@ -86,10 +84,7 @@ def tune(project: Path, words: Sequence[str]) -> int:
             _work_for(project, asked, study_id)
             return
         with warm_stages(project):
-            plan = make_plan(project, asked.resolved, asked.faults)
-            faults = _machine_faults(asked, plan)
-            if faults:
-                raise ConfigError(faults)
+            plan = make_plan(project, asked.resolved, asked.faults, asked.search["workers"])
             if asked.resolved.launch.dry_run:
                 _show(asked, plan)
                 return
@@ -123,13 +118,6 @@ def read_asked(project: Path, words: Sequence[str]) -> Asked:
     given = [(keys.get(name, name), text) for name, text in pairs]
     kept = dict(pair for pair in given if not pair[0].startswith(NOT_A_TRIALS))
     return Asked(list(kept.items()), resolved, faults, space, search)
-
-
-def _machine_faults(asked: Asked, plan: Plan) -> list[str]:
-    workers = asked.search["workers"]
-    if workers > 1 and plan.report["gpus"]:
-        return [f"tuning.workers = {workers}: expected 1 where there is a GPU, which none shares."]
-    return []
 
 
 def _show(asked: Asked, plan: Plan) -> None:
@@ -170,9 +158,16 @@ def _search(project: Path, words: Sequence[str], asked: Asked, plan: Plan, run: 
     name = asked.search["study"] or canonical_sha256([now[key] for key in list(now)[:3]])[:12]
     with _alone(project / asked.root / "studies" / name, name):
         study = _begin(asked, run, name, now)
+        study.release()
         click.echo(f"study {name}: {asked.search['trials']} trials, run {run.run_id}")
         if asked.search["workers"] > 1:
-            _run_workers(project, words, asked, run.run_id)
+            command = [sys.executable, "-m", "kedro", "tune", *words]
+            launch = asked.resolved.launch
+            environment = stage_environment(project) | {STUDY_VARIABLE: run.run_id}
+            folder = (project / asked.root / "studies" / run.run_id).resolve()
+            assert isinstance(plan.place, OneMachine)  # no other takes several
+            workers = Workers(command, asked.search["workers"], plan.place, folder)
+            workers.run(project, environment, launch.grace_seconds)
         _serve(project, asked, study, tracking_uri(project))
         _finish(project, asked, study, run)
 
@@ -204,7 +199,7 @@ def _begin(asked: Asked, run: OwnedRun, name: str, now: dict[str, str]) -> Study
         found = client.search_runs([mine.info.experiment_id], where)
         study = Study(client, run.run_id, mine.info.experiment_id, asked.space, asked.search)
         if earlier := next(iter(found), None):
-            _refuse_another(earlier, name, now)
+            _refuse_another(earlier, run.run_id, name, now)
             study.run_id = earlier.info.run_id
             there = study.trials()
             if earlier.info.status == "FINISHED" and len(there) >= asked.search["trials"]:
@@ -220,9 +215,10 @@ def _begin(asked: Asked, run: OwnedRun, name: str, now: dict[str, str]) -> Study
     return study
 
 
-def _refuse_another(earlier: Run, name: str, now: dict[str, str]) -> None:
+def _refuse_another(earlier: Run, mine: str, name: str, now: dict[str, str]) -> None:
     tags = earlier.data.tags
-    if earlier.info.status == "RUNNING" and state_of(tags.get(OWNER_TAG, "")) == "alive":
+    running = earlier.info.status == "RUNNING" and earlier.info.run_id != mine
+    if running and state_of(tags.get(OWNER_TAG, "")) == "alive":
         raise Refused(f"study {name} is under way: {tags[OWNER_TAG]}. Wait for its end.")
     then = json.loads(tags[DIGESTS_TAG])
     if differing := [key for key in now if now[key] != then.get(key)]:
@@ -278,52 +274,6 @@ def _work_for(project: Path, asked: Asked, study_id: str) -> None:
     study = Study(client, study_id, parent.info.experiment_id, asked.space, asked.search)
     with warm_stages(project):
         _serve(project, asked, study, uri)
-
-
-def _run_workers(project: Path, words: Sequence[str], asked: Asked, study_id: str) -> None:
-    """Run the trials in processes of their own, side by side.
-
-    Raises:
-        Failed: If one of them ends badly; the others have ended then too.
-    """
-    count, root = asked.search["workers"], (project / asked.root / "studies" / study_id).resolve()
-    root.mkdir(parents=True, exist_ok=True)
-    threads = str(max(1, len(os.sched_getaffinity(0)) // count))
-    environment = {"OMP_NUM_THREADS": threads} | stage_environment(project)
-    environment = environment | {STUDY_VARIABLE: study_id}
-    environment.pop("MLFLOW_RUN_ID", None)
-    logs = [root / f"worker-{number}.log" for number in range(1, count + 1)]
-    command = [sys.executable, "-m", "kedro", "tune", *words]
-    workers = [start_process(command, project, environment, log) for log in logs]
-    said = [log.stat().st_size if log.exists() else 0 for log in logs]
-    try:
-        while any(worker.poll() is None for worker in workers):
-            pairs = list(zip(logs, said, strict=True))
-            said = [_tell(log, number, at) for number, (log, at) in enumerate(pairs, 1)]
-            time.sleep(1)
-    except Interrupted:
-        for worker in workers:
-            ask_group_to_end(worker.pid, asked.resolved.launch.grace_seconds + GRACE_SECONDS)
-        raise
-    finally:
-        for worker in workers:
-            kill_group(worker.pid)
-            worker.wait()
-    for worker, log in zip(workers, logs, strict=True):
-        if worker.returncode and worker.returncode > 0:
-            raise Failed(f"{log.stem} ended badly.\n" + "\n".join(last_lines(log)))
-
-
-def _tell(log: Path, number: int, since: int) -> int:
-    """Print what a worker has said of its trials since then; return how far that is."""
-    with log.open("rb") as opened:
-        opened.seek(since)
-        text = opened.read()
-    whole = text[: text.rfind(b"\n") + 1]
-    for line in whole.decode(errors="replace").splitlines():
-        if line.startswith("trial "):
-            click.echo(f"worker {number}: {line}")
-    return since + len(whole)
 
 
 def _finish(project: Path, asked: Asked, study: Study, run: OwnedRun) -> None:

@@ -85,10 +85,23 @@ class Study:
 
     def trials(self) -> list[Trial]:
         """Return every trial by its number."""
+        return sorted(map(self._read, self._runs()), key=lambda trial: trial.number)
+
+    def _runs(self) -> list[Run]:
         mine = condition(f"tags.`{MLFLOW_PARENT_RUN_ID}`", self.run_id)
         runs = self.client.search_runs([self.experiment_id], mine, max_results=MOST_TRIALS)
-        found = [self._read(run) for run in runs if TRIAL_TAG in run.data.tags]
-        return sorted(found, key=lambda trial: trial.number)
+        return [run for run in runs if TRIAL_TAG in run.data.tags]
+
+    def release(self) -> None:
+        """Count trials as lost whose worker, on another machine, can't be asked.
+
+        For who holds the study alone, before its own workers begin: those of before ended with
+        their job.
+        """
+        for run in self._runs():
+            unknown = state_of(run.data.tags.get(OWNER_TAG, "")) == "unknown"
+            if run.info.status == "RUNNING" and STATE_TAG not in run.data.tags and unknown:
+                self.client.set_terminated(run.info.run_id, "KILLED")
 
     def _read(self, run: Run) -> Trial:
         tags, run_id = run.data.tags, run.info.run_id

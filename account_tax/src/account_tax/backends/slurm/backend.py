@@ -127,7 +127,7 @@ def _check_parameters(work_dir: Path, command: str) -> None:
         from account_tax.parameters.config import parse_command_line, resolve
 
         same = digest_package() == digest_package(work_dir / PACKAGE_FOLDER)
-        if words[:2] == ["kedro", "train"] and same:
+        if words[:2] in (["kedro", "train"], ["kedro", "tune"]) and same:
             resolve(work_dir, parse_command_line(words[2:]))
     except (ImportError, LookupError):
         return

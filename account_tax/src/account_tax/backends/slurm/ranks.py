@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -91,6 +91,10 @@ class Allocation:
 
         return found + probe_ranks(folders, ask, range(self.tasks))
 
+    def workers_faults(self, count: int, gpus: int) -> list[str]:
+        """Return none: all of the job is for one worker."""
+        return []
+
     def start_ranks(
         self, kedro: Sequence[str], world_size: int, port: int, logs: Path
     ) -> list[str]:
@@ -106,10 +110,24 @@ class Allocation:
             *(sys.executable, "-m", "kedro", *kedro),
         ]
 
+    def one_task_a_node(self) -> Allocation:
+        """Return the same job with a task on each node, which has all of its cores."""
+        return replace(self, wanted="auto", tasks=self.nodes, cpus_per_task="")
+
+    def start_workers(self, command: Sequence[str], log: Path) -> list[str]:
+        """Return srun's command, which runs another on each node; %t in the log is its number."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        each_its_end = ("--kill-on-bad-exit=0", "--wait=0")
+        return [*self.one_task_a_node()._srun(), *each_its_end, f"--output={log}", *command]
+
     def _srun(self) -> list[str]:
         # sbatch's --export=NAMES would hold for srun too.
         cpus = [f"--cpus-per-task={self.cpus_per_task}"] if self.cpus_per_task else []
-        return ["srun", f"--ntasks={self.tasks}", "--export=ALL", "--input=none", *cpus]
+        # Words beside the number of nodes' would be the job's own, of its tasks.
+        spread = (
+            [] if self.tasks != self.nodes else [f"--nodes={self.nodes}", "--ntasks-per-node=1"]
+        )
+        return ["srun", f"--ntasks={self.tasks}", *spread, "--export=ALL", "--input=none", *cpus]
 
     def _address(self) -> str:
         """Return where other nodes reach this one: names of nodes need not resolve."""

@@ -100,6 +100,12 @@ class Hosts:
                 )
         return found
 
+    def workers_faults(self, count: int, gpus: int) -> list[str]:
+        """Return a fault unless there is one worker: each trial has all hosts."""
+        if count == 1:
+            return []
+        return [f"tuning.workers = {count}: expected 1 with hostfile = {self.hostfile}."]
+
     def start_ranks(
         self, kedro: Sequence[str], world_size: int, port: int, logs: Path
     ) -> list[str]:

@@ -29,6 +29,7 @@ from account_tax.model.classifier import (
     load_classifier,
     load_tokenizer,
     read_classifier,
+    read_tokenizer,
     resolve_base,
     resolve_pin,
 )
@@ -209,6 +210,33 @@ def test_a_cache_that_is_a_file_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(classifier, "HF_HOME", str(tmp_path / "file"))
     with pytest.raises(BaseModelError, match=r"can't be written to .*Set HF_HOME"):
         resolve_base(NAME)
+
+
+def test_a_tokenizer_is_read_as_transformers_reads_it(four_bits, tmp_path):
+    own = AutoTokenizer.from_pretrained(four_bits.path)
+    lines = ["Hello  world", "택시 요금", "ＡＢＣ１２３ <mask> </s>", "", "x" * 3000]
+    for name, length in (("as it is", None), ("saved", 40)):
+        read = read_tokenizer(four_bits.path)
+        if length:
+            read.model_max_length = own.model_max_length = length
+            read.save_pretrained(tmp_path / name)
+            read = read_tokenizer(tmp_path / name)
+        assert type(read) is type(own)
+        found, expected = (each(lines, truncation=True, padding=True).data for each in (read, own))
+        assert found == expected
+        for key in ("special_tokens_map", "model_max_length", "padding_side", "all_special_ids"):
+            assert getattr(read, key) == getattr(own, key)
+
+
+@pytest.mark.parametrize("more", [{"padding_side": "left"}, {"tokenizer_class": "BertTokenizer"}])
+def test_a_tokenizer_that_says_more_is_transformers_to_read(four_bits, tmp_path, more):
+    folder = tmp_path / "tokenizer"
+    load_tokenizer(four_bits).save_pretrained(folder)
+    assert read_tokenizer(folder).padding_side == "right"
+    edit(folder / "tokenizer_config.json", **more)
+    expected = AutoTokenizer.from_pretrained(folder)
+    read = read_tokenizer(folder)
+    assert (type(read), read.padding_side) == (type(expected), expected.padding_side)
 
 
 def test_a_prefix_goes_with_the_tokenizer(tiny_base, tmp_path):

@@ -69,10 +69,9 @@ class TokenizerDataset(_LocalDataset):
     def load(self) -> PreTrainedTokenizerBase:
         """Return the tokenizer, from its own files alone: no network, no code of a model's."""
         # Imported here: whoever only lists the catalog need not wait for transformers.
-        from transformers import AutoTokenizer
+        from account_tax.model.classifier import read_tokenizer
 
-        folder = str(self._get_load_path())
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return read_tokenizer(Path(self._get_load_path()))
 
     def save(self, data: PreTrainedTokenizerBase) -> None:
         """Write the tokenizer's files."""

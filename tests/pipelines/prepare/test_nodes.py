@@ -1,12 +1,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+import yaml
+from kedro.io import DataCatalog
 
 from account_tax.ledger.reading import DataError, read_ledger
 from account_tax.ledger.splitting import split_ledger
 from account_tax.ledger.tokens import (
+    load_base,
+    load_base_tokenizer,
+    read_seen_ledger,
     tokenize_splits,
 )
 from account_tax.pipelines.prepare.nodes import (
@@ -14,8 +20,11 @@ from account_tax.pipelines.prepare.nodes import (
     fit_split_ngrams,
     inputs_sha256,
     plan_data,
+    plan_prepared,
 )
+from account_tax.storage.names import DATASETS
 
+CATALOG = Path(__file__).parents[3] / "conf/base/catalog.yml"
 NGRAMS = {"enable": True, "word": [1, 2], "char": [2, 4], "min_rows": 2, "max_features": 500}
 
 # --- plan ---------------------------------------------------------------------------------------
@@ -43,6 +52,42 @@ def test_a_plan_gathers_the_faults_of_split_and_labels(parameters, ledger_csv, t
     ]
     (fault,) = plan_data(parameters("none.csv"), model).faults
     assert "no such file" in fault
+
+
+def test_what_was_prepared_before_is_planned_without_reading_it(
+    parameters, ledger_csv, two_classes, model, tmp_path, monkeypatch
+):
+    data = parameters(ledger_csv(*two_classes, ("once", "rare"), ("rent line 0", "rent")))
+    train = {"model": model | {"num_labels": 3}, "ngrams": {"enable": False}}
+    monkeypatch.chdir(tmp_path)
+    assert plan_prepared(data, train) is None
+    save_prepared(data, train)
+    read = plan_data(data, train["model"])
+    assert read.rows["train"] == 33
+    monkeypatch.setattr("account_tax.pipelines.prepare.nodes.read_seen_ledger", None)
+    assert plan_prepared(data, train) == read
+    assert plan_prepared(data, {**train, "model": model | {"num_labels": 5}}).faults
+    assert plan_prepared(data | {"seed": 7}, train) is None
+    with Path(data["source"]).open("a") as file:
+        file.write("another,rent\n")
+    assert plan_prepared(data, train) is None
+
+
+def save_prepared(data, train):
+    """Save below this folder what `prepare` saves, as Kedro does."""
+    base, _ = load_base(train["model"])
+    pinned = {**train["model"], "revision": base.revision, "sha256": base.sha256}
+    train = {**train, "model": pinned}
+    ledger = read_seen_ledger(data, pinned)
+    splits, labels = split_ledger(ledger, data)
+    tokenizer = load_base_tokenizer(pinned, labels, data["max_length"])
+    tokenized = tokenize_splits(splits, labels, tokenizer, data["max_length"], ledger)
+    facts = describe_dataset(ledger, splits, tokenized, tokenizer, {}, data, train)
+    saved = {"tokenized_datasets": tokenized, "tokenizer": tokenizer, "ngrams": {}}
+    entries = yaml.safe_load(CATALOG.read_text(encoding="utf-8"))
+    catalog = DataCatalog.from_config({name: entries[name] for name in DATASETS})
+    for name, value in (saved | {"dataset_metadata": facts}).items():
+        catalog.save(name, value)
 
 
 # --- n-grams --------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -55,6 +56,8 @@ def train(project: Path, args: Sequence[str]) -> int:
         keys = [f"tuning.{key}" for key in resolved.tuning]
         if beside := [resolved.sources[key] for key in keys if resolved.given(key)]:
             raise Refused(f"{', '.join(beside)}: a search's, so `kedro tune` takes it.")
+        if not resolved.launch.dry_run:  # it imports while the store is opened
+            warm.enter_context(warm_stages(project))
         return resolved, faults
 
     def work(asked: tuple[Resolved, list[str]], run: OwnedRun | None) -> None:
@@ -65,10 +68,10 @@ def train(project: Path, args: Sequence[str]) -> int:
                 run.introduce("dry run", asked[0].launch.recipe)
             return
         assert run is not None
-        with warm_stages(project):
-            run_stages(project, args, make_plan(project, *asked), run)
+        run_stages(project, args, make_plan(project, *asked), run)
 
-    return run_in_mlflow(project, read, work, lambda asked: not asked[0].launch.dry_run)
+    with ExitStack() as warm:
+        return run_in_mlflow(project, read, work, lambda asked: not asked[0].launch.dry_run)
 
 
 # --- the run --------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from account_tax.faults import shorten, with_rows
 from account_tax.ledger.tokens import check_length, load_base
 from account_tax.model.classifier import PACKAGE_SCHEME
-from account_tax.pipelines.prepare.nodes import inputs_sha256, plan_data
+from account_tax.pipelines.prepare.nodes import inputs_sha256, plan_data, plan_prepared
 from account_tax.pipelines.train.rehearsal import find_loading_faults, find_trainer_faults
 from account_tax.pipelines.train.training_core import apply_lora_adapters, instantiate_model
 from account_tax.processes.guard import guard_stage
@@ -44,7 +44,7 @@ def check(values: dict[str, Any]) -> dict[str, Any]:
     train, data = values.get("train", {}), values.get("data")
     model = train.get("model", {})
     if data is not None:
-        plan = plan_data(data, {"num_labels": None, **model})
+        plan = plan_prepared(data, train) or plan_data(data, {"num_labels": None, **model})
         report["faults"] += plan.faults
         gates = values.get("registry", {}).get("gates")
         if words := floors_in_words(gates, plan.test_rows) if gates else "":

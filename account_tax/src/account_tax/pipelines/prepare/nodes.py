@@ -15,16 +15,19 @@ from transformers import PreTrainedTokenizerBase  # Kedro reads the nodes' hints
 
 from account_tax.confidential import public_source, without_quotes
 from account_tax.ledger.dates import describe_days
-from account_tax.ledger.reading import DataError, Ledger, read_ledger
+from account_tax.ledger.reading import DataError, Ledger, read_ledger, source_digest
 from account_tax.ledger.splitting import split_ledger, splits_in_words
 from account_tax.ledger.tokens import (
     check_labels,
+    load_base,
     read_seen_ledger,
     split_digest,
     token_ids,
     tokenizer_digest,
 )
-from account_tax.storage.files import canonical_sha256, sha256_of
+from account_tax.storage.files import canonical_sha256, read_json, sha256_of
+from account_tax.storage.names import DATASET_METADATA_FILE, PREPARED_FOLDER
+from account_tax.storage.prepared import find_prepared
 
 # Part of `inputs_sha256`: raise it when the same inputs give another dataset.
 PREPARE_VERSION = 5
@@ -42,9 +45,8 @@ class DataPlan:
     rows: dict[str, int] = field(default_factory=dict)  # by split
     facts: dict[str, str] = field(default_factory=dict)  # see `Ledger.facts`
     source_sha256: str | None = None
-    test_rows: dict[str, int] = field(
-        default_factory=dict
-    )  # by label, those in train only left out
+    # By label, those in train only left out.
+    test_rows: dict[str, int] = field(default_factory=dict)
 
 
 def plan_data(data: dict[str, Any], model: dict[str, Any]) -> DataPlan:
@@ -58,19 +60,55 @@ def plan_data(data: dict[str, Any], model: dict[str, Any]) -> DataPlan:
     except DataError as err:
         labels = sorted(ledger.frame["label"].unique())
         return DataPlan(err.faults + check_labels(model["num_labels"], labels), labels)
+    test_rows = splits["test"]["label"].value_counts().to_dict()
     return DataPlan(
         check_labels(model["num_labels"], labels),
         labels,
         {name: len(rows) for name, rows in splits.items()},
-        ledger.facts() | {"rows": splits_in_words(splits)},
+        _facts(ledger, splits),
         ledger.source_sha256,
-        _test_rows(splits["test"], labels, ledger.rare),
+        _measured(dict.fromkeys(labels, 0) | test_rows, ledger.rare),
     )
 
 
-def _test_rows(test: pd.DataFrame, labels: list[str], rare: Mapping[str, int]) -> dict[str, int]:
-    rows = test["label"].value_counts().to_dict()
-    return {label: rows.get(label, 0) for label in labels if label in rows or label not in rare}
+def plan_prepared(data: dict[str, Any], train: dict[str, Any]) -> DataPlan | None:
+    """Return the plan of data that was prepared before from the same bytes and parameters, if any.
+
+    Reading and tokenizing a ledger to find the same takes as long as preparing it.
+    """
+    folder = Path(PREPARED_FOLDER)
+    files = (folder / DATASET_METADATA_FILE).glob(f"*/{DATASET_METADATA_FILE}")
+    source = public_source(data["source"])
+    if not any(read_json(file).get("source") == source for file in files):
+        return None  # its bytes need not be fetched for their digest
+    try:
+        base, _ = load_base(train["model"])
+        pinned = {**train["model"], "revision": base.revision, "sha256": base.sha256}
+        key = inputs_sha256(data, {**train, "model": pinned}, source_digest(data))
+    except Exception:  # reading, or the check of the base, says what is wrong
+        return None
+    if (version := find_prepared(folder, key)) is None:
+        return None
+    known = read_json(folder / DATASET_METADATA_FILE / version / DATASET_METADATA_FILE)
+    if "facts" not in known:  # prepared by a version of before
+        return None
+    splits, labels = known["splits"], list(known["splits"]["train"]["classes"])
+    return DataPlan(
+        check_labels(train["model"].get("num_labels"), labels),
+        labels,
+        {name: split["rows"] for name, split in splits.items()},
+        known["facts"],
+        known["source_sha256"],
+        _measured(splits["test"]["classes"], known["rare_accounts"]),
+    )
+
+
+def _facts(ledger: Ledger, splits: Mapping[str, pd.DataFrame]) -> dict[str, str]:
+    return ledger.facts() | {"rows": splits_in_words(splits)}
+
+
+def _measured(test_rows: Mapping[str, int], rare: Mapping[str, int]) -> dict[str, int]:
+    return {label: int(rows) for label, rows in test_rows.items() if rows or label not in rare}
 
 
 def _read(data: dict[str, Any], model: dict[str, Any]) -> Ledger:
@@ -193,6 +231,7 @@ def describe_dataset(
         "label_map_sha256": _label_map_sha256(data),
         "renamed_rows": ledger.renamed,
         "rare_accounts": ledger.rare,
+        "facts": _facts(ledger, splits),
         "typed_columns": ledger.typed,
         "days": describe_days(splits),
         "splits": {name: _describe_split(dataset) for name, dataset in tokenized.items()},

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from tests.integration.conftest import kedro_words
 from tests.integration.launched import Launched, override
 from tests.test_docs import blocks
 
-pytestmark = pytest.mark.integration
 REASON = "account_tax.reason"
 SPACE = """
 train.training.learning_rate: {type: float, low: 1.0e-4, high: 5.0e-2, log: true}
@@ -53,6 +53,7 @@ def scored_on_test(project):
     ]
 
 
+@pytest.mark.integration
 def test_a_killed_study_goes_on_and_no_trial_is_lost_or_run_twice(project, tiny, tmp_path):
     words = tune_words(project, tiny, "trials=3", "max_steps=8")
     project.client().search_experiments()  # makes the store, which two can't at once
@@ -109,6 +110,7 @@ def assert_best_recipe(project, parent, trials, best):
             assert run.data.params[key] == str(value), key
 
 
+@pytest.mark.integration
 def test_two_workers_prune_and_fail_and_share_a_study(project, tiny):
     words = tune_words(
         *(project, tiny, "trials=12", "max_steps=6", "workers=2", "register=false"),
@@ -130,6 +132,7 @@ def test_two_workers_prune_and_fail_and_share_a_study(project, tiny):
     assert list(project.folder.glob("data/06_models/checkpoints/*/*/checkpoint-*")) == []
 
 
+@pytest.mark.integration
 def test_the_pages_study_on_spark_runs(project, tiny):
     sql = pytest.importorskip(
         "pyspark.sql", reason="pyspark is no dependency of the project; install it beside a JDK"
@@ -155,3 +158,34 @@ def test_the_pages_study_on_spark_runs(project, tiny):
     assert (len(trained), len(rates)) == (4, 4)
     assert {run.info.status for run in trained} == {"FINISHED"}
     assert scored_on_test(project) == []
+
+
+@pytest.mark.slow
+def test_three_first_trials_that_fail_alike_end_the_study(project, tiny):
+    words = tune_words(project, tiny, "trials=9", "max_steps=4", "learning_rate=1e30")
+    space = SPACE.splitlines()[1].replace("1.0e-4", "1.0e29").replace("5.0e-2", "1.0e31")
+    (project.folder / "space.yml").write_text(space)
+    finished = project.run(*words, timeout=400)
+    assert finished.returncode == 1, finished.output
+    assert "the first 3 trials failed for one reason: training failed: " in finished.output
+    trials, count = trials_of(project)
+    assert ([run.info.status for run in trials.values()], count) == (["FAILED"] * 3, 3)
+    (parent,) = [run for run in project.runs() if run.data.tags.get(KIND_TAG) == "tune"]
+    assert parent.info.status == "FAILED"
+
+
+@pytest.mark.slow
+def test_hyperband_prunes_and_a_sigterm_is_gone_on_from(project, tiny, tmp_path):
+    words = tune_words(project, tiny, "trials=8", "max_steps=16", "tuning.pruner=hyperband")
+    project.client().search_experiments()  # makes the store, which two can't at once
+    running = Launched(project, tmp_path / "out", *words)
+    running.wait_for(lambda: len(trials_of(project)[0]) > 1 and running.ranks())
+    running.process.send_signal(signal.SIGTERM)
+    assert running.end(60) == 143
+    (parent,) = [run for run in project.runs() if run.data.tags.get(KIND_TAG) == "tune"]
+    assert (parent.info.status, parent.data.tags[REASON]) == ("KILLED", "ended by SIGTERM")
+    assert project.run(*words, timeout=400).returncode == 0
+    trials, count = trials_of(project)
+    assert (sorted(trials), count) == (list(range(8)), 8)
+    states = {run.data.tags[STATE_TAG] for run in trials.values()}
+    assert states == {"complete", "pruned"}

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import inspect
-import itertools
 import json
 import re
 import struct
@@ -23,6 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,8 @@ PLAIN_SETTINGS = (
 )
 OLDER_FILES = ("special_tokens_map.json", "added_tokens.json")  # say more of its tokens
 WRITTEN_SETTINGS = ("backend", "is_local", "local_files_only", "tokenizer_class")
+# Tokens computed at once, padding included: on a CPU as many as its cache holds (docs/results.md).
+BATCH_TOKENS = {"cpu": 1536, "cuda": 16384}
 
 # Neither code that lies beside weights nor pickles, which are code too.
 SAFE = {"trust_remote_code": False, "use_safetensors": True}
@@ -414,7 +416,7 @@ class FourBitFile:
         offsets, scores = self._take(f"<{count + 1}I"), self._take(f"<{count}f")
         text = self._raw[self._at : self._at + length]
         self._at += length
-        pieces = (text[start:end].decode() for start, end in itertools.pairwise(offsets))
+        pieces = (text[start:end].decode() for start, end in pairwise(offsets))
         return list(zip(pieces, scores, strict=True))
 
     def _read_tensor(self) -> tuple[str, np.ndarray]:
@@ -705,16 +707,22 @@ def count_ngrams(
             for size in range(least, most + 1)
             for start in range(len(words) - size + 1)
         )
-        found.update(
-            zlib.crc32(f" {word} "[start : start + size].encode()) | 1 << 32
-            for word in words
-            for size in range(shortest, min(longest, len(word) + 2) + 1)
-            for start in range(len(word) + 3 - size)
-        )
+        found.update(chain(*(hash_within(word, shortest, longest) for word in words)))
         keys.extend(found.keys())
         counts.extend(found.values())
         per_text.append(len(found))
     return np.array(keys), np.array(counts), np.array(per_text)
+
+
+@lru_cache(50_000)  # words come again; bounds the memory
+def hash_within(word: str, shortest: int, longest: int) -> tuple[int, ...]:
+    """Return the hashes of a word's n-grams of characters."""
+    spaced = f" {word} "
+    return tuple(
+        zlib.crc32(spaced[start : start + size].encode()) | 1 << 32
+        for size in range(shortest, min(longest, len(spaced)) + 1)
+        for start in range(len(spaced) + 1 - size)
+    )
 
 
 # --- a saved classifier -------------------------------------------------------------------------
@@ -722,12 +730,13 @@ def count_ngrams(
 
 @dataclass
 class LoadedClassifier:
-    """A trained classifier, ready to answer: float32, no dropout."""
+    """A trained classifier, ready to answer: no dropout, float32, with `bf16` its matrices less."""
 
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
     settings: dict[str, Any]
     ngrams: Ngrams | None = None
+    bf16: bool = False
 
     @property
     def labels(self) -> list[str]:
@@ -764,14 +773,14 @@ class LoadedClassifier:
             columns[f"score{suffix}"] = scores[np.arange(len(ids)), ids]
         return pd.DataFrame(columns)
 
-    def logits(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
+    def logits(self, texts: Sequence[str]) -> np.ndarray:
         """Return the logits of the texts, (N, C), float32, in the texts' order."""
         if not texts:
             return np.zeros((0, len(self.labels)), dtype=np.float32)
         encoded = self.tokenizer(
             list(texts), truncation=True, max_length=self.settings["max_length"]
         )
-        return self.add_ngrams(self.logits_of_ids(encoded["input_ids"], batch_size), texts)
+        return self.add_ngrams(self.logits_of_ids(encoded["input_ids"]), texts)
 
     def add_ngrams(self, encoder: np.ndarray, texts: Sequence[str]) -> np.ndarray:
         """Return the encoder's logits of the texts, (N, C), with the n-grams' part, if any."""
@@ -780,22 +789,30 @@ class LoadedClassifier:
         return fuse(encoder, self.ngrams.logits(texts), self.calibration["fusion"])
 
     @torch.inference_mode()
-    def logits_of_ids(self, input_ids: Sequence[Sequence[int]], batch_size: int = 64) -> np.ndarray:
+    def logits_of_ids(self, input_ids: Sequence[Sequence[int]]) -> np.ndarray:
         """Return the encoder's logits of token id lists, (N, C), float32, in the rows' order."""
         device = next(self.model.parameters()).device
-        order = np.argsort([-len(ids) for ids in input_ids], kind="stable")  # little padding
+        lengths = np.array([len(ids) for ids in input_ids], dtype=np.int64)
+        order = np.argsort(-lengths, kind="stable")  # little padding
         logits = np.zeros((len(input_ids), len(self.labels)), dtype=np.float32)
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            batch = self.tokenizer.pad(
-                {"input_ids": [list(input_ids[row]) for row in rows]}, return_tensors="pt"
-            )
-            output = self.model(
-                input_ids=batch["input_ids"].to(device),
-                attention_mask=batch["attention_mask"].to(device),
-            )
+        while len(order):
+            fitting = BATCH_TOKENS[device.type] // max(1, lengths[order[0]])
+            rows, order = np.split(order, [max(1, fitting)])
+            ids, mask = self._pad([input_ids[row] for row in rows])
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
+                output = self.model(input_ids=ids.to(device), attention_mask=mask.to(device))
             logits[rows] = output.logits.float().cpu().numpy()
         return logits
+
+    def _pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Return ids and mask, (B, T), of token id lists, as the tokenizer's own slow `pad`."""
+        shape = (len(rows), max(map(len, rows)))
+        ids, mask = np.full(shape, self.tokenizer.pad_token_id), np.zeros(shape, np.int64)
+        for place, row in enumerate(rows):
+            left = self.tokenizer.padding_side == "left"
+            filled = slice(shape[1] - len(row), None) if left else slice(len(row))
+            ids[place, filled], mask[place, filled] = row, 1
+        return torch.from_numpy(ids), torch.from_numpy(mask)
 
 
 def fuse(encoder: np.ndarray, ngrams: np.ndarray, fusion: Mapping[str, float]) -> np.ndarray:
@@ -827,7 +844,8 @@ def read_classifier(folder: Path, device: str = "cpu") -> LoadedClassifier:
         plain = build_classifier(
             base, labels=settings["labels"], pooling=settings["pooling"], like=folder
         )
-        model: Any = PeftModel.from_pretrained(plain, folder)
+        # Merged, a line costs a quarter less, and answers as before but for rounding.
+        model: Any = PeftModel.from_pretrained(plain, folder).merge_and_unload()
     else:
         tokenizer = read_tokenizer(folder)
         model = _load_full_model(folder, settings["pooling"])

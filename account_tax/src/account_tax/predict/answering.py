@@ -22,8 +22,6 @@ from .sinks import SCORE_DIGITS, Sink
 
 # Before an account's name, in the journal's counts: its rows, and those a person looks at.
 LABEL, REVIEW = "label ", "review "
-# Rows the model computes at once, for a CPU and for a GPU.
-MICRO_BATCH = {"cpu": 64, "cuda": 256}
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Desk:
     def answer(self, texts: list[str]) -> pd.DataFrame:
         """Return label, score and so on for each text, (N,); one that repeats is computed once."""
         places, different = pd.factorize(np.array(texts, dtype=object))
-        logits = self.classifier.logits(list(different), MICRO_BATCH[self.device])
+        logits = self.classifier.logits(list(different))
         answers = self.classifier.rank(logits[places], self.top_k).round(SCORE_DIGITS)
         answers["needs_review"] = needs_review(answers["score"], self.threshold)
         return answers

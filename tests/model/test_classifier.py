@@ -6,6 +6,7 @@ import ctypes
 import json
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -86,6 +87,49 @@ def test_a_base_configured_otherwise_is_refused_and_never_counts(trained, tmp_pa
     del settings["base"]["config_sha256"]  # as a version of before
     (trained / "classifier.json").write_text(json.dumps(settings))
     assert np.array_equal(read_classifier(trained).logits(["LUNCH"]), before)
+
+
+def test_the_adapter_is_merged_once_and_answers_as_before(trained):
+    loaded = load_classifier(trained)
+    before = loaded.logits(LINES)
+    with ThreadPoolExecutor(4) as pool:  # as a server's requests
+        found = list(pool.map(lambda _: loaded.merge().logits(LINES), range(8)))
+    assert not any("lora" in name for name, _ in loaded.model.named_parameters())
+    assert np.ptp(found, axis=0).max() == 0
+    assert 0 < np.abs(found[0] - before).max() < 1e-5 * np.abs(before).max()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_rows_are_padded_as_the_tokenizer_pads(trained, side):
+    loaded = load_classifier(trained)
+    loaded.tokenizer.padding_side = side
+    rows = [[5, 6, 7], [8], [9, 5]]
+    ids, mask = loaded._pad(rows)
+    expected = loaded.tokenizer.pad({"input_ids": rows}, return_tensors="pt")
+    assert torch.equal(ids, expected["input_ids"])
+    assert torch.equal(mask, expected["attention_mask"])
+
+
+def test_how_many_tokens_are_computed_at_once_changes_no_answer(trained, monkeypatch):
+    loaded = load_classifier(trained)
+    together = loaded.logits(LINES)
+    sizes = []
+    loaded.model.register_forward_pre_hook(
+        lambda _, args, given: sizes.append(given["input_ids"].shape), with_kwargs=True
+    )
+    monkeypatch.setitem(classifier.BATCH_TOKENS, "cpu", 24)
+    np.testing.assert_allclose(loaded.logits(LINES), together, atol=1e-6)
+    assert sum(rows for rows, _ in sizes) == len(LINES)
+    assert len(sizes) > 1
+    assert all(rows == 1 or rows * length <= 24 for rows, length in sizes)
+
+
+def test_in_bf16_logits_are_near(trained):
+    loaded = load_classifier(trained).merge()
+    before = loaded.logits(LINES)
+    loaded.bf16 = True
+    difference = np.abs(loaded.logits(LINES) - before).max()
+    assert 1e-5 * np.abs(before).max() < difference < 5e-2 * max(1, np.abs(before).max())
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])

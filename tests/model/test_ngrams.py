@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -32,6 +34,8 @@ def test_ngrams_of_characters_stay_within_words():
     assert per_text.tolist() == [10, 0, 3]
     assert len(set(keys.tolist())) == len(keys)
     assert counts.tolist() == [1.0] * 13
+    spelt = [" a", "ab", "b ", " ab", "ab ", " c", "cd", "d ", " cd", "cd ", " 카", "카 ", " 카 "]
+    assert keys.tolist() == [zlib.crc32(each.encode()) | 1 << 32 for each in spelt]
 
 
 def test_it_learns_and_is_the_same_again_from_its_file(tmp_path):

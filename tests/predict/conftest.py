@@ -25,7 +25,7 @@ NOT_GIVEN = {
         ("input", "output", "top_k", "threshold", "on_error", "batch_rows", "overwrite"), "none"
     ),
     **dict.fromkeys(("errors", "encoding", "header_row", "sheet", "amount_column"), "none"),
-    **dict.fromkeys(("allow_unapproved",), "none"),
+    **dict.fromkeys(("allow_unapproved", "precision"), "none"),
 }
 # Sharp and high: the random logits lie within a tenth of each other.
 CALIBRATION = {"temperature": 0.02, "target_precision": 0.9, "threshold": 0.8, "rows": 12}

@@ -23,7 +23,7 @@ def model(shop):
 @pytest.fixture(scope="module")
 def logits(model):
     texts = [" | ".join(filter(None, row)) for row in FRAME.to_numpy()]
-    return model.unwrap_python_model().classifier.logits(texts)
+    return model.unwrap_python_model().classifier.merge().logits(texts)
 
 
 def test_by_default_there_are_label_and_score(model, shop, logits):

@@ -17,11 +17,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from mlflow import MlflowClient
 
-from account_tax.model.classifier import needs_review
+from account_tax.model.classifier import has_bf16, needs_review
 from account_tax.review.allowed import Proposal
 from account_tax.review.decision import decide
+from account_tax.storage.names import BF16_TAG
 from tests.commands import as_words, call
 
 from .conftest import (
@@ -248,6 +250,34 @@ def test_the_size_of_a_batch_changes_no_label_and_no_order(file_with, ledger, tm
         found.append(read_ledger(output))
     for other in found[1:]:
         assert other.drop(columns="score").equals(found[0].drop(columns="score"))
+
+
+@pytest.mark.parametrize(
+    ("share", "words", "expected", "why"),
+    [
+        (None, {}, "fp32", "it was not compared with bf16 when it was registered"),
+        ("0.002", {}, "fp32", "0.20% of its validation rows get another label in bf16"),
+        ("0.001", {}, "bf16", "0.10% of its validation rows get another label in bf16"),
+        ("0", {"precision": "fp32"}, "fp32", "as asked"),
+    ],
+)
+def test_bf16_is_used_where_labels_stay(
+    file_with, shop, ledger, tmp_path, capfd, share, words, expected, why
+):
+    if expected == "bf16" and not has_bf16("cuda" if torch.cuda.is_available() else "cpu"):
+        pytest.skip("this machine has no bf16")
+    client, plain, output = MlflowClient(shop.store), tmp_path / "fp32.csv", tmp_path / "out.csv"
+    assert file_with(input=ledger, output=plain, precision="fp32") == 0
+    capfd.readouterr()
+    if share:
+        client.set_model_version_tag("account-tax", "1", BF16_TAG, share)
+    try:
+        assert file_with(input=ledger, output=output, **words) == 0
+    finally:
+        client.delete_model_version_tag("account-tax", "1", BF16_TAG) if share else None
+    assert f"in {expected} ({why})" in capfd.readouterr().out
+    assert newest_run(shop).data.tags["account_tax.precision"] == expected
+    assert (output.read_bytes() == plain.read_bytes()) == (expected == "fp32")
 
 
 @pytest.mark.parametrize("target", FORMATS)

@@ -6,9 +6,20 @@ from mlflow import MlflowClient
 
 from account_tax.errors import RegistrationError
 from account_tax.model.calibration import calibrate, measure_calibration
-from account_tax.model.classifier import TamperedModelError, load_classifier, read_classifier
+from account_tax.model.classifier import (
+    TamperedModelError,
+    has_bf16,
+    load_classifier,
+    read_classifier,
+)
 from account_tax.model.evaluation import answer_split
-from account_tax.pipelines.register.nodes import complete_settings, evaluate_model, write_manifest
+from account_tax.pipelines.register.nodes import (
+    BF16_METRIC,
+    compare_bf16,
+    complete_settings,
+    evaluate_model,
+    write_manifest,
+)
 
 REGISTRY = {"target_precision": 0.4, "guarantee": 0.95}
 
@@ -32,7 +43,7 @@ def evaluate(trained, splits):
 
 def test_the_calibration_is_fitted_to_validation_rows_and_measured_on_test_rows(trained, run):
     evaluation = evaluate(trained, trained.splits)
-    classifier = read_classifier(trained.folder)
+    classifier = read_classifier(trained.folder).merge()
     split = trained.splits["validation"]
     logits = classifier.logits_of_ids(split["input_ids"])
     assert evaluation["calibration"] == calibrate(logits, np.asarray(split["labels"]), 0.4, 0.95)
@@ -51,7 +62,7 @@ def test_accuracy_is_told_apart_for_suppliers_that_train_never_saw(trained, run)
     unseen = np.arange(24) < 5
     splits = trained.splits | {"test": trained.splits["test"].add_column("unseen", unseen)}
     evaluation = evaluate(trained, splits)
-    logits, labels = answer_split(read_classifier(trained.folder), trained.splits["test"])
+    logits, labels = answer_split(read_classifier(trained.folder).merge(), trained.splits["test"])
     right = logits.argmax(-1) == labels
     expected = {
         "test/unseen_suppliers_rows": 5,
@@ -62,6 +73,23 @@ def test_accuracy_is_told_apart_for_suppliers_that_train_never_saw(trained, run)
     found = MlflowClient().get_run(run.info.run_id).data.metrics
     assert {key: found[key] for key in expected} == pytest.approx(expected)
     assert expected.items() <= evaluation["metrics"].items()
+
+
+@pytest.mark.skipif(not has_bf16("cpu"), reason="this machine has no bf16")
+def test_the_labels_of_bf16_are_compared_and_no_part_of_the_content(trained, run, monkeypatch):
+    split = trained.splits["validation"]
+    classifier = read_classifier(trained.folder).merge()
+    logits = classifier.logits_of_ids(split["input_ids"])
+    monkeypatch.setattr("account_tax.pipelines.register.nodes.BF16_ROWS", 5)
+    assert compare_bf16(classifier, split, -logits, {}, {}) == {BF16_METRIC: 1.0}
+    assert not classifier.bf16
+    evaluation = evaluate(trained, trained.splits)
+    rows = split["input_ids"][::3]  # 4 of 12: at most 5
+    classifier.bf16 = True
+    other = (classifier.logits_of_ids(rows).argmax(-1) != logits[::3].argmax(-1)).mean()
+    assert evaluation["metrics"][BF16_METRIC] == other
+    assert MlflowClient().get_run(run.info.run_id).data.metrics[BF16_METRIC] == other
+    assert not [key for key in evaluation["calibration"] if "bf16" in key]
 
 
 def test_the_same_classifier_has_the_same_content_after_a_second_calibration(trained):

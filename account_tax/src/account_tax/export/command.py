@@ -53,7 +53,7 @@ from .modeling_account_tax import MeanPoolingConfig, MeanPoolingForSequenceClass
 from .request import Request
 
 LOADER = Path(inspect.getfile(MeanPoolingConfig))
-TOLERANCE = 1e-5  # of logits: here lines are padded otherwise
+TOLERANCE = 1e-5  # of logits: merging adds the adapter to the weights before, not after, a product
 
 # What docs/review.md and the README.md of each export say; tests run it as it stands.
 LOAD_CLS = """\
@@ -151,8 +151,8 @@ def write_export(classifier: Path, output: Path, version: ModelVersion) -> float
 
 
 def save_merged(loaded: LoadedClassifier, folder: Path) -> None:
-    """Save weights, configuration and tokenizer in float32."""
-    model: Any = loaded.model
+    """Save weights, configuration and tokenizer in float32, the adapter merged into its base."""
+    model: Any = loaded.merge().model
     if loaded.settings["pooling"] == "mean":
         model = _with_own_class(model)
         (folder / LOADER.name).write_text(standalone_loader(), encoding="utf-8")

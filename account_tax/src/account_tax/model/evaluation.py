@@ -31,7 +31,7 @@ def evaluate_test_split(
     Returns:
         rows, labels, average, metrics (`test/…`), per_class and confusion_matrix.
     """
-    classifier = load_classifier(folder)
+    classifier = load_classifier(folder).merge()
     logits, labels = answer_split(classifier, test)
     return score_answers(classifier.labels, classifier.add_ngrams(logits, texts), labels, average)
 

@@ -255,7 +255,8 @@ def _read_settings(
             continue
         if text.strip().lower() in not_given:
             continue
-        for setting in _expand(Setting(name, text, source), faults):
+        given = Setting(name, text, source)
+        for setting in [given] if name in aliases else _expand(given, faults):
             earlier = settings.setdefault(setting.key, setting)
             if earlier.text.lower() != setting.text.lower():
                 reason = f"{earlier.source} sets it to {earlier.text}; give it once"

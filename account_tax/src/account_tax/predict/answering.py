@@ -29,7 +29,6 @@ class Desk:
     """Who files, and how: the classifier, how many labels it names, when a person has to look."""
 
     classifier: LoadedClassifier
-    device: str
     top_k: int
     threshold: float | None
     amount_column: str | None = None

@@ -59,16 +59,19 @@ def _file(plan: Plan, run: OwnedRun) -> dict[str, float]:
     options = plan.options
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with open_journal(options.output, plan.key(device)) as (journal, removed):
-        run.introduce("predict", f"with {plan.model.title}", _tags(plan))
+        precision, why = plan.precision(device)
+        tags = _tags(plan) | {f"{TAG}precision": precision}
+        run.introduce("predict", f"with {plan.model.title}", tags)
         if removed:
             click.echo("predict: removed the parts of another input, model or set of options")
         begun = f", going on after row {journal.total('read'):,}" if journal.notes else ""
         click.echo(f"predict: reads {plan.source.read_as}")
-        click.echo(f"predict: {plan.model.title} on {device}{begun}")
+        click.echo(f"predict: {plan.model.title} on {device} in {precision} ({why}){begun}")
         if plan.model.unapproved:
             click.echo(f"mind this: {plan.model.title}: {plan.model.unapproved}", err=True)
-        classifier = load_classifier(plan.model.folder, device)
-        desk = Desk(classifier, device, options.top_k, plan.threshold, options.amount_column)
+        classifier = load_classifier(plan.model.folder, device).merge()
+        classifier.bf16 = precision == "bf16"
+        desk = Desk(classifier, options.top_k, plan.threshold, options.amount_column)
         sink = make_sink(options.output, plan.source, added_columns(options.top_k))
         before = plan.source.state()
         try:

@@ -30,6 +30,9 @@ class Options:
     header_row: Annotated[Count | None, Help("The header's line; else it is found.")] = None
     sheet: Annotated[Name | None, Help("Of a workbook; else the one with the columns.")] = None
     amount_column: Annotated[Name | None, Help("Summed by account at the end.")] = None
+    precision: Annotated[
+        Literal["auto", "fp32"], Help("auto: bf16 where hardware has it and labels stay.")
+    ] = "auto"
     # What is held in memory, and what a killed run loses.
     batch_rows: Annotated[Count, Help("Rows read, sorted, answered and stored at once.")] = 8192
     allow_unapproved: Annotated[bool, Help(UNAPPROVED)] = False

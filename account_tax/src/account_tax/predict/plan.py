@@ -19,15 +19,19 @@ from account_tax.ledger.windows import Wanted, repeated
 from account_tax.model.classifier import (
     MANIFEST_FILE,
     SETTINGS_FILE,
+    has_bf16,
     resolve_pin,
 )
 from account_tax.registry.download import download_version, refuse_broken
 from account_tax.registry.find import find_version, parse_model_uri
 from account_tax.registry.registry_state import check_standing
 from account_tax.storage.files import output_faults
+from account_tax.storage.names import BF16_TAG
 
 from .options import Options
 from .sinks import ENDINGS
+
+MOST_OTHER_LABELS = 0.001  # of the version's validation rows: more, and bf16 is not worth it
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,18 @@ class Plan:
         given = self.options.threshold
         return self.model.threshold if given is None else given
 
+    def precision(self, device: str) -> tuple[str, str]:
+        """Return fp32 or bf16, and why."""
+        share = self.model.version.tags.get(BF16_TAG)
+        if self.options.precision == "fp32":
+            return "fp32", "as asked"
+        if not has_bf16(device):
+            return "fp32", "no bf16 in this hardware"
+        if share is None:
+            return "fp32", "it was not compared with bf16 when it was registered"
+        said = f"{float(share):.2%} of its validation rows get another label in bf16"
+        return ("bf16" if float(share) <= MOST_OTHER_LABELS else "fp32"), said
+
     def key(self, device: str) -> dict[str, Any]:
         """Return what the output depends on: parts made under another key are never used."""
         options = self.options
@@ -75,7 +91,7 @@ class Plan:
             "options": [options.top_k, self.threshold, options.batch_rows],
             "read": [options.encoding, options.header_row, options.sheet, options.amount_column],
             "formats": [options.input.suffix.lower(), options.output.suffix.lower()],
-            "device": device,
+            "device": [device, self.precision(device)[0]],
         }
 
 

@@ -194,7 +194,7 @@ def load_contender(client: MlflowClient, version: ModelVersion, scratch: Path) -
     folder = scratch / str(version.version)
     with refuse_broken(f"{version.name} version {version.version} can't be reviewed"):
         classifier_folder = download_version(version, folder)
-        classifier = load_classifier(classifier_folder)
+        classifier = load_classifier(classifier_folder).merge()
     weights = sum(file.stat().st_size for file in classifier_folder.glob("*.safetensors"))
     return Contender(version, classifier, read_record(client, version), weights)
 

@@ -43,6 +43,7 @@ CONFIG_VARIABLE = "ACCOUNT_TAX_CONFIG_SHA256"  # of stages: the digest of their 
 TAG = "account_tax."  # before the names of a run's
 UNAPPROVED_TAG = f"{TAG}unapproved"  # of a run: what spoke against the version it used
 CONTENT_TAG, VERIFIED_TAG = "content_sha256", "verified"  # of a version
+BF16_TAG = "bf16_other_labels"  # too: the share of validation rows
 STATEMENT_TAG = "provenance_sha256"  # likewise
 ANSWERS_FILE = "test_answers.json"  # of a run: what it was right and wrong about, in counts
 MODEL_FILES_TAG = "model_files"  # likewise: the sha256 of each file its manifest does not list

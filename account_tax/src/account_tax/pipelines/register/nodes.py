@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from account_tax.model.classifier import (
     LoadedClassifier,
     Ngrams,
     fuse,
+    has_bf16,
 )
 from account_tax.model.evaluation import answer_split, score_answers, score_suppliers
 from account_tax.model.metrics import compute_classification_metrics
@@ -36,6 +38,7 @@ from account_tax.storage.files import canonical_sha256, sha256_of, write_json
 from account_tax.storage.names import (
     ADAPTER_FOLDER,
     ANSWERS_FILE,
+    BF16_TAG,
     CARD_FILE,
     CONFIG_VARIABLE,
     DATASET_METADATA_FILE,
@@ -52,6 +55,9 @@ from .plots import save_plots
 from .registry import CODE_FILE, Candidate, check_alias, register_version
 
 log = logging.getLogger(__name__)
+
+BF16_METRIC = f"validation/{BF16_TAG}"
+BF16_ROWS = 1000  # what 0.1% of can be counted in; seconds
 
 Answers = tuple[np.ndarray, np.ndarray]  # logits (N, C) and class ids (N,) of a split
 
@@ -75,6 +81,7 @@ def evaluate_model(
     """
     root = Path(artifacts_root)
     average = train_params.get("metrics", {}).get("average", "macro")
+    adapter.merge()
     test, validation = (
         answer_split(adapter, tokenized_datasets[split]) for split in ("test", "validation")
     )
@@ -92,6 +99,9 @@ def evaluate_model(
     evaluation["calibration"] = calibration | fusion
     evaluation["metrics"] |= {f"test/{name}": value for name, value in measured.items()}
     evaluation["metrics"] |= score_suppliers(tokenized_datasets["test"], *test)
+    evaluation["metrics"] |= compare_bf16(
+        adapter, tokenized_datasets["validation"], validation[0], ngrams, fusion
+    )
     log_history = json.loads((root / LOG_HISTORY_FILE).read_text(encoding="utf-8"))
     plots = save_plots(root / "plots", evaluation, log_history)
     client, run_id = mlflow_run()
@@ -213,6 +223,27 @@ def add_ngrams(
     return {"fusion": fusion}
 
 
+def compare_bf16(
+    classifier: LoadedClassifier,
+    split: Any,
+    logits: np.ndarray,
+    ngrams: dict[str, Tensor],
+    fusion: dict[str, dict[str, float]],
+) -> dict[str, float]:
+    """Return the share of validation rows, `BF16_ROWS` at most, with another label in bf16.
+
+    It is a tag of the version that `predict` asks, and no part of its content, which may not hang
+    on the machine; one without bf16 measures nothing.
+    """
+    if not (len(logits) and has_bf16("cpu")):
+        return {}
+    rows = np.arange(0, len(logits), -(-len(logits) // BF16_ROWS))
+    found = replace(classifier, bf16=True).logits_of_ids(split.select(rows)["input_ids"])
+    if fusion:
+        found = fuse(found, ngrams["validation"].numpy()[rows], fusion["fusion"])
+    return {BF16_METRIC: float((found.argmax(-1) != logits[rows].argmax(-1)).mean())}
+
+
 def measure_parts(test: Answers, ngrams: dict[str, Tensor], average: str) -> dict[str, float]:
     """Return what encoder and n-grams are worth alone; nothing where there is one part."""
     logits, labels = test
@@ -273,6 +304,8 @@ def collect_digests(
 def version_tags(facts: dict[str, Any]) -> dict[str, str]:
     """Return what a person looks for among a version's tags; the card has the rest."""
     shown = {key: f"{facts['metrics'][key]:.4f}" for key in ("test/accuracy", "test/f1")}
+    if BF16_METRIC in facts["metrics"]:
+        shown[BF16_TAG] = f"{facts['metrics'][BF16_METRIC]:g}"
     environment = environment_in_words(facts["environment"])
     return shown | {"base": facts["settings"]["base"]["name"], "environment": environment}
 

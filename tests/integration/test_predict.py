@@ -46,7 +46,7 @@ def ledger(trained) -> Path:
 def filed(trained, ledger) -> pd.DataFrame:
     """The ledger as `mlflow run . -e predict` files it; everything else is compared with it."""
     given = [f"model={MODEL}", "input=data/source.csv", "output=data/filed.csv"]
-    given += ["top_k=2", "on_error=skip", "batch_rows=50"]
+    given += ["top_k=2", "on_error=skip", "batch_rows=50", "precision=fp32"]
     words = [word for option in given for word in ("-P", option)]
     finished = trained.run("mlflow", "run", ".", "-e", "predict", "--env-manager", "local", *words)
     assert finished.returncode == 0, finished.output
@@ -83,14 +83,20 @@ def test_ledger_text_is_not_in_the_store(trained, filed):
     assert MARKER.lower().encode() not in (trained.folder / "mlflow.db").read_bytes().lower()
 
 
-def test_a_row_that_can_not_be_filed_is_status_3(trained, ledger, tmp_path):
+def test_a_row_that_can_not_be_filed_is_status_3(trained, ledger, filed, tmp_path):
     output = tmp_path / "filed.jsonl"
     words = ("--model", MODEL, "--input", str(ledger), "--output", str(output))
     finished = trained.run("kedro", "predict", *words)
     assert finished.returncode == 3, finished.output
     assert "1 row can't be filed" in finished.output
-    assert len(output.read_text("utf-8").splitlines()) == ROWS
+    rows = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
     assert trained.runs()[0].info.status == "FAILED"
+    version = trained.client().get_model_version_by_alias("account-tax", "challenger")
+    in_bf16 = float(version.tags.get("bf16_other_labels", "1")) <= 0.001
+    assert trained.runs()[0].data.tags["account_tax.precision"] == ("bf16" if in_bf16 else "fp32")
+    assert [row["label"] for row in rows] == filed["label"].tolist()
+    difference = abs(filed["score"] - [row["score"] for row in rows]).max()
+    assert (1e-5 if in_bf16 else 0) <= difference < (0.05 if in_bf16 else 1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -14,12 +14,12 @@ from account_tax.model.classifier import (
 )
 from account_tax.model.evaluation import answer_split
 from account_tax.pipelines.register.nodes import (
-    BF16_METRIC,
     compare_bf16,
     complete_settings,
     evaluate_model,
     write_manifest,
 )
+from account_tax.storage.names import BF16_METRIC
 
 REGISTRY = {"target_precision": 0.4, "guarantee": 0.95}
 

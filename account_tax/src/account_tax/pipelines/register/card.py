@@ -13,7 +13,7 @@ from account_tax.model.licence import base_licence
 from account_tax.provenance.environment import environment_tags
 from account_tax.reporting.description import compose
 from account_tax.reporting.markdown import code, escape_cell, format_number, markdown_table
-from account_tax.storage.names import CARD_FILE, LONGEST_TEXT
+from account_tax.storage.names import BF16_METRIC, CARD_FILE, LONGEST_TEXT
 
 Facts = Mapping[str, Any]
 UNLOCKED_MARK = (
@@ -193,6 +193,7 @@ def _scores(calibration: Facts | None, metrics: Facts) -> str:
         "expected calibration error, test": format_number(metrics.get("test/ece")),
         "the same without temperature": format_number(metrics.get("test/ece_uncalibrated")),
         "temperature": f"{calibration['temperature']:.4g}",
+        "other labels in bf16, validation": format_number(metrics.get(BF16_METRIC), ".2%"),
     }
     fitted = f"Temperature and threshold are fitted to {calibration['rows']:,} validation rows."
     return f"## Scores\n\n{fitted}\n\n" + markdown_table(["", ""], rows.items())

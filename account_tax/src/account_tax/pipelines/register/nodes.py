@@ -38,6 +38,7 @@ from account_tax.storage.files import canonical_sha256, sha256_of, write_json
 from account_tax.storage.names import (
     ADAPTER_FOLDER,
     ANSWERS_FILE,
+    BF16_METRIC,
     BF16_TAG,
     CARD_FILE,
     CONFIG_VARIABLE,
@@ -56,7 +57,6 @@ from .registry import CODE_FILE, Candidate, check_alias, register_version
 
 log = logging.getLogger(__name__)
 
-BF16_METRIC = f"validation/{BF16_TAG}"
 BF16_ROWS = 1000  # what 0.1% of can be counted in; seconds
 
 Answers = tuple[np.ndarray, np.ndarray]  # logits (N, C) and class ids (N,) of a split

@@ -98,10 +98,8 @@ def evaluate_model(
     measured = measure_calibration(*test, calibration) | alone
     evaluation["calibration"] = calibration | fusion
     evaluation["metrics"] |= {f"test/{name}": value for name, value in measured.items()}
-    evaluation["metrics"] |= score_suppliers(tokenized_datasets["test"], *test)
-    evaluation["metrics"] |= compare_bf16(
-        adapter, tokenized_datasets["validation"], validation[0], ngrams, fusion
-    )
+    bf16 = compare_bf16(adapter, tokenized_datasets["validation"], validation[0], ngrams, fusion)
+    evaluation["metrics"] |= score_suppliers(tokenized_datasets["test"], *test) | bf16
     log_history = json.loads((root / LOG_HISTORY_FILE).read_text(encoding="utf-8"))
     plots = save_plots(root / "plots", evaluation, log_history)
     client, run_id = mlflow_run()

@@ -76,8 +76,8 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Return the evaluation of the test split, after logging it and its plots to the run.
 
-    `calibration` is among it, fitted to the validation split: what register_model keeps of it. The
-    model on n-grams, where it has a part in the answers, is saved beside the adapter.
+    `calibration` is among it, fitted to the validation split. The model on n-grams, where it has a
+    part in the answers, is saved beside the adapter.
     """
     root = Path(artifacts_root)
     average = train_params.get("metrics", {}).get("average", "macro")
@@ -95,20 +95,19 @@ def evaluate_model(
     evaluation = score_answers(adapter.labels, *test, average)
     promised = (registry_params[key] for key in ("target_precision", "guarantee"))
     calibration = calibrate(*validation, *promised)
-    measured = measure_calibration(*test, calibration) | alone
     evaluation["calibration"] = calibration | fusion
+    measured = measure_calibration(*test, calibration) | alone
     evaluation["metrics"] |= {f"test/{name}": value for name, value in measured.items()}
     bf16 = compare_bf16(adapter, tokenized_datasets["validation"], validation[0], ngrams, fusion)
     evaluation["metrics"] |= score_suppliers(tokenized_datasets["test"], *test) | bf16
     log_history = json.loads((root / LOG_HISTORY_FILE).read_text(encoding="utf-8"))
-    plots = save_plots(root / "plots", evaluation, log_history)
     client, run_id = mlflow_run()
     newest_ms = send_kept_metrics(client, run_id, root)
     log_test_metrics(client, run_id, evaluation["metrics"], newest_ms)
     client.log_dict(run_id, training_metrics | evaluation["metrics"], METRICS_FILE)
     counts = {key: evaluation[key] for key in ("labels", "confusion_matrix")}
     client.log_dict(run_id, counts, ANSWERS_FILE)
-    for plot in plots:
+    for plot in save_plots(root / "plots", evaluation, log_history):
         client.log_artifact(run_id, str(plot), "plots")
     return evaluation
 

@@ -24,7 +24,8 @@ def train_cases(
     Args:
         cases: Each with `changes` for `conftest.train_params`; one with `resume`, a pair (number of
             an earlier case, step), begins with what that one had saved until then; one with
-            `family` trains that base of tests/bases.py, not the tiny BERT.
+            `family` trains that base of tests/bases.py, not the tiny BERT; one with `whole` leaves
+            no layer out.
         world_size: Ranks.
         work: Scratch folder.
         rows: Rows a split.
@@ -71,14 +72,17 @@ def take_over(earlier: Path, folder: Path, step: int) -> None:
 def main() -> None:
     """Be one rank: train the cases of the order; rank 0 writes the results."""
     import torch
+    from transformers import TrainerCallback
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     from account_tax.model.classifier import load_tokenizer, resolve_base
+    from account_tax.pipelines.train.frozen import FrozenLayers
     from account_tax.pipelines.train.training_core import run_training_pipeline
     from account_tax.processes.ranks import end_rank
     from tests.conftest import make_splits, train_params
 
     torch.set_num_threads(1)
+    leave_out, keep_all = FrozenLayers.on_train_begin, TrainerCallback.on_train_begin
     order = Path(sys.argv[1])
     given = json.loads(order.read_text())
     results = []
@@ -89,6 +93,7 @@ def main() -> None:
         tokenizer = load_tokenizer(resolve_base(str(base)))
         if "resume" in case and os.environ["RANK"] == "0":
             take_over(order.parent / f"{order.stem}-{case['resume'][0]}", folder, case["resume"][1])
+        FrozenLayers.on_train_begin = keep_all if "whole" in case else leave_out
         torch.distributed.is_initialized() and torch.distributed.barrier()
         metrics = run_training_pipeline(make_splits(given["rows"]), tokenizer, params, str(folder))
         unset_hf_deepspeed_config()  # or the next model would be built under this case's ZeRO-3

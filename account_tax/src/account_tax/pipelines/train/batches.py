@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from torch import Tensor
 from torch.utils.data import Sampler
+from transformers import DataCollatorWithPadding
 
 IGNORED_LABEL = -100  # torch's cross_entropy leaves such a row out of the loss
+STATES = "states"
 
 # Rows drawn at random and then sorted by length together, in global batches. Large enough to pad
 # little, small enough to leave the order random.
@@ -23,7 +26,12 @@ class Rows(torch.utils.data.Dataset):
 
     Index `len(self)` is no row: a single token without a label. It fills the last global batch, so
     that every rank gets as many micro-batches as the others and no row counts twice.
+
+    Attributes:
+        states: A vector for each token, (N, H), which goes with its row; see `frozen.py`.
     """
+
+    states: Tensor | None = None
 
     def __init__(self, tokens: np.ndarray, lengths: np.ndarray, labels: np.ndarray):
         self.lengths, self.labels = lengths.astype(np.int64), labels.astype(np.int64)
@@ -56,11 +64,39 @@ class Rows(torch.utils.data.Dataset):
         return map(self.__getitem__, range(len(self)))  # without the filling row
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        if row == len(self):
-            return {"input_ids": [int(self._tokens[0])], "labels": IGNORED_LABEL}
-        start = self._starts[row]
-        ids = self._tokens[start : start + self.lengths[row]]
-        return {"input_ids": ids.tolist(), "labels": int(self.labels[row])}
+        is_row = row != len(self)
+        span = self.span(row) if is_row else slice(0, 1)
+        label = int(self.labels[row]) if is_row else IGNORED_LABEL
+        item = {"input_ids": self._tokens[span].tolist(), "labels": label}
+        return item if self.states is None else {**item, STATES: self.states[span]}
+
+    @property
+    def tokens(self) -> int:
+        """How many there are in all rows."""
+        return len(self._tokens)
+
+    def span(self, row: int) -> slice:
+        """Return where a row's tokens are among all."""
+        return slice(self._starts[row], self._starts[row] + self.lengths[row])
+
+
+class RowCollator(DataCollatorWithPadding):
+    """Pads rows to a batch, and their states, if they have any, likewise."""
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return token ids and mask, (B, T), labels, (B,), and states, (B, T, H)."""
+        states = [row.pop(STATES) for row in features if STATES in row]
+        batch = super().__call__(features)
+        if states:
+            batch[STATES] = place_states(torch.cat(states), batch["attention_mask"])
+        return batch
+
+
+def place_states(states: Tensor, mask: Tensor) -> Tensor:
+    """Return the states, (N, H), of a batch's N tokens where they stand, (B, T, H); else nought."""
+    placed = states.new_zeros(*mask.shape, states.shape[-1])
+    placed[mask.bool()] = states
+    return placed
 
 
 class GlobalBatchSampler(Sampler[int]):

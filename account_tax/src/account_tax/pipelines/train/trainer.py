@@ -12,9 +12,10 @@ from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
-from .batches import IGNORED_LABEL, GlobalBatchSampler, Rows
+from .batches import IGNORED_LABEL, STATES, GlobalBatchSampler, Rows
 from .callbacks import SpeedCallback
 from .checkpointing import CheckpointedTrainer
+from .frozen import FrozenLayers
 from .stopping import NotFiniteCallback
 
 
@@ -88,7 +89,19 @@ class LedgerTrainer(CheckpointedTrainer):
         loss = partial(global_batch_cross_entropy, class_weights=class_weights)
         super().__init__(compute_loss_func=loss, **kwargs)
         self.speed, self.finite = speed, finite
+        self.frozen = FrozenLayers(self)
         self.add_callback(_KeepGradNorm(self))
+        self.add_callback(self.frozen)
+
+    def _get_collator_with_removed_columns(
+        self, data_collator: Any, description: Any = None
+    ) -> Any:
+        return data_collator  # `Rows` have none, and states are no word of the model's forward
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        prepared = super()._prepare_inputs(inputs)
+        self.frozen.feed(prepared.pop(STATES, None))
+        return prepared
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         args = self.args

@@ -22,7 +22,6 @@ from datasets import DatasetDict
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import (
     AutoConfig,
-    DataCollatorWithPadding,
     EvalPrediction,
     PretrainedConfig,
     PreTrainedModel,
@@ -46,7 +45,7 @@ from account_tax.storage.files import hold, read_json
 from account_tax.storage.names import PROGRESS_VARIABLE
 from account_tax.tracking.metric_sender import close_metrics, open_metrics
 
-from .batches import Rows, balanced_class_weights
+from .batches import RowCollator, Rows, balanced_class_weights
 from .callbacks import (
     EVALUATED,
     EngineTimeCallback,
@@ -374,7 +373,7 @@ def _build_trainer(
         args=arguments,
         train_dataset=train_rows,
         eval_dataset=Rows.from_dataset(splits["validation"], longest_first=True),
-        data_collator=DataCollatorWithPadding(tokenizer),
+        data_collator=RowCollator(tokenizer),
         processing_class=tokenizer,
         compute_metrics=partial(compute_metrics, average=average),
         callbacks=callbacks,
@@ -423,6 +422,7 @@ def _summarize(
         "train/trainable_parameters": sum(
             getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad
         ),
+        "train/cached_layers": trainer.frozen.count,
         **{f"eval/{name}": evaluation[f"eval_{name}"] for name in EVALUATED},
         **measured,
         **memory_mb(),

@@ -190,7 +190,13 @@ def _training(name: str, *values: str) -> Callable[[Splits, int], dict[str, dict
             title: {key: found[f"test/{part}{key}"] for key in ("accuracy", "f1")}
             for title, part in parts.items()
             if f"test/{part}f1" in found
-        } | {f"{name}: calibration": {"coverage": found["test/coverage"]}}
+        } | {
+            f"{name}: beside": {
+                "coverage": found["test/coverage"],
+                "validation": [found["eval/accuracy"], found["eval/f1"]],
+                "seconds": found["train/runtime_seconds"],
+            }
+        }
 
     return train
 
@@ -225,11 +231,22 @@ def run_training(
     return run.data.metrics
 
 
+def _upper(layers: int) -> tuple[str, ...]:
+    """Return the values that leave adapters in so many of the starter's upper layers."""
+    numbers = ",".join(map(str, range(12 - layers, 12)))
+    return (
+        f"--train.lora.layers_to_transform={numbers}",
+        "--train.lora.target_modules=query,key,value,dense",  # PEFT wants a list here
+    )
+
+
 WAYS = {
     "majority": with_majority,
     "TF-IDF + LR": with_tfidf,
     "frozen encoder + LR": with_frozen,
     "starter": _training("starter"),
+    "starter, upper 6 layers": _training("starter, upper 6 layers", *_upper(6)),
+    "starter, upper 4 layers": _training("starter, upper 4 layers", *_upper(4)),
     "english": _training("english", "--recipe=english"),
     "full fine-tuning": _training(
         "full fine-tuning", "--train.lora.enable=false", "--learning_rate=5e-5"

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from transformers import TrainingArguments, set_seed
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+from transformers.models.bert import modeling_bert
 
 from account_tax.model.classifier import load_tokenizer, resolve_base
 from account_tax.pipelines.train import frozen
 from account_tax.pipelines.train import training_core as core
 from account_tax.pipelines.train.callbacks import EngineTimeCallback
-from account_tax.pipelines.train.frozen import FrozenLayers, frozen_layers, open_shared
+from account_tax.pipelines.train.frozen import FrozenLayers, _open_that, frozen_layers, open_shared
 from account_tax.pipelines.train.saving import answer_probe
 from account_tax.pipelines.train.trainer import _KeepGradNorm
 from tests.bases import FAMILIES, make_base
@@ -84,23 +86,45 @@ def test_two_trainings_have_the_same_bits(train):
     assert np.array_equal(first.probe, second.probe)
 
 
+NOISE = "dropout or noise is active in them or below"
+
+
 @pytest.mark.parametrize(
-    ("changed", "training"),
+    ("changed", "training", "why"),
     [
-        ({}, {}),  # adapters in the first layer, too
-        ({"lora.bias": "all"}, {}),
-        ({"lora.modules_to_save": ["word_embeddings"]}, {}),
-        ({"model.config": {"hidden_dropout_prob": 0.1}}, {}),
-        ({"model.config": {"attention_probs_dropout_prob": 0.1}}, {}),
-        ({}, {"neftune_noise_alpha": 5.0}),
-        ({}, {"max_steps": 3}),  # one epoch
+        ({"lora.layers_to_transform": None}, {}, None),  # adapters in the first layer, too
+        ({"lora.bias": "all"}, {}, None),
+        ({"lora.modules_to_save": ["word_embeddings"]}, {}, "something below them is trained"),
+        ({"model.config": {"hidden_dropout_prob": 0.1}}, {}, NOISE),
+        ({"model.config": {"attention_probs_dropout_prob": 0.1}}, {}, NOISE),
+        ({}, {"neftune_noise_alpha": 5.0}, NOISE),
+        ({}, {"max_steps": 3}, "there is no second epoch"),
     ],
 )
 def test_where_the_lower_layers_are_not_the_same_in_every_epoch_they_are_computed(
-    train, changed, training
+    train, caplog, changed, training, why
 ):
-    upper = UPPER if changed or training else {}
-    assert train(training=training, **upper, **changed).count == 0
+    with caplog.at_level("INFO"):
+        assert train(training=training, **UPPER | changed).count == 0
+    assert ("computed in each step" in caplog.text) == bool(why)
+    assert (why or "") in caplog.text
+
+
+def test_a_network_that_goes_around_its_layers_is_trained_whole(
+    train, tmp_path, monkeypatch, caplog
+):
+    def around(self, hidden_states, attention_mask=None, **kwargs):
+        first = self.layer[0](hidden_states, attention_mask)
+        upper = self.layer[2](self.layer[1](first, attention_mask), attention_mask)
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=upper + first)
+
+    base = make_base(tmp_path / "base", "bert", num_hidden_layers=3)
+    top = {"lora.layers_to_transform": [2]}
+    assert train(base, **top).count == 2
+    monkeypatch.setattr(modeling_bert.BertEncoder, "forward", around)
+    with caplog.at_level("INFO"):
+        assert train(base, **top).count == 0
+    assert "what is above them needs more than they answer" in caplog.text
 
 
 def test_dropout_above_and_gradient_checkpointing_are_no_obstacle(train):
@@ -144,3 +168,6 @@ def test_the_file_has_no_name_and_its_bytes_are_reserved(tmp_path, monkeypatch):
     assert os.fstat(file.fileno()).st_size == 1 << 20
     assert os.fstat(file.fileno()).st_blocks * 512 >= 1 << 20
     assert list(tmp_path.iterdir()) == []
+    path, inode = f"/proc/{os.getpid()}/fd/{file.fileno()}", os.fstat(file.fileno()).st_ino
+    assert _open_that(path, inode) is not None
+    assert _open_that(path, inode + 1) is None  # another container's, by the same number

@@ -183,7 +183,7 @@ class ProgressCallback(TrainerCallback):
         self.speed = speed
         self._file = os.environ.get(PROGRESS_VARIABLE) if is_rank0() else None
         self._loss = math.nan
-        self._started = self._written = 0.0
+        self._started, self._written = time.monotonic(), 0.0
         self._beats, self._doing = 0, "starting"
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:

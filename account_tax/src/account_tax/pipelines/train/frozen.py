@@ -123,7 +123,7 @@ class FrozenLayers(TrainerCallback):
         if shapes != [(1, rows.lengths[row]) for row in few]:
             return "they answer with more than a vector for each token"
         if drawn:
-            return "a dropout is active in them or below"
+            return "dropout or noise is active in them or below"
         if _depends_on_trained(alone, model):
             return "something below them is trained"
         states = torch.cat([each[0].detach() for each in alone])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -34,6 +35,9 @@ from account_tax.tuning import command as tuning_command
 # OpenMP's threads wait asleep, here and in every process started from here: spinning, they starve
 # on a core that another program wants, and a step takes 5 times as long (docs/results.md).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# At Python's own 700 objects, 0.8 s of 5.7 that torch and its like take to import go into looking
+# for garbage that is not there yet.
+gc.set_threshold(50_000)
 
 Words = tuple[str, ...]
 Asked = TypeVar("Asked")

@@ -8,6 +8,7 @@ With `-` it imports what models need and then waits for a line: a JSON object wi
 `environment`. Registration starts it so while the test split is evaluated.
 """
 
+import gc
 import hashlib
 import json
 import os
@@ -102,11 +103,13 @@ def compare_logits(found: np.ndarray, expected: np.ndarray, precision: str) -> d
 def main(arguments: list[str]) -> int:
     """Print the outcome as one line of JSON and return the exit status."""
     if arguments == ["-"]:
-        # What models need takes seconds, spent before there is a version.
+        # What models need takes seconds, spent before there is a version; nothing of it is garbage.
+        gc.disable()
         import peft  # noqa: F401
         import torch  # noqa: F401
         import transformers  # noqa: F401
 
+        gc.enable()
         order = json.loads(sys.stdin.readline())
         os.environ.update(order["environment"])
         arguments = order["arguments"]

@@ -112,6 +112,8 @@ def test_a_study_read_anew_proposes_the_same(study):
 def test_what_is_behind_the_median_is_pruned_with_the_reason(study):
     for value in (0.5, 0.6, 0.7, 0.8, 0.9):
         end(study, take(study), "complete", value)
+    for _ in range(2):
+        end(study, take(study), "pruned", 0.1)  # the median is of those that are complete
     trial = take(study)
     assert study.why_prune(trial.run_id, [(40, 0.71)]) is None
     said = study.why_prune(trial.run_id, [(40, 0.69)])

@@ -226,10 +226,13 @@ class Study:
         }
         if not by_name[self.search["pruner"]]().prune(study, study.trials[-1]):
             return None
-        there = [each.curve[len(curve) - 1][1] for each in others if len(each.curve) >= len(curve)]
         step, value = curve[-1]
         said = f"pruned at step {step}: {self.search['metric']} {value:.4f}"
-        return f"{said}, median {statistics.median(there):.4f}" if there else said
+        done = [each for each in others if each.state == "complete"]  # as Optuna counts them
+        there = [each.curve[len(curve) - 1][1] for each in done if len(each.curve) >= len(curve)]
+        if self.search["pruner"] == "median" and there:
+            said += f", median {statistics.median(there):.4f}"
+        return said
 
     def best(self, trials: Sequence[Trial]) -> Trial | None:
         """Return the best of the complete trials, the first of equals."""

@@ -87,6 +87,8 @@ def test_two_trainings_have_the_same_bits(train):
 
 
 NOISE = "dropout or noise is active in them or below"
+REENTRANT = {"gradient_checkpointing": True}  # torch's default, where the words are others
+REENTRANT |= {"gradient_checkpointing_kwargs": {"preserve_rng_state": True}}
 
 
 @pytest.mark.parametrize(
@@ -99,6 +101,7 @@ NOISE = "dropout or noise is active in them or below"
         ({"model.config": {"attention_probs_dropout_prob": 0.1}}, {}, NOISE),
         ({}, {"neftune_noise_alpha": 5.0}, NOISE),
         ({}, {"max_steps": 3}, "there is no second epoch"),
+        ({}, REENTRANT, "use_reentrant, which needs a gradient from below"),
     ],
 )
 def test_where_the_lower_layers_are_not_the_same_in_every_epoch_they_are_computed(

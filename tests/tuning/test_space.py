@@ -43,6 +43,8 @@ def test_the_shipped_space_holds_its_recipe():
         ("train.lora: {type: categorical, choices: [a]}", "below train"),
         ("train.lora.lora_alpha: {type: int, low: 8, high: 64}", "set train.lora.alpha instead"),
         (f"{LR}: {{type: flaot, low: 1, high: 2}}", "Did you mean float?"),
+        (f"{LR}: {{type: [float], low: 1, high: 2}}", "type = [float]: unknown"),
+        (f"{LR}: {{type: null, low: 1, high: 2}}", "type = null: unknown"),
         ("3", "YAML with keys"),
         ("", "expected dotted keys"),
         (f"{LR}: {FLOAT}\n{LR}: {FLOAT}", "found duplicate key"),

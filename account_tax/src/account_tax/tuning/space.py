@@ -193,10 +193,10 @@ def _spec_faults(key: str, spec: Any) -> Iterator[str]:
     if not isinstance(spec, dict) or "type" not in spec:
         yield f"{key}: expected a mapping with type, and low and high, or choices"
         return
-    if spec["type"] not in FIELDS:
-        yield f"{key}.type = {spec['type']}: unknown. {hint(str(spec['type']), FIELDS)}"
+    if (kind := typed(spec["type"])) not in FIELDS:
+        yield f"{key}.type = {kind}: unknown. {hint(kind, FIELDS)}"
         return
-    known = FIELDS[spec["type"]]
+    known = FIELDS[kind]
     for name in spec.keys() - {"type", *known}:
         yield f"{key}.{name}: unknown. {hint(str(name), known)}"
     if spec["type"] == "categorical":

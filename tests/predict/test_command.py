@@ -259,12 +259,13 @@ def test_the_size_of_a_batch_changes_no_label_and_no_order(file_with, ledger, tm
         ("0.002", {}, "fp32", "0.20% of its validation rows get another label in bf16"),
         ("0.001", {}, "bf16", "0.10% of its validation rows get another label in bf16"),
         ("0", {"precision": "fp32"}, "fp32", "as asked"),
+        ("few", {}, "fp32", "its tag bf16_other_labels is no number"),
     ],
 )
 def test_bf16_is_used_where_labels_stay(
     file_with, shop, ledger, tmp_path, capfd, share, words, expected, why
 ):
-    if expected == "bf16" and not has_bf16("cuda" if torch.cuda.is_available() else "cpu"):
+    if not words and not has_bf16("cuda" if torch.cuda.is_available() else "cpu"):
         pytest.skip("this machine has no bf16")
     client, plain, output = MlflowClient(shop.store), tmp_path / "fp32.csv", tmp_path / "out.csv"
     assert file_with(input=ledger, output=plain, precision="fp32") == 0

@@ -79,8 +79,12 @@ class Plan:
             return "fp32", "no bf16 in this hardware"
         if share is None:
             return "fp32", "it was not compared with bf16 when it was registered"
-        said = f"{float(share):.2%} of its validation rows get another label in bf16"
-        return ("bf16" if float(share) <= MOST_OTHER_LABELS else "fp32"), said
+        try:
+            other = float(share)
+        except ValueError:  # whoever may write to the registry can set a tag
+            return "fp32", f"its tag {BF16_TAG} is no number"
+        said = f"{other:.2%} of its validation rows get another label in bf16"
+        return ("bf16" if other <= MOST_OTHER_LABELS else "fp32"), said
 
     def key(self, device: str) -> dict[str, Any]:
         """Return what the output depends on: parts made under another key are never used."""

@@ -156,15 +156,16 @@ def _search(project: Path, words: Sequence[str], asked: Asked, plan: Plan, run: 
     """Run the trials that are missing, then register what the best has trained."""
     now = digests(asked, plan)
     name = asked.search["study"] or canonical_sha256([now[key] for key in list(now)[:3]])[:12]
-    with _alone(project / asked.root / "studies" / name, name):
-        study = _begin(asked, run, name, now)
+    studies = (project / asked.root / "studies").resolve()
+    with _alone(studies / name, name):
+        study = _begin(asked, run, name, now, studies)
         study.release()
         click.echo(f"study {name}: {asked.search['trials']} trials, run {run.run_id}")
         if asked.search["workers"] > 1:
             command = [sys.executable, "-m", "kedro", "tune", *words]
             launch = asked.resolved.launch
             environment = stage_environment(project) | {STUDY_VARIABLE: run.run_id}
-            folder = (project / asked.root / "studies" / run.run_id).resolve()
+            folder = studies / run.run_id
             assert isinstance(plan.place, OneMachine)  # no other takes several
             workers = Workers(command, asked.search["workers"], plan.place, folder)
             workers.run(project, environment, launch.grace_seconds)
@@ -185,8 +186,10 @@ def _alone(folder: Path, name: str) -> Iterator[None]:
         ) from None
 
 
-def _begin(asked: Asked, run: OwnedRun, name: str, now: dict[str, str]) -> Study:
+def _begin(asked: Asked, run: OwnedRun, name: str, now: dict[str, str], studies: Path) -> Study:
     """Let the run be the study's: a new one, or that of an earlier call of the same study.
+
+    Its folder in `studies` is there from now on: another machine that sees it shares the lock.
 
     Raises:
         Refused: If the study of this name is another one, or has all its trials.
@@ -199,7 +202,7 @@ def _begin(asked: Asked, run: OwnedRun, name: str, now: dict[str, str]) -> Study
         found = client.search_runs([mine.info.experiment_id], where)
         study = Study(client, run.run_id, mine.info.experiment_id, asked.space, asked.search)
         if earlier := next(iter(found), None):
-            _refuse_another(earlier, run.run_id, name, now)
+            _refuse_another(earlier, run.run_id, name, now, studies)
             study.run_id = earlier.info.run_id
             there = study.trials()
             if earlier.info.status == "FINISHED" and len(there) >= asked.search["trials"]:
@@ -210,16 +213,24 @@ def _begin(asked: Asked, run: OwnedRun, name: str, now: dict[str, str]) -> Study
             ended = sum(trial.state in ENDS for trial in there)
             run.go_on(study.run_id, f"trial {ended}")
             click.echo(f"study {name}: going on, {ended} of its trials have ended")
+    (studies / study.run_id).mkdir(parents=True, exist_ok=True)
     run.introduce("tune", name, {STUDY_TAG: name, DIGESTS_TAG: json.dumps(now)})
     run.log_params({f"tuning.{key}": asked.search[key] for key in sorted(asked.search)})
     return study
 
 
-def _refuse_another(earlier: Run, mine: str, name: str, now: dict[str, str]) -> None:
-    tags = earlier.data.tags
-    running = earlier.info.status == "RUNNING" and earlier.info.run_id != mine
-    if running and state_of(tags.get(OWNER_TAG, "")) == "alive":
-        raise Refused(f"study {name} is under way: {tags[OWNER_TAG]}. Wait for its end.")
+def _refuse_another(earlier: Run, mine: str, name: str, now: dict[str, str], studies: Path) -> None:
+    tags, run_id = earlier.data.tags, earlier.info.run_id
+    running = earlier.info.status == "RUNNING" and run_id != mine
+    owner = tags.get(OWNER_TAG, "")
+    if running and (state := state_of(owner)) != "gone":
+        if state == "alive":
+            raise Refused(f"study {name} is under way: {owner}. Wait for its end.")
+        if not (studies / run_id).is_dir():  # so the lock that is held here is not its own
+            raise Refused(
+                f"study {name} is under way on another machine, or was killed there: {owner} (run "
+                f"{run_id}). Wait for its end, go on there, or begin another with -P study=NAME."
+            )
     then = json.loads(tags[DIGESTS_TAG])
     if differing := [key for key in now if now[key] != then.get(key)]:
         raise Refused(

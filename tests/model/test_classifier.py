@@ -283,6 +283,17 @@ def test_a_tokenizer_that_says_more_is_transformers_to_read(four_bits, tmp_path,
     assert (type(read), read.padding_side) == (type(expected), expected.padding_side)
 
 
+def test_a_base_whose_rules_transformers_replaces_is_read_by_it(tmp_path):
+    folder = make_base(tmp_path / "base", "qwen2")
+    saved = json.loads((folder / "tokenizer_config.json").read_text())
+    said = {key: saved[key] for key in ("eos_token", "pad_token") if key in saved}
+    config = {"tokenizer_class": "TokenizersBackend", **said}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    own = AutoTokenizer.from_pretrained(folder)
+    assert type(own) is not type(read_tokenizer(folder))
+    assert type(load_tokenizer(resolve_base(str(folder)))) is type(own)
+
+
 def test_a_prefix_goes_with_the_tokenizer(tiny_base, tmp_path):
     base = resolve_base(str(tiny_base))
     plain, prefixed = load_tokenizer(base), load_tokenizer(base, "rent: ")

@@ -55,6 +55,7 @@ def test_the_shipped_space_holds_its_recipe():
         (f"{LR}: {{type: float, low: 0, high: 1, log: true}}", "low = 0: expected a number above"),
         (f"{LR}: {{type: float, low: abc, high: 1}}", "low = abc: expected a number"),
         (f"{LR}: {{type: float, low: 1, high: 2, log: true, step: 1}}", "and log false"),
+        ("train.lora.r: {type: int, low: 1, high: 10, step: 7}", "the last is 8"),
         (f"{LR}: {{type: float, low: -1, high: 1}}", "low = -1.0: expected a number above 0"),
         ("train.lora.r: {type: float, low: 1, high: 9}", "it is a whole number"),
         ("train.lora.r: {type: int, low: 0, high: 9}", "low = 0: expected a whole number of at"),

@@ -223,6 +223,9 @@ def _number_faults(key: str, numbers: Mapping[str, float], log: Any) -> Iterator
         yield f"{key}.low = {low:g}: expected a number above 0, as log is true"
     if step is not None and (log or step <= 0):
         yield f"{key}.step = {step:g}: expected a number above 0, and log false"
+    elif step and low < high and not math.isclose((high - low) / step % 1, 0, abs_tol=1e-9):
+        reached = low + (high - low) // step * step
+        yield f"{key}.high = {high:g}: no step of {step:g} from {low:g}; the last is {reached:g}"
 
 
 def _range(key: str, spec: dict[str, Any]) -> Range:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -63,7 +64,8 @@ class Workers:
         self._tell()
         for each, (_, log) in zip(started, commands, strict=True):
             if each.returncode and each.returncode > 0:
-                self.place.raise_if_preempted(each.returncode, self.folder)
+                if each.returncode == 128 + signal.SIGTERM:  # no fault of theirs
+                    self.place.raise_if_preempted(each.returncode, self.folder)
                 logs = [log] if len(commands) > 1 else [log, *map(self._log, self._read)]
                 said = "\n".join(line for each in logs for line in last_lines(each))
                 raise Failed(f"{log.stem} ended badly. The same command goes on.\n{said}")

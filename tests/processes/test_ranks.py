@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from account_tax import cli
-from account_tax.processes.ranks import get_mlflow_env, is_rank0, keep_operators_apart
+from account_tax.processes.ranks import Baton, get_mlflow_env, is_rank0, keep_operators_apart
 
 BUILD = """
 from account_tax.processes.ranks import keep_operators_apart
@@ -45,6 +45,36 @@ def test_a_folder_that_the_user_has_set_stays(unset, monkeypatch):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", "/shared/operators")
     keep_operators_apart()
     assert os.environ["TORCH_EXTENSIONS_DIR"] == "/shared/operators"
+
+
+HOLDS = """
+import sys, time
+from account_tax.processes.ranks import keep_operators_apart
+keep_operators_apart()
+from torch.utils.cpp_extension import FileBaton
+print(FileBaton(sys.argv[1]).try_acquire(), flush=True)
+time.sleep(60)
+"""
+
+
+def test_the_lock_of_a_killed_build_keeps_nobody_waiting(unset, tmp_path):
+    lock = tmp_path / "lock"
+    lock.touch()  # as torch's own has left it
+    path = os.pathsep.join(filter(None, sys.path))
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(lock)],
+        env=os.environ | {"PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as builder:
+        assert builder.stdout is not None
+        assert builder.stdout.readline() == "True\n"
+        assert not Baton(str(lock)).try_acquire()
+        builder.kill()
+    other = Baton(str(lock))
+    assert other.try_acquire()
+    other.release()
+    assert not lock.exists()
 
 
 @pytest.mark.parametrize(

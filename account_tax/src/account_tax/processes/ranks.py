@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import socket
@@ -41,12 +42,47 @@ def keep_operators_apart() -> None:
 
     torch (2.13) tells what it has built apart by Python and CUDA alone: after another torch is
     installed it loads the old file, which fails with "undefined symbol", and never builds it anew.
+    And it waits for ever for a process that was killed while it built one.
     """
-    from torch.utils.cpp_extension import get_default_build_root
+    from torch.utils import cpp_extension
 
     python = f"py{sys.version_info.major}{sys.version_info.minor}"
-    folder = Path(get_default_build_root(), f"{python}_torch{metadata.version('torch')}")
+    root = cpp_extension.get_default_build_root()
+    folder = Path(root, f"{python}_torch{metadata.version('torch')}")
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(folder))
+    cpp_extension.FileBaton = Baton  # pyright: ignore
+
+
+class Baton:
+    """The lock of a folder in which torch builds an operator; it ends with the process.
+
+    torch's own (2.13, torch/utils/file_baton.py) is a file that is there or not: one that a kill
+    has left makes every later training of that user hang.
+    """
+
+    def __init__(self, lock_file_path: str):
+        """Name the file; it is made, and taken away by who has had the lock."""
+        self._path = Path(lock_file_path)
+        self._handle = -1
+
+    def try_acquire(self) -> bool:
+        """Take the lock, if nobody alive has it; return whether it is taken."""
+        self._handle = os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def wait(self) -> None:
+        """Wait until who has the lock has built the operator, or has ended."""
+        fcntl.flock(self._handle, fcntl.LOCK_EX)
+        os.close(self._handle)
+
+    def release(self) -> None:
+        """Give the lock back."""
+        self._path.unlink(missing_ok=True)
+        os.close(self._handle)
 
 
 def free_shared_memory() -> None:

@@ -106,8 +106,9 @@ class FrozenLayers(TrainerCallback):
             return "ZeRO-3 has no rank hold a whole layer"
         if args.torch_compile:
             return "train.training.torch_compile"
-        checkpointing = args.gradient_checkpointing_kwargs or {}
-        if args.gradient_checkpointing and checkpointing.get("use_reentrant", True):
+        # With nothing given transformers (5.23) says false; where other words are, torch says true.
+        words = args.gradient_checkpointing_kwargs
+        if args.gradient_checkpointing and words is not None and words.get("use_reentrant", True):
             return "gradient_checkpointing with use_reentrant, which needs a gradient from below"
         found = _of_all_ranks(self._find_obstacle(layers))
         return next(filter(None, found), "")

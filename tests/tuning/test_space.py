@@ -74,6 +74,11 @@ def test_a_fault_is_said(read, text, said):
     assert said in faults[0]
 
 
+def test_a_step_that_reaches_the_end_but_for_rounding_is_no_fault(read):
+    _, faults = read("train.training.warmup_ratio: {type: float, low: 0.0, high: 0.3, step: 0.1}")
+    assert faults == []  # 0.3 / 0.1 is 2.9999999999999996
+
+
 def test_all_faults_are_said_together(read):
     _, faults = read("train.lora.rr: {type: int}\ntrain.lora.r: {type: int, low: 9, high: 1}\nx: 1")
     assert len(faults) == 3

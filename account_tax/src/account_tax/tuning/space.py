@@ -65,8 +65,7 @@ class Range:
             return any(value == each and type(value) is type(each) for each in self.choices)
         if isinstance(value, bool) or not isinstance(value, int | float):
             return False
-        steps = (value - self.low) / self.step if self.step else 0
-        return self.low <= value <= self.high and math.isclose(steps, round(steps), abs_tol=1e-9)
+        return self.low <= value <= self.high and _is_reached(value - self.low, self.step)
 
     def suggest(self, trial: Trial) -> Value:
         """Return the value that Optuna proposes."""
@@ -213,6 +212,12 @@ def _spec_faults(key: str, spec: Any) -> Iterator[str]:
         yield from _number_faults(key, numbers, spec.get("log"))
 
 
+def _is_reached(distance: float, step: float | None) -> bool:
+    """Return whether whole steps make a distance; any will do where there is no step."""
+    steps = distance / step if step else 0.0
+    return math.isclose(steps, round(steps), abs_tol=1e-9)
+
+
 def _number_faults(key: str, numbers: Mapping[str, float], log: Any) -> Iterator[str]:
     low, high, step = numbers["low"], numbers["high"], numbers.get("step")
     if low >= high:
@@ -223,7 +228,7 @@ def _number_faults(key: str, numbers: Mapping[str, float], log: Any) -> Iterator
         yield f"{key}.low = {low:g}: expected a number above 0, as log is true"
     if step is not None and (log or step <= 0):
         yield f"{key}.step = {step:g}: expected a number above 0, and log false"
-    elif step and low < high and not math.isclose((high - low) / step % 1, 0, abs_tol=1e-9):
+    elif low < high and not _is_reached(high - low, step):
         reached = low + (high - low) // step * step
         yield f"{key}.high = {high:g}: no step of {step:g} from {low:g}; the last is {reached:g}"
 

@@ -25,7 +25,7 @@ class Workers:
         command: What each of them runs.
         count: How many there are.
         place: Where they run.
-        folder: The study's, where they write their logs.
+        folder: The study's, which is there; they write their logs into it.
     """
 
     command: Sequence[str]
@@ -41,7 +41,6 @@ class Workers:
             Failed: If one of them ends badly; the others have ended then too.
             Preempted: If their nodes were taken away.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         settings = {"OMP_NUM_THREADS": str(self.place.threads(self.count)), **environment}
         settings.pop("MLFLOW_RUN_ID", None)  # the study's, or the job's
         for log in self.folder.glob("worker*.log"):  # an earlier call's; each trial has its own

@@ -116,7 +116,6 @@ class Allocation:
 
     def start_workers(self, command: Sequence[str], log: Path) -> list[str]:
         """Return srun's command, which runs another on each node; %t in the log is its number."""
-        log.parent.mkdir(parents=True, exist_ok=True)
         each_its_end = ("--kill-on-bad-exit=0", "--wait=0")
         return [*self.one_task_a_node()._srun(), *each_its_end, f"--output={log}", *command]
 

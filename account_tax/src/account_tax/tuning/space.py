@@ -228,7 +228,7 @@ def _number_faults(key: str, numbers: Mapping[str, float], log: Any) -> Iterator
         yield f"{key}.low = {low:g}: expected a number above 0, as log is true"
     if step is not None and (log or step <= 0):
         yield f"{key}.step = {step:g}: expected a number above 0, and log false"
-    elif low < high and not _is_reached(high - low, step):
+    elif step and low < high and not _is_reached(high - low, step):
         reached = low + (high - low) // step * step
         yield f"{key}.high = {high:g}: no step of {step:g} from {low:g}; the last is {reached:g}"
 

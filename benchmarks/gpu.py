@@ -8,11 +8,9 @@ Bases are made from a configuration, so nothing is downloaded. Each part is a pr
 one that fails leaves its message in the table and does not stop the others. Packages that are
 missing are named first; the versions that ran are part of the result.
 
-MFU is the useful work over the rate that the card shows for large bf16 products: a token of a
-frozen base costs 4 operations a linear weight (forward, and backward to the activations) and
-12 * length * width a layer for attention (forward once, backward twice; half of it where it is
-causal). Adapters, recomputed activations and padding count as no work. Rows are full, 128 tokens,
-unless a case says otherwise; the work of a token is then counted as in a full row.
+MFU is counted as in train_speed.py, against the rate that the card shows for large bf16 products;
+recomputed activations count as no work. Rows are full, 128 tokens, unless a case says otherwise;
+the work of a token is then counted as in a full row.
 """
 
 from __future__ import annotations
@@ -23,7 +21,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -37,7 +34,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "account_tax/src")]
 
-from benchmarks.train_speed import Clock, build_plain_trainer, build_trainer  # noqa: E402
+from benchmarks.train_speed import (  # noqa: E402
+    Clock,
+    bf16_rate,
+    build_plain_trainer,
+    build_trainer,
+    median_seconds,
+    operations_a_token,
+)
 
 PACKAGES = (
     "torch",
@@ -113,34 +117,10 @@ def rates(rehearse: bool, work: Path) -> dict[str, float]:
 
     size = 512 if rehearse else 8192
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in "ab")
-    into = torch.empty_like(left)
-    product = _seconds(lambda: torch.mm(left, right, out=into))
     many = torch.randn(size * size * 16 // 4, device=device)
     other = torch.empty_like(many)
-    copy = _seconds(lambda: other.copy_(many))
-    return {"bf16_tflops": 2 * size**3 / product / 1e12, "copy_tb": 8 * len(many) / copy / 1e12}
-
-
-def _seconds(work: Any) -> float:
-    """Return the median time of a call, seconds, after warming up."""
-    for _ in range(5):
-        work()
-    found = []
-    for _ in range(20):
-        _wait()
-        start = time.perf_counter()
-        work()
-        _wait()
-        found.append(time.perf_counter() - start)
-    return statistics.median(found)
-
-
-def _wait() -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    copy = median_seconds(lambda: other.copy_(many))
+    return {"bf16_tflops": bf16_rate(size) / 1e12, "copy_tb": 8 * len(many) / copy / 1e12}
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -276,7 +256,7 @@ def _train_one(
     set_seed(42)
     started = time.perf_counter()
     trainer = build(settings, rows, tokenizer, warm_up + steps, clock, work)
-    operations = operations_a_token(trainer.model)
+    operations = operations_a_token(trainer.model, LENGTH)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     trained = trainer.train()
@@ -289,22 +269,6 @@ def _train_one(
     if torch.cuda.is_available():
         found["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
     return found
-
-
-def operations_a_token(model: Any) -> float:
-    """Return the useful operations of a token of a full row, forward and backward."""
-    from torch import nn
-
-    config = model.config
-    weights = sum(
-        module.in_features * module.out_features
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and "lora_" not in name and ".layer" in name
-    )
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    width *= config.num_attention_heads
-    attention = 12 * LENGTH * width * config.num_hidden_layers
-    return 4 * weights + attention / (1 if config.model_type == "bert" else 2)
 
 
 def _trained_sha256(model: Any) -> str:

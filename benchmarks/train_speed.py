@@ -6,6 +6,11 @@
 
 Every measurement is a process of its own that trains on the sample ledger; the first third of its
 steps warms up and does not count. The first alternative is plain transformers.Trainer with PEFT.
+
+MFU is the useful work over the rate of a large bf16 product here, measured in each process: a token
+of a frozen base costs 4 operations a linear weight (forward, and backward to the activations) and
+12 * length * width a layer for attention (forward once, backward twice; half of it where it is
+causal). Adapters, padding and layers below the first adapter count as no work.
 """
 
 from __future__ import annotations
@@ -13,11 +18,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +34,21 @@ sys.path[:0] = [str(ROOT), str(ROOT / "account_tax/src")]
 BATCH = 32
 AS_THE_MODEL_SAYS = {"train.model.config": "null", "train.lora.dropout": "0.05"}
 IN_EACH_STEP = ", those below in each step"
-ALTERNATIVES: dict[str, dict[str, str] | None] = {
-    "transformers.Trainer + PEFT, fp32": None,
+# What plain transformers.Trainer is given; all others are changes of the starter's parameters.
+PLAIN: dict[str, dict[str, Any]] = {
+    "transformers.Trainer + PEFT, fp32": {},
+    "transformers.Trainer + PEFT, bf16": {"bf16": True},
+    "transformers.Trainer + PEFT, bf16, through DeepSpeed": {
+        "bf16": True,
+        "deepspeed": {
+            "train_micro_batch_size_per_gpu": "auto",
+            "train_batch_size": "auto",
+            "bf16": {"enabled": "auto"},
+            "zero_optimization": {"stage": 0},
+        },
+    },
+}
+ALTERNATIVES: dict[str, dict[str, str]] = {
     "ours, fp32, dropout, SDPA": {"precision": "fp32", **AS_THE_MODEL_SAYS},
     "ours, bf16, dropout, SDPA": {"precision": "bf16", **AS_THE_MODEL_SAYS},
     "ours, bf16, no dropout, SDPA": {"train.model.config": "{attn_implementation: sdpa}"},
@@ -62,10 +82,14 @@ class Clock:
         self.tokens = self.tokens + attention_mask.sum()
 
     def result(self) -> dict[str, float]:
-        """Return tokens/s and rows/s."""
+        """Return tokens/s, rows/s and a row's tokens."""
         seconds = _now() - self.since
-        rows = (self.steps - self.warmup) * self.batch
-        return {"tokens_per_sec": int(self.tokens) / seconds, "rows_per_sec": rows / seconds}
+        rows, tokens = (self.steps - self.warmup) * self.batch, int(self.tokens)
+        return {
+            "tokens_per_sec": tokens / seconds,
+            "rows_per_sec": rows / seconds,
+            "length": tokens / rows,
+        }
 
 
 def _now() -> float:
@@ -95,18 +119,69 @@ def measure_one(alternative: str, steps: int) -> dict[str, float]:
     """Train in this process and return the speed."""
     from account_tax.parameters.config import resolve
 
-    overrides = ALTERNATIVES[alternative]
-    values = resolve(ROOT, list((overrides or {}).items())).values
+    overrides = ALTERNATIVES.get(alternative, {})
+    values = resolve(ROOT, list(overrides.items())).values
     splits, tokenizer, _ = prepare(values)
     clock = Clock(steps // 3)
-    build = build_plain_trainer if overrides is None else build_trainer
+    build = build_trainer
+    if alternative in PLAIN:
+        build = partial(build_plain_trainer, **{"bf16": False, **PLAIN[alternative]})
     with tempfile.TemporaryDirectory() as folder:
         trainer = build(values["train"], splits, tokenizer, steps, clock, Path(folder))
         if alternative.endswith(IN_EACH_STEP):
             trainer.remove_callback(trainer.frozen)
         start = time.perf_counter()
         trainer.train()
-        return {**clock.result(), "seconds_before": clock.first - start}
+        found = clock.result() | {"seconds_before": clock.first - start}
+        work = found["tokens_per_sec"] * operations_a_token(trainer.model, found["length"])
+        return found | {"mfu": work / bf16_rate(2048)}
+
+
+def operations_a_token(model: Any, length: float) -> float:
+    """Return the useful operations of a token of a row so long, forward and backward."""
+    from torch import nn
+
+    config, layer = model.config, re.compile(r"\.layers?\.(\d+)\.")
+    trained = [
+        int(found[1])
+        for name, weight in model.named_parameters()
+        if weight.requires_grad and (found := layer.search(name))
+    ]
+    first = min(trained, default=0)
+    weights = sum(
+        module.in_features * module.out_features
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and "lora_" not in name
+        and (found := layer.search(f"{name}."))
+        and int(found[1]) >= first
+    )
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width *= config.num_attention_heads
+    attention = 12 * length * width * (config.num_hidden_layers - first)
+    return 4 * weights + attention / (1 if config.model_type == "bert" else 2)
+
+
+def bf16_rate(size: int) -> float:
+    """Return the device's rate for products of square bf16 matrices, operations a second."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in "ab")
+    into = torch.empty_like(left)
+    return 2 * size**3 / median_seconds(lambda: torch.mm(left, right, out=into))
+
+
+def median_seconds(work: Any) -> float:
+    """Return the median time of a call, seconds, after warming up."""
+    for _ in range(5):
+        work()
+    found = []
+    for _ in range(20):
+        start = _now()
+        work()
+        found.append(_now() - start)
+    return statistics.median(found)
 
 
 # Neither evaluates nor saves: steps alone are measured.
@@ -153,14 +228,28 @@ def build_trainer(
 
 
 def build_plain_trainer(
-    train: dict[str, Any], splits: Any, tokenizer: Any, steps: int, clock: Clock, folder: Path
+    train: dict[str, Any],
+    splits: Any,
+    tokenizer: Any,
+    steps: int,
+    clock: Clock,
+    folder: Path,
+    **arguments: Any,
 ) -> Any:
-    """Return transformers' Trainer with PEFT as its documentation has it: rows as they come."""
+    """Return transformers' Trainer with PEFT as its documentation has it: rows as they come.
+
+    The weights are loaded in float32, which a base's own files may not be: a product in float16
+    takes 70 times as long on a CPU.
+    """
     import torch
     import transformers
     from peft import LoraConfig, get_peft_model
 
     from account_tax.model.classifier import resolve_base
+    from account_tax.processes.ranks import join_as_one_rank
+
+    if "deepspeed" in arguments:
+        join_as_one_rank()
 
     class Counting(transformers.Trainer):
         def training_step(self, model: Any, inputs: Any, *rest: Any) -> Any:
@@ -169,7 +258,7 @@ def build_plain_trainer(
 
     labels = splits["train"].features["labels"].names
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
-        resolve_base(train["model"]["name"]).path, num_labels=len(labels)
+        resolve_base(train["model"]["name"]).path, num_labels=len(labels), dtype=torch.float32
     )
     model.config.pad_token_id = tokenizer.pad_token_id
     lora = LoraConfig(
@@ -186,10 +275,10 @@ def build_plain_trainer(
             output_dir=str(folder),
             per_device_train_batch_size=clock.batch,
             max_steps=steps,
-            bf16=cuda,
             dataloader_num_workers=train["training"]["dataloader_num_workers"],
             use_cpu=not cuda,
             **{key: STEPS_ALONE[key] for key in ("save_strategy", "report_to", "disable_tqdm")},
+            **{"bf16": cuda, **arguments},
         ),
         train_dataset=splits["train"].select_columns(["input_ids", "attention_mask", "labels"]),
         data_collator=transformers.DataCollatorWithPadding(tokenizer),
@@ -217,7 +306,7 @@ def main() -> None:
     if given.one:
         print("RESULT " + json.dumps(measure_one(given.one, given.steps)))
         return
-    chosen = [name for name in ALTERNATIVES if name.startswith(tuple(given.only))]
+    chosen = [name for name in (*PLAIN, *ALTERNATIVES) if name.startswith(tuple(given.only))]
     speeds: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
     for _ in range(given.rounds):
         for name in chosen:
@@ -228,10 +317,10 @@ def main() -> None:
 def print_table(speeds: dict[str, list[dict[str, float]]]) -> None:
     """Print the speeds as Markdown, each round against its first alternative."""
     print(
-        "| alternative | rows/s, median (min-max) | useful tokens/s | ratio "
+        "| alternative | rows/s, median (min-max) | useful tokens/s | MFU | ratio "
         "| seconds before the first step |"
     )
-    print("|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|")
     reference = next(iter(speeds.values()))
     for name, found in speeds.items():
         rows = [each["rows_per_sec"] for each in found]
@@ -243,7 +332,8 @@ def print_table(speeds: dict[str, list[dict[str, float]]]) -> None:
         low, high = min(rows), max(rows)
         print(
             f"| {name} | {statistics.median(rows):.0f} ({low:.0f}-{high:.0f}) "
-            f"| {tokens:,.0f} | {ratio:.1f} "
+            f"| {tokens:,.0f} | {statistics.median(each['mfu'] for each in found):.0%} "
+            f"| {ratio:.1f} "
             f"| {statistics.median(each['seconds_before'] for each in found):.1f} |"
         )
 

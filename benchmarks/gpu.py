@@ -205,6 +205,8 @@ def train_settings(
         **{"bf16": precision == "bf16", "fp16": precision == "fp16"},
         "gradient_checkpointing": case.get("gradient_checkpointing", False),
         "torch_compile": case.get("torch_compile", False),
+        # What Inductor writes for a CPU is another code than a card's, and takes a minute.
+        "torch_compile_backend": "aot_eager" if rehearse and "torch_compile" in case else None,
         "dataloader_num_workers": 0 if rehearse else 4,
         "learning_rate": 1e-3,
     }

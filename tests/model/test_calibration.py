@@ -16,6 +16,7 @@ from account_tax.model.calibration import (
     compute_cross_entropy,
     coverage_curve,
     expected_calibration_error,
+    find_large,
     fit_fusion,
     fit_temperature,
     least_rows,
@@ -23,6 +24,9 @@ from account_tax.model.calibration import (
     reliability_bins,
     softmax,
 )
+from account_tax.model.classifier import needs_review
+
+NAMES = list("abcde")
 
 
 def draw(temperature: float, rows: int = 20_000, classes: int = 5):
@@ -32,6 +36,14 @@ def draw(temperature: float, rows: int = 20_000, classes: int = 5):
     odds = softmax(logits).cumsum(axis=1)
     labels = (random.random((rows, 1)) > odds).sum(axis=1).clip(max=classes - 1)
     return logits * temperature, labels
+
+
+def measure(logits, labels, kept):
+    """Return `measure_calibration` of rows that are filed by the thresholds of a version."""
+    scores = softmax(logits, kept["temperature"]).max(-1)
+    names = [NAMES[label] for label in logits.argmax(-1)]
+    filed = ~needs_review(names, scores, kept)
+    return measure_calibration(logits, labels, kept["temperature"], filed)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
@@ -182,13 +194,59 @@ def test_a_precision_that_no_threshold_reaches_leaves_every_row_to_a_person():
     assert found == {"threshold": None, "coverage": 0.0, "precision": None}
 
 
+ACCOUNTS = ["meals", "travel", "office"]
+# Of each account, how often a proposal is right by its score; office is never right often enough.
+BY_ACCOUNT = [POPULATIONS[name] for name in ("mostly sure", "falling", "just below the target")]
+
+
+def draw_accounts(draws: np.random.RandomState, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return logits whose largest stands for a score in 0 to 1, and labels as often right."""
+    proposed, sure = draws.randint(3, size=rows), draws.rand(rows)
+    right = np.array([BY_ACCOUNT[k](s) for k, s in zip(proposed, sure, strict=True)])
+    labels = np.where(draws.rand(rows) < right, proposed, (proposed + 1) % 3)
+    return np.eye(3)[proposed] * (2 + 6 * sure)[:, None], labels
+
+
+def test_each_accounts_promise_is_kept_in_at_least_95_percent_of_redraws():
+    whole = draw_accounts(np.random.RandomState(1), 200_000)
+    proposed, right = whole[0].argmax(-1), whole[0].argmax(-1) == whole[1]
+    draws, broken, promised = np.random.RandomState(0), 0, set()
+    for _ in range(200):
+        kept = calibrate(*draw_accounts(draws, 9000), ACCOUNTS, 0.95, 0.95)
+        scores = softmax(whole[0], kept["temperature"]).max(-1)
+        filed = ~needs_review(np.array(ACCOUNTS)[proposed], scores, kept)
+        each = [filed & (proposed == label) for label in range(3)]
+        promised |= {label for label in range(3) if each[label].any()}
+        broken += any(right[rows].mean() < 0.95 for rows in [*each, filed] if rows.any())
+    assert broken / 200 <= 0.05
+    assert {0, 1} <= promised
+
+
+def test_accounts_of_few_rows_share_a_threshold_with_the_rest():
+    rows = np.repeat([0, 1, 2], [3000, 60, 40])
+    assert find_large(rows, 0.95, 0.95) == [0]
+    assert find_large(rows[3000:], 0.95, 0.95) == []
+    logits, labels = draw_accounts(np.random.RandomState(0), 400)
+    assert "account_thresholds" not in calibrate(logits, labels, ACCOUNTS, 0.95, 0.95)
+    kept = calibrate(np.eye(3)[rows] * 5, rows, ACCOUNTS, 0.95, 0.95)
+    assert [*kept["account_thresholds"]] == ["meals"]
+    assert (kept["coverage"], kept["threshold"] > 0) == (1.0, True)
+
+
+def test_an_account_without_a_threshold_of_its_own_is_left_to_a_person():
+    scores, labels = [0.99, 0.5, 0.99, 0.7], ["meals", "travel", "office", "office"]
+    own = {"meals": None, "travel": 0.4}
+    found = needs_review(labels, scores, {"threshold": 0.8, "account_thresholds": own})
+    assert found.tolist() == [True, False, False, True]
+
+
 def test_a_version_keeps_a_threshold_that_meets_its_target_on_the_rows_it_was_fitted_to():
     logits, labels = draw(2.0, rows=400)
-    kept = calibrate(logits, labels, 0.7, 0.95)
+    kept = calibrate(logits, labels, NAMES, 0.7, 0.95)
     assert kept["rows"] == 400
     assert kept["temperature"] == pytest.approx(fit_temperature(logits, labels), rel=1e-3)
     assert kept["ece_after"] < kept["ece_before"]
-    held = measure_calibration(logits, labels, kept)
+    held = measure(logits, labels, kept)
     assert held["coverage"] == pytest.approx(kept["coverage"], abs=1e-4)
     assert held["coverage_precision"] >= 0.7
     assert held["ece"] == pytest.approx(kept["ece_after"], abs=1e-4)
@@ -197,22 +255,24 @@ def test_a_version_keeps_a_threshold_that_meets_its_target_on_the_rows_it_was_fi
 def test_what_a_version_keeps_does_not_hang_on_the_last_bits_of_a_logit():
     logits, labels = draw(2.0, rows=400)
     noise = np.random.default_rng(1).normal(size=logits.shape) * 1e-7
-    assert calibrate(logits, labels, 0.7, 0.95) == calibrate(logits + noise, labels, 0.7, 0.95)
+    promised = (labels, NAMES, 0.7, 0.95)
+    assert calibrate(logits, *promised) == calibrate(logits + noise, *promised)
 
 
 def test_without_a_threshold_nothing_is_filed_without_a_person():
     logits, wrong = np.eye(4) * 2, (np.arange(4) + 1) % 4
-    kept = calibrate(logits, wrong, 0.9, 0.95)
+    kept = calibrate(logits, wrong, NAMES, 0.9, 0.95)
     assert (kept["threshold"], kept["coverage"]) == (None, 0.0)
-    held = measure_calibration(logits, wrong, kept)
+    held = measure(logits, wrong, kept)
     assert held["coverage"] == 0.0
     assert "coverage_precision" not in held
 
 
 def test_a_split_without_rows_calibrates_nothing():
-    kept = calibrate(np.zeros((0, 3)), np.zeros(0, dtype=int), 0.9, 0.95)
+    nothing = np.zeros((0, 3)), np.zeros(0, dtype=int)
+    kept = calibrate(*nothing, NAMES, 0.9, 0.95)
     assert (kept["temperature"], kept["threshold"], kept["rows"]) == (1.0, None, 0)
-    assert measure_calibration(np.zeros((0, 3)), np.zeros(0, dtype=int), kept)["coverage"] == 0
+    assert measure(*nothing, kept)["coverage"] == 0
 
 
 def test_it_needs_no_torch():

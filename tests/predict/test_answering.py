@@ -41,12 +41,25 @@ def test_a_version_without_calibration_has_plain_scores_and_no_threshold(model, 
     classifier = model.unwrap_python_model().classifier
     kept = classifier.settings.pop("calibration")
     try:
-        assert classifier.threshold is None
+        assert model.predict(FRAME, params={"needs_review": True})["needs_review"].all()
         found = classifier.rank(logits)
     finally:
         classifier.settings["calibration"] = kept
     assert found["score"].tolist() == pytest.approx(softmax(logits).max(axis=1), abs=1e-9)
     assert found["label"].equals(classifier.rank(logits)["label"])
+
+
+@pytest.mark.parametrize(("own", "looked_at"), [(None, True), (0.0, False)])
+def test_an_account_has_its_own_threshold(model, own, looked_at):
+    account = model.predict(FRAME)["label"][0]
+    calibration = model.unwrap_python_model().classifier.settings["calibration"]
+    calibration["account_thresholds"] = {account: own}
+    try:
+        answer = model.predict(FRAME, params={"needs_review": True})
+    finally:
+        del calibration["account_thresholds"]
+    expected = answer["score"].lt(0.8).where(answer["label"] != account, looked_at)
+    assert answer["needs_review"].tolist() == expected.tolist()
 
 
 def test_more_labels_and_the_flag_come_where_they_are_asked_for(model):
@@ -60,5 +73,5 @@ def test_more_labels_and_the_flag_come_where_they_are_asked_for(model):
 
 def test_a_score_that_is_no_number_needs_a_person():
     scores = np.array([0.5, 0.9, np.nan])
-    assert needs_review(scores, 0.8).tolist() == [True, False, True]
-    assert needs_review(scores, None).all()
+    assert needs_review("abc", scores, {"threshold": 0.8}).tolist() == [True, False, True]
+    assert needs_review("abc", scores, {"threshold": None}).all()

@@ -148,7 +148,10 @@ def test_every_format_goes_to_every_other(file_with, shop, tmp_path, origin, tar
     assert found["label"].tolist() == expected["label"].tolist()
     assert found["score"].astype(float).tolist() == pytest.approx(expected["score"], abs=1e-5)
     flags = found["needs_review"].astype(str).str.lower() == "true"
-    assert flags.tolist() == needs_review(found["score"].astype(float), 0.8).tolist()
+    assert (
+        flags.tolist()
+        == needs_review(found["label"], found["score"].astype(float), {"threshold": 0.8}).tolist()
+    )
     assert 0 < flags.sum() < 60  # else it says nothing
     assert found["label"].nunique() > 1
     assert [file.name for file in sorted(tmp_path.iterdir())] == sorted([source.name, output.name])

@@ -200,7 +200,7 @@ def test_at_most_twenty_disagreements_are_named():
 def test_a_recorded_threshold_is_kept_whatever_these_rows_say():
     scores, correct = np.array([0.9, 0.8, 0.7, 0.6]), np.array([True, False, True, True])
     recorded = {"threshold": 0.75, "target_precision": 0.9, "temperature": 1.3}
-    found = measure_reliability(scores, correct, recorded)
+    found = measure_reliability(scores, correct, recorded, scores >= 0.75)
     assert (found["threshold"], found["coverage"], found["precision"]) == (0.75, 0.5, 0.5)
     assert (found["temperature"], found["target_precision"]) == (1.3, 0.9)
     # Each score in a bin of its own: mean of .1, .8, .3, .4, by hand
@@ -209,7 +209,7 @@ def test_a_recorded_threshold_is_kept_whatever_these_rows_say():
 
 def test_a_recorded_threshold_may_be_none():
     recorded = {"threshold": None, "target_precision": 0.9, "temperature": 1.0}
-    found = measure_reliability(np.array([0.9]), np.array([True]), recorded)
+    found = measure_reliability(np.array([0.9]), np.array([True]), recorded, np.array([False]))
     assert (found["threshold"], found["coverage"], found["precision"]) == (None, 0, None)
 
 
@@ -217,6 +217,7 @@ def test_a_long_curve_is_thinned_and_keeps_its_end():
     random = np.random.RandomState(0)
     scores = random.rand(5000)
     recorded = {"threshold": None, "target_precision": 0.9, "temperature": 1.0}
-    curve = measure_reliability(scores, random.rand(5000) < scores, recorded)["curve"]
+    nobody = np.zeros(5000, dtype=bool)
+    curve = measure_reliability(scores, random.rand(5000) < scores, recorded, nobody)["curve"]
     assert 100 < len(curve) < 300
     assert curve[-1]["coverage"] == 1

@@ -131,3 +131,15 @@ def test_both_parts_stand_with_what_each_is_worth_alone(facts):
     card = write_card(facts)
     assert "| n-grams alone | 0.7000 | 0.6000 | 0.5 |" in card
     assert "it takes at least 63 validation rows, all right" in card
+
+
+def test_an_accounts_own_threshold_stands_in_the_card(facts):
+    own = {"meals": 0.61, "travel": None}
+    calibration = {
+        **{"target_precision": 0.95, "guarantee": 0.95, "threshold": 0.7, "coverage": 0.9},
+        **{"temperature": 1.0, "rows": 9000, "account_thresholds": own},
+    }
+    facts["settings"] = facts["settings"] | {"calibration": calibration}
+    card = write_card(facts)
+    assert "| its own: meals | 0.6100 |" in card
+    assert "| its own: travel | none: a person looks |" in card

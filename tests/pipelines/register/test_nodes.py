@@ -10,6 +10,7 @@ from account_tax.model.classifier import (
     TamperedModelError,
     has_bf16,
     load_classifier,
+    needs_review,
     read_classifier,
 )
 from account_tax.model.evaluation import answer_split
@@ -46,13 +47,18 @@ def test_the_calibration_is_fitted_to_validation_rows_and_measured_on_test_rows(
     classifier = read_classifier(trained.folder).merge()
     split = trained.splits["validation"]
     logits = classifier.logits_of_ids(split["input_ids"])
-    assert evaluation["calibration"] == calibrate(logits, np.asarray(split["labels"]), 0.4, 0.95)
+    promised = (classifier.labels, 0.4, 0.95)
+    assert evaluation["calibration"] == calibrate(logits, np.asarray(split["labels"]), *promised)
     assert evaluation["calibration"]["rows"] == 12
     test = trained.splits["test"]
+    classifier.settings["calibration"] = evaluation["calibration"]
+    logits = classifier.logits_of_ids(test["input_ids"])
+    answer = classifier.rank(logits)
     expected = measure_calibration(
-        classifier.logits_of_ids(test["input_ids"]),
+        logits,
         np.asarray(test["labels"]),
-        evaluation["calibration"],
+        evaluation["calibration"]["temperature"],
+        ~needs_review(answer["label"], answer["score"], evaluation["calibration"]),
     )
     found = MlflowClient().get_run(run.info.run_id).data.metrics
     assert {f"test/{name}": value for name, value in expected.items()}.items() <= found.items()
@@ -95,8 +101,10 @@ def test_the_labels_of_bf16_are_compared_and_no_part_of_the_content(trained, run
 def test_the_same_classifier_has_the_same_content_after_a_second_calibration(trained):
     digests = []
     for _ in range(2):
-        answers = answer_split(read_classifier(trained.folder), trained.splits["validation"])
-        complete_settings(trained.folder, trained.metadata, calibrate(*answers, 0.4, 0.95))
+        classifier = read_classifier(trained.folder)
+        answers = answer_split(classifier, trained.splits["validation"])
+        calibration = calibrate(*answers, classifier.labels, 0.4, 0.95)
+        complete_settings(trained.folder, trained.metadata, calibration)
         digests.append(write_manifest(trained.folder)["content_sha256"])
     assert digests[0] == digests[1]
     kept = load_classifier(trained.folder).settings["calibration"]

@@ -6,7 +6,7 @@ NumPy and SciPy only, no torch. A *score* is the probability of the predicted la
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -196,6 +196,38 @@ def choose_threshold(
     return chosen
 
 
+def find_large(predicted: np.ndarray, target_precision: float, guarantee: float) -> list[int]:
+    """Return the classes with enough rows for a threshold, and a promise, of their own.
+
+    Enough are so many that the latest sequence of thresholds could begin with half of the wrong
+    ones that the target allows. With fewer, lines would go to a person that a threshold for all
+    rows lets through. How often a class is right doesn't count, or its promise would not hold.
+
+    Args:
+        predicted: Class ids, (N,).
+        target_precision: See `choose_threshold`.
+        guarantee: With which all promises hold together, that of the other rows among them.
+    """
+    large = dict(zip(*np.unique(predicted, return_counts=True), strict=True))
+    start, share = STARTS[-1]
+    while True:
+        risk = risk_of_each(large, guarantee) * share
+        enough = {}
+        for label, rows in large.items():
+            first = int(start * rows)
+            right = first - int(first * (1 - target_precision) / 2)
+            if _least_precision(right, first, risk) >= target_precision:
+                enough[label] = rows
+        if len(enough) == len(large):
+            return [int(label) for label in large]
+        large = enough
+
+
+def risk_of_each(large: Collection[int], guarantee: float) -> float:
+    """Return the part of the risk of each large class, and of all other rows together."""
+    return (1 - guarantee) / (len(large) + 1)
+
+
 def least_rows(target_precision: float, guarantee: float) -> int:
     """Return the rows, all of them right, with which a precision can be promised at all."""
     risk = (1 - guarantee) * max(share for _, share in STARTS)
@@ -207,15 +239,11 @@ def _least_precision(right: int, rows: int, risk: float) -> float:
     return float(special.betaincinv(right, rows - right + 1, risk)) if right else 0.0
 
 
-def score_threshold(
-    scores: np.ndarray, correct: np.ndarray, threshold: float | None
-) -> dict[str, float | None]:
-    """Return the threshold, coverage and precision, as `choose_threshold` does, of a given one."""
-    kept = scores >= (np.inf if threshold is None else threshold)
+def score_filed(filed: np.ndarray, correct: np.ndarray) -> dict[str, float | None]:
+    """Return coverage and precision, as `choose_threshold` does, of rows filed without a person."""
     return {
-        "threshold": threshold,
-        "coverage": float(kept.mean()) if len(kept) else 0.0,
-        "precision": float(correct[kept].mean()) if kept.any() else None,
+        "coverage": float(filed.mean()) if len(filed) else 0.0,
+        "precision": float(correct[filed].mean()) if filed.any() else None,
     }
 
 
@@ -223,35 +251,50 @@ def score_threshold(
 
 
 def calibrate(
-    logits: np.ndarray, labels: np.ndarray, target_precision: float, guarantee: float
+    logits: np.ndarray,
+    labels: np.ndarray,
+    names: Sequence[str],
+    target_precision: float,
+    guarantee: float,
 ) -> dict[str, Any]:
     """Return what a version keeps of its calibration, fitted to its validation split.
 
     Args:
         logits: Of rows that were not trained on, (N, C).
         labels: Their class ids, (N,).
+        names: Of the classes.
         target_precision: See `choose_threshold`.
         guarantee: Likewise.
 
     Returns:
         temperature, target_precision, guarantee, threshold (of the scaled score; None: no threshold
-        will do), coverage (share of the rows at or above it), rows (N), and the expected
-        calibration error at temperature 1 (ece_before) and at the fitted one (ece_after).
+        will do), account_thresholds (by name, of classes with rows enough for their own; left out
+        where there are none), coverage (share of the rows at or above theirs), rows (N), and the
+        expected calibration error at temperature 1 (ece_before) and at the fitted one (ece_after).
     """
     temperature = float(f"{fit_temperature(logits, labels):.{DIGITS}g}")
-    correct = logits.argmax(axis=-1) == labels
+    predicted = logits.argmax(axis=-1)
+    correct = predicted == labels
     scores = softmax(logits, temperature).max(axis=-1)
-    steps = 10**DIGITS
-    chosen = choose_threshold(
-        np.floor(scores * steps) / steps, correct, target_precision, guarantee
-    )
+    large = find_large(predicted, target_precision, guarantee)
+    parts = {names[label]: predicted == label for label in large}
+    parts |= {None: ~np.isin(predicted, large)}
+    rough = np.floor(scores * 10**DIGITS) / 10**DIGITS
+    surely = 1 - risk_of_each(large, guarantee)
+    chosen = {
+        name: choose_threshold(rough[rows], correct[rows], target_precision, surely)
+        for name, rows in parts.items()
+    }
+    filed = sum((chosen[name]["coverage"] or 0) * rows.sum() for name, rows in parts.items())
+    thresholds = {name: found["threshold"] for name, found in chosen.items()}
     before = expected_calibration_error(softmax(logits).max(axis=-1), correct)
     return {
         "temperature": temperature,
         "target_precision": target_precision,
         "guarantee": guarantee,
-        "threshold": chosen["threshold"],
-        "coverage": round(float(chosen["coverage"] or 0), DIGITS),
+        "threshold": thresholds.pop(None),
+        **({"account_thresholds": thresholds} if thresholds else {}),
+        "coverage": round(float(filed / max(1, len(labels))), DIGITS),
         "rows": len(labels),
         "ece_before": round(before, DIGITS),
         "ece_after": round(expected_calibration_error(scores, correct), DIGITS),
@@ -259,22 +302,23 @@ def calibrate(
 
 
 def measure_calibration(
-    logits: np.ndarray, labels: np.ndarray, calibration: Mapping[str, Any]
+    logits: np.ndarray, labels: np.ndarray, temperature: float, filed: np.ndarray
 ) -> dict[str, float]:
     """Return how a calibration holds on other rows than it was fitted to.
 
     Args:
         logits: (N, C).
         labels: Class ids, (N,).
-        calibration: As `calibrate` returns it.
+        temperature: As it was fitted.
+        filed: Which rows need no person by the thresholds, (N,) bool.
 
     Returns:
-        ece and ece_uncalibrated; coverage, the share of rows at or above the threshold, and
+        ece and ece_uncalibrated; coverage, the share of rows filed without a person, and
         coverage_precision, the share of those that are right (left out where there are none).
     """
     correct = logits.argmax(axis=-1) == labels
-    scores = softmax(logits, calibration["temperature"]).max(axis=-1)
-    at = score_threshold(scores, correct, calibration["threshold"])
+    scores = softmax(logits, temperature).max(axis=-1)
+    at = score_filed(filed, correct)
     found = {
         "ece": expected_calibration_error(scores, correct),
         "ece_uncalibrated": expected_calibration_error(softmax(logits).max(axis=-1), correct),

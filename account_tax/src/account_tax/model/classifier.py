@@ -774,11 +774,6 @@ class LoadedClassifier:
         """What was fitted when the version was registered; empty before."""
         return self.settings.get("calibration") or {}
 
-    @property
-    def threshold(self) -> float | None:
-        """The score below which a person has to look; None: whatever the score."""
-        return self.calibration.get("threshold")
-
     def rank(self, logits: np.ndarray, top_k: int = 1) -> pd.DataFrame:
         """Return the likeliest labels of logits, (N, C), and their scores.
 
@@ -954,10 +949,20 @@ def join_texts(frame: pd.DataFrame, columns: Sequence[str], separator: str) -> p
     return joined
 
 
-def needs_review(scores: Any, threshold: float | None) -> np.ndarray:
-    """Return which rows a person has to look at, (N,) bool: those below the threshold, or all."""
-    least = np.inf if threshold is None else threshold
-    return ~(np.asarray(scores, dtype=np.float64) >= least)  # a score that is NaN, too
+def needs_review(labels: Any, scores: Any, calibration: Mapping[str, Any]) -> np.ndarray:
+    """Return which rows a person has to look at, (N,) bool: those below their threshold.
+
+    Args:
+        labels: The proposed labels, (N,).
+        scores: Theirs, (N,).
+        calibration: `account_thresholds`, by label, and `threshold`, of all others. None stands for
+            one that no score reaches.
+    """
+    own = calibration.get("account_thresholds") or {}
+    wanted = dict.fromkeys(labels, calibration.get("threshold")) | own
+    least = {label: np.inf if score is None else score for label, score in wanted.items()}
+    theirs = np.array([least[label] for label in labels], dtype=np.float64)
+    return ~(np.asarray(scores, dtype=np.float64) >= theirs)  # a score that is NaN, too
 
 
 def as_text(column: pd.Series) -> pd.Series:
@@ -1005,7 +1010,7 @@ class AccountClassifier(PythonModel):
             context: MLflow's, unused.
             model_input: A DataFrame with the text columns the model was trained on.
             params: `top_k` above 1 adds label_2, score_2 and so on; `needs_review` adds the column
-                of that name, true where the score is below the version's threshold.
+                of that name, true where the score is below the version's or account's threshold.
 
         Raises:
             ValueError: If a text column is missing, or `top_k` is not 1 to the number of labels.
@@ -1025,7 +1030,9 @@ class AccountClassifier(PythonModel):
         logits = self.classifier.merge().logits(texts)
         answer = self.classifier.rank(logits, top_k).set_index(frame.index)
         if options.get("needs_review", False):
-            answer["needs_review"] = needs_review(answer["score"], self.classifier.threshold)
+            answer["needs_review"] = needs_review(
+                answer["label"], answer["score"], self.classifier.calibration
+            )
         return answer
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,7 +31,7 @@ class Desk:
 
     classifier: LoadedClassifier
     top_k: int
-    threshold: float | None
+    thresholds: Mapping[str, Any]
     amount_column: str | None = None
 
     def file(self, window: Window) -> tuple[Rows, pd.DataFrame, list[Reject]]:
@@ -51,7 +52,7 @@ class Desk:
         places, different = pd.factorize(np.array(texts, dtype=object))
         logits = self.classifier.logits(list(different))
         answers = self.classifier.rank(logits[places], self.top_k).round(SCORE_DIGITS)
-        answers["needs_review"] = needs_review(answers["score"], self.threshold)
+        answers["needs_review"] = needs_review(answers["label"], answers["score"], self.thresholds)
         return answers
 
 

@@ -71,7 +71,7 @@ def _file(plan: Plan, run: OwnedRun) -> dict[str, float]:
             click.echo(f"mind this: {plan.model.title}: {plan.model.unapproved}", err=True)
         classifier = load_classifier(plan.model.folder, device).merge()
         classifier.bf16 = precision == "bf16"
-        desk = Desk(classifier, options.top_k, plan.threshold, options.amount_column)
+        desk = Desk(classifier, options.top_k, plan.thresholds, options.amount_column)
         sink = make_sink(options.output, plan.source, added_columns(options.top_k))
         before = plan.source.state()
         try:
@@ -118,9 +118,8 @@ def _show(plan: Plan, rows: Mapping[str, int], read: int, seconds: float) -> dic
     """Print the summary and return it as metrics; the rate is that of the rows read just now."""
     rejected = rows["read"] - rows["written"]
     share, rate = rows["review"] / max(rows["written"], 1), read / max(seconds, 1e-9)
-    below = "no threshold: give -P threshold" if plan.threshold is None else (
-        f"score below {plan.threshold:g}"
-    )  # fmt: skip
+    words = plan.threshold_in_words
+    below = "no threshold: give -P threshold" if words == "none" else f"score below {words}"
     for name, text in {
         "rows read": f"{rows['read']:,}",
         "rows written": f"{rows['written']:,}",
@@ -171,7 +170,7 @@ def _tags(plan: Plan) -> dict[str, str]:
         f"{TAG}input_sha256": plan.input_sha256,
         f"{TAG}input_read_as": plan.source.read_as,
         f"{TAG}output": plan.options.output.name,
-        f"{TAG}threshold": "none" if plan.threshold is None else f"{plan.threshold:g}",
+        f"{TAG}threshold": plan.threshold_in_words,
     }
 
 

@@ -50,9 +50,12 @@ class Model:
         return f"{self.version.name} version {self.version.version}"
 
     @property
-    def threshold(self) -> float | None:
-        """The score below which a person has to look, as registration fitted it."""
-        return (self.settings.get("calibration") or {}).get("threshold")
+    def thresholds(self) -> dict[str, Any]:
+        """The scores below which a person has to look, as registration fitted them."""
+        fitted = self.settings.get("calibration") or {}
+        return {"threshold": None} | {
+            key: fitted[key] for key in ("threshold", "account_thresholds") if key in fitted
+        }
 
 
 @dataclass(frozen=True)
@@ -65,10 +68,17 @@ class Plan:
     input_sha256: str
 
     @property
-    def threshold(self) -> float | None:
-        """The score below which a person has to look; None: whatever the score."""
+    def thresholds(self) -> dict[str, Any]:
+        """The scores below which a person has to look, see `needs_review`."""
         given = self.options.threshold
-        return self.model.threshold if given is None else given
+        return self.model.thresholds if given is None else {"threshold": given}
+
+    @property
+    def threshold_in_words(self) -> str:
+        """The score below which a person has to look; of the rest, where accounts have theirs."""
+        score, own = self.thresholds["threshold"], self.thresholds.get("account_thresholds")
+        words = "none" if score is None else f"{score:g}"
+        return f"{words}, {len(own)} accounts their own" if own else words
 
     def precision(self, device: str) -> tuple[str, str]:
         """Return fp32 or bf16, and why."""
@@ -92,7 +102,7 @@ class Plan:
         return {
             "input": self.input_sha256,
             "model": self.model.content_sha256,
-            "options": [options.top_k, self.threshold, options.batch_rows],
+            "options": [options.top_k, self.thresholds, options.batch_rows],
             "read": [options.encoding, options.header_row, options.sheet, options.amount_column],
             "formats": [options.input.suffix.lower(), options.output.suffix.lower()],
             "device": [device, self.precision(device)[0]],

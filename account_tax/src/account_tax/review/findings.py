@@ -11,6 +11,7 @@ import pandas as pd
 
 from account_tax.confidential import public_source
 from account_tax.ledger.reading import describe_rare
+from account_tax.model.classifier import needs_review
 from account_tax.model.ngrams import MOST_ROWS
 from account_tax.provenance.signing import key_in_use
 from account_tax.provenance.statement import NOT_RECORDED
@@ -165,7 +166,9 @@ def _changed_cells(
 def _calibrate(evidence: Evidence, role: str) -> dict[str, Any]:
     recorded = evidence.contender(role).classifier.settings["calibration"]
     scored = evidence.answers[role]
-    return measure_reliability(scored.scores, scored.predicted == evidence.truth, recorded)
+    names = [evidence.names[label] for label in scored.predicted]
+    filed = ~needs_review(names, scored.scores, recorded)
+    return measure_reliability(scored.scores, scored.predicted == evidence.truth, recorded, filed)
 
 
 def _disagree(evidence: Evidence) -> list[dict[str, Any]]:

@@ -107,7 +107,7 @@ def _sentences(findings: Mapping[str, Any]) -> dict[str, str]:
     at = findings["calibration"]["challenger"]
     target = percent(at["target_precision"])
     coverage = f"No score lets lines be filed without a person at a target precision of {target}."
-    if at["threshold"] is not None:
+    if at["threshold"] is not None or at["account_thresholds"]:
         right = "no line" if at["precision"] is None else percent(at["precision"])
         coverage = (
             f"At its threshold for {target} precision, {percent(at['coverage'])} of the "

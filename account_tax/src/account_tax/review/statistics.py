@@ -19,7 +19,7 @@ from account_tax.model.calibration import (
     coverage_curve,
     expected_calibration_error,
     reliability_bins,
-    score_threshold,
+    score_filed,
 )
 
 RESAMPLES = 2000
@@ -251,15 +251,16 @@ def confuse(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarra
 
 
 def measure_reliability(
-    scores: np.ndarray, correct: np.ndarray, recorded: Mapping[str, Any]
+    scores: np.ndarray, correct: np.ndarray, recorded: Mapping[str, Any], filed: np.ndarray
 ) -> dict[str, Any]:
     """Return what a model's scores are worth on these rows.
 
     Args:
         scores: Probability of the predicted label, (N,).
         correct: Whether each prediction is right, (N,) bool.
-        recorded: The version's own calibration: its threshold, chosen on its validation split for
+        recorded: The version's own calibration: its thresholds, chosen on its validation split for
             its target_precision, the share of the lines filed without a person that must be right.
+        filed: Which rows need no person by those, (N,) bool.
     """
     curve = coverage_curve(scores, correct)
     step = max(1, len(curve) // CURVE_POINTS)
@@ -269,7 +270,9 @@ def measure_reliability(
         "curve": [*curve[:-1:step], *curve[-1:]],
         "temperature": recorded["temperature"],
         "target_precision": recorded["target_precision"],
-        **score_threshold(scores, correct, recorded["threshold"]),
+        "threshold": recorded["threshold"],
+        "account_thresholds": len(recorded.get("account_thresholds", {})),
+        **score_filed(filed, correct),
     }
 
 

@@ -187,6 +187,10 @@ def _scores(calibration: Facts | None, metrics: Facts) -> str:
     rows = {
         "target precision": f"{target:.2%}, promised with {calibration['guarantee']:.2%}",
         "threshold": reached if threshold is None else format_number(threshold),
+        **{
+            f"its own: {name}": "none: a person looks" if own is None else format_number(own)
+            for name, own in calibration.get("account_thresholds", {}).items()
+        },
         "validation rows at or above it": f"{calibration['coverage']:.2%}",
         "test rows at or above it": format_number(metrics.get("test/coverage"), ".2%"),
         "of those right": format_number(metrics.get("test/coverage_precision"), ".2%"),

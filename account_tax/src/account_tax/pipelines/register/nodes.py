@@ -25,6 +25,7 @@ from account_tax.model.classifier import (
     Ngrams,
     fuse,
     has_bf16,
+    needs_review,
 )
 from account_tax.model.evaluation import answer_split, score_answers, score_suppliers
 from account_tax.model.metrics import compute_classification_metrics
@@ -94,9 +95,9 @@ def evaluate_model(
         )
     evaluation = score_answers(adapter.labels, *test, average)
     promised = (registry_params[key] for key in ("target_precision", "guarantee"))
-    calibration = calibrate(*validation, *promised)
+    calibration = calibrate(*validation, adapter.labels, *promised)
     evaluation["calibration"] = calibration | fusion
-    measured = measure_calibration(*test, calibration) | alone
+    measured = measure_scores(adapter, test, calibration) | alone
     evaluation["metrics"] |= {f"test/{name}": value for name, value in measured.items()}
     bf16 = compare_bf16(adapter, tokenized_datasets["validation"], validation[0], ngrams, fusion)
     evaluation["metrics"] |= score_suppliers(tokenized_datasets["test"], *test) | bf16
@@ -202,6 +203,16 @@ def complete_settings(
         encoder = np.array(probe["logits"], dtype=np.float32)
         probe["logits"] = fuse(encoder, ngrams, calibration["fusion"]).tolist()
     write_json(path, probe)
+
+
+def measure_scores(
+    classifier: LoadedClassifier, test: Answers, calibration: dict[str, Any]
+) -> dict[str, float]:
+    """Return how a calibration holds on test rows, filed as whoever uses the version files them."""
+    settings = {**classifier.settings, "calibration": calibration}
+    answer = replace(classifier, settings=settings).rank(test[0])
+    filed = ~needs_review(answer["label"], answer["score"], calibration)
+    return measure_calibration(*test, calibration["temperature"], filed)
 
 
 def add_ngrams(

@@ -132,7 +132,7 @@ def test_a_version_whose_run_keeps_other_answers_is_refused(client, trained):
     [
         (Request(filter="bad ="), "filter = bad ="),
         (Request(experiment="Defalt"), "Did you mean Default?"),
-        (Request(filter="metrics.f1 > 2"), "0 trained runs with a test score were found"),
+        (Request(filter="metrics.f1 > 2"), "0 trained runs with a test score found"),
         (Request(versions=["7"], registry={"name": "account-tax"}), "account-tax"),
     ],
 )

@@ -94,7 +94,10 @@ def find_runs(client: MlflowClient, request: Request) -> list[tuple[Run, str]]:
     try:
         runs = client.search_runs([experiment.experiment_id], wanted, max_results=MOST_RUNS)
     except MlflowException as err:
-        raise Refused(f"filter = {request.filter} (-P filter): {err.message}") from None
+        raise Refused(
+            f"filter = {request.filter} (-P filter): {err.message}. Expected what MLflow searches "
+            f"runs by, such as tags.`{TAG}recipe` = 'starter'."
+        ) from None
     return [(run, _version_of(run)) for run in reversed(runs)]
 
 
@@ -110,8 +113,8 @@ def compare_runs(client: MlflowClient, runs: Sequence[tuple[Run, str]]) -> dict[
         Refused: With every run that was not, and how they differ.
     """
     if len(runs) < 2:
-        found = f"{len(runs)} trained runs with a test score were found"
-        raise Refused(f"{found}. Expected at least two to compare.")
+        found = f"{len(runs)} trained run{'s' * (len(runs) != 1)} with a test score"
+        raise Refused(f"{found} found. Expected at least two; -P versions=1,2 takes versions.")
     # Imported here: they bring torch and SciPy, which a refusal does without.
     from account_tax.model.classifier import MANIFEST_FILE
 

@@ -160,7 +160,8 @@ def _search(project: Path, words: Sequence[str], asked: Asked, plan: Plan, run: 
     with _alone(studies / name, name):
         study = _begin(asked, run, name, now, studies)
         study.release()
-        click.echo(f"study {name}: {asked.search['trials']} trials, run {run.run_id}")
+        wanted = asked.search["trials"]
+        click.echo(f"study {name}: {wanted} trial{'s' * (wanted > 1)}, run {run.run_id}")
         if asked.search["workers"] > 1:
             command = [sys.executable, "-m", "kedro", "tune", *words]
             launch = asked.resolved.launch
@@ -234,9 +235,9 @@ def _refuse_another(earlier: Run, mine: str, name: str, now: dict[str, str], stu
     then = json.loads(tags[DIGESTS_TAG])
     if differing := [key for key in now if now[key] != then.get(key)]:
         raise Refused(
-            f"study {name}: its {' and '.join(differing)} differ from those it was begun with "
-            f"(run {earlier.info.run_id}). Its trials could not be compared. Begin another with "
-            "-P study=NAME."
+            f"study {name}: its {' and '.join(differing)} differ{'s' * (len(differing) == 1)} from "
+            f"what it was begun with (run {earlier.info.run_id}). Its trials could not be "
+            "compared. Begin another with -P study=NAME."
         )
 
 

@@ -390,6 +390,7 @@ def test_mlflows_run_is_marked_as_an_attempt_and_ends_with_the_other(
     client, tmp_path, interrupted, monkeypatch, end
 ):
     given = client.create_run(os.environ["MLFLOW_EXPERIMENT_ID"]).info.run_id
+    name = client.get_run(interrupted).info.run_name
     monkeypatch.setenv("MLFLOW_RUN_ID", given)
     again = OwnedRun.open(tmp_path)
     again.go_on(interrupted, "step 20")
@@ -397,6 +398,7 @@ def test_mlflows_run_is_marked_as_an_attempt_and_ends_with_the_other(
     again.close(end)
     attempt, goes_on = client.get_run(given), client.get_run(interrupted)
     assert attempt.info.status == goes_on.info.status == end
+    assert (attempt.info.run_name, goes_on.info.run_name) == ("attempt from step 20", name)
     assert attempt.data.tags["mlflow.parentRunId"] == interrupted
     assert attempt.data.tags[mlflow_run.CONTINUES_TAG] == interrupted
     assert f"continued run {interrupted} from step 20" in attempt.data.tags["mlflow.note.content"]

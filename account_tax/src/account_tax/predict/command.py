@@ -119,7 +119,9 @@ def _show(plan: Plan, rows: Mapping[str, int], read: int, seconds: float) -> dic
     rejected = rows["read"] - rows["written"]
     share, rate = rows["review"] / max(rows["written"], 1), read / max(seconds, 1e-9)
     words = plan.threshold_in_words
-    below = "no threshold: give -P threshold" if words == "none" else f"score below {words}"
+    below = "no threshold: give -P threshold" if words == "none" else (
+        f"score below {words}" if words[0].isdigit() else f"threshold {words}"
+    )  # fmt: skip
     for name, text in {
         "rows read": f"{rows['read']:,}",
         "rows written": f"{rows['written']:,}",

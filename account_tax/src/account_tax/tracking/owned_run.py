@@ -124,7 +124,7 @@ class OwnedRun:
             run = claim(client, run_id)
             self.experiment_name = client.get_experiment(run.info.experiment_id).name
             if begun != run_id and "MLFLOW_RUN_ID" in os.environ:
-                self.set_tags({
+                self.introduce("attempt", f"from {place}", {
                     MLFLOW_PARENT_RUN_ID: run_id,
                     CONTINUES_TAG: run_id,
                     MLFLOW_RUN_NOTE: f"An attempt that continued run {run_id} from {place}. "

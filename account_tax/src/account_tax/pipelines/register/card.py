@@ -179,17 +179,20 @@ def _scores(calibration: Facts | None, metrics: Facts) -> str:
     if not calibration:
         return "## Scores\n\nNot calibrated: a score says no more than which label is likelier."
     target, threshold = calibration["target_precision"], calibration["threshold"]
+    own = calibration.get("account_thresholds", {})
     least = least_rows(target, calibration["guarantee"])
     reached = (
-        "none can be promised: a person looks at every row; "
+        f"none can be promised: a person looks at every row{' of theirs' * bool(own)}; "
         f"it takes at least {least:,} validation rows, all right"
     )
     rows = {
         "target precision": f"{target:.2%}, promised with {calibration['guarantee']:.2%}",
-        "threshold": reached if threshold is None else format_number(threshold),
+        "threshold of all other accounts" if own else "threshold": (
+            reached if threshold is None else format_number(threshold)
+        ),
         **{
-            f"its own: {name}": "none: a person looks" if own is None else format_number(own)
-            for name, own in calibration.get("account_thresholds", {}).items()
+            f"its own: {name}": "none: a person looks" if score is None else format_number(score)
+            for name, score in own.items()
         },
         "validation rows at or above it": f"{calibration['coverage']:.2%}",
         "test rows at or above it": format_number(metrics.get("test/coverage"), ".2%"),

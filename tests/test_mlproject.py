@@ -132,7 +132,7 @@ def test_main_is_train():
 def test_the_test_entry_point_runs_pytest_with_markers_that_exist(entry_point, pytestconfig):
     words = shlex.split(entry_point("test").compute_command({}, storage_dir=None))
     *first, markers = words
-    assert first[:7] == ["python", "-m", "pytest", "-n", "2", "--dist", "loadfile"]
+    assert first[:7] == ["python", "-m", "pytest", "-n", "3", "--dist", "loadfile"]
     known = {line.split(":")[0] for line in pytestconfig.getini("markers")}
     assert set(re.findall(r"\w+", markers)) - {"and", "not", "or"} <= known
 

@@ -31,7 +31,6 @@ import json
 import math
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -42,6 +41,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "account_tax/src")]
 
 from benchmarks.train_speed import Clock, build_trainer, prepare  # noqa: E402
+from tests.ranks import launch_ranks  # noqa: E402
 
 STAGES, WORLDS = (0, 2, 3), (1, 2)
 # Of its tensors' bytes, what goes over a rank's wire in a ring of n: this times (n-1)/n.
@@ -139,20 +139,10 @@ def _whole_weights(model: Any) -> dict[str, int]:
 
 def launch(stage: int, world: int, steps: int) -> dict[str, Any]:
     """Train in ranks of their own and return what rank 0 wrote."""
-    from account_tax.processes.ranks import free_port
-
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder, "results.json")
-        command = [
-            *(sys.executable, "-m", "deepspeed.launcher.runner", f"--num_gpus={world}"),
-            *("--no_local_rank", f"--master_port={free_port()}", __file__, "--steps", str(steps)),
-            *("--rank-of", str(stage), str(results)),
-        ]
-        done = subprocess.run(
-            command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
-        )
-        if done.returncode or not results.exists():
-            raise SystemExit(f"{world} ranks ended with {done.returncode}:\n{done.stderr[-3000:]}")
+        words = (__file__, "--steps", str(steps), "--rank-of", str(stage), str(results))
+        launch_ranks(world, Path(folder, "ranks.log"), *words)
         return json.loads(results.read_text())
 
 

@@ -30,7 +30,6 @@ def train_cases(
         work: Scratch folder.
         rows: Rows a split.
     """
-    from account_tax.processes.ranks import free_port
     from tests.bases import make_base
     from tests.conftest import make_tiny_base
 
@@ -39,10 +38,25 @@ def train_cases(
         make_base(work / family, family)
     order, results = work / f"cases{world_size}.json", work / f"results{world_size}.json"
     order.write_text(json.dumps({"cases": cases, "rows": rows, "results": str(results)}))
-    log = work / f"ranks{world_size}.log"
+    launch_ranks(world_size, work / f"ranks{world_size}.log", __file__, str(order))
+    if not results.exists():
+        raise RuntimeError(f"{world_size} ranks left no results in {results}")
+    return json.loads(results.read_text())
+
+
+def launch_ranks(world_size: int, log: Path, *words: str) -> None:
+    """Run a script in ranks of one thread each, by deepspeed's launcher; raise if one fails.
+
+    Args:
+        world_size: Ranks.
+        log: Takes their output.
+        words: The script and its arguments.
+    """
+    from account_tax.processes.ranks import free_port
+
     command = [
         *(sys.executable, "-m", "deepspeed.launcher.runner", f"--num_gpus={world_size}"),
-        *("--no_local_rank", f"--master_port={free_port()}", __file__, str(order)),
+        *("--no_local_rank", f"--master_port={free_port()}", *words),
     ]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(ROOT / "account_tax/src"), str(ROOT), *sys.path]),
@@ -53,9 +67,8 @@ def train_cases(
         status = subprocess.run(
             command, env=environment, stdout=output, stderr=output, check=False
         ).returncode
-    if status or not results.exists():
+    if status:
         raise RuntimeError(f"{world_size} ranks ended with {status}:\n{log.read_text()[-4000:]}")
-    return json.loads(results.read_text())
 
 
 def take_over(earlier: Path, folder: Path, step: int) -> None:

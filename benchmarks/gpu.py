@@ -27,6 +27,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,9 @@ BERT_CASES: dict[str, dict[str, Any]] = {
     "transformers.Trainer + PEFT, bf16, 8 to 128 tokens": {PLAIN: True, "mixed": True},
     "ours, 8 to 128 tokens": {"mixed": True},
     "ours, torch.compile, 8 to 128 tokens": {"torch_compile": True, "mixed": True},
+    "transformers.Trainer + PEFT, bf16, 1,024 rows": {PLAIN: True, "micro_batch": 1024},
+    "ours, 1,024 rows": {"micro_batch": 1024},
+    "ours, torch.compile, 1,024 rows": {"torch_compile": True, "micro_batch": 1024},
     "ours, ZeRO 2": {"stage": 2},
     "ours, ZeRO 3": {"stage": 3},
     "ours, gradient checkpointing": {"gradient_checkpointing": True},
@@ -152,6 +156,7 @@ def make_base(size: dict[str, Any], folder: Path, rehearse: bool) -> Path:
     return folder
 
 
+@cache
 def make_rows(vocab_size: int, rows: int, mixed: bool) -> Any:
     """Return splits of random tokens, full rows or mixed lengths, as `prepare` leaves them."""
     import numpy as np
@@ -195,7 +200,7 @@ def train_settings(
         "config": config | {"attn_implementation": case.get("attention", "sdpa")},
     }
     train["deepspeed"] |= {
-        "train_micro_batch_size_per_gpu": 4 if rehearse else size["micro_batch"],
+        "train_micro_batch_size_per_gpu": _micro_batch(size, case, rehearse),
         "gradient_accumulation_steps": 1,
         "wall_clock_breakdown": False,
     }
@@ -213,6 +218,10 @@ def train_settings(
     return train
 
 
+def _micro_batch(size: dict[str, Any], case: dict[str, Any], rehearse: bool) -> int:
+    return 4 if rehearse else case.get("micro_batch", size["micro_batch"])
+
+
 def train(name: str, rehearse: bool, work: Path) -> Iterator[dict[str, Any]]:
     """Yield the cases of a size so far: useful tokens/s, TFLOP/s, peak memory, what was learnt."""
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -221,14 +230,13 @@ def train(name: str, rehearse: bool, work: Path) -> Iterator[dict[str, Any]]:
     base = make_base(size, work / "base", rehearse)
     vocabulary = json.loads((base / "config.json").read_text())["vocab_size"]
     warm_up, steps = (1, 2) if rehearse else (WARM_UP, STEPS)
-    # One pass: whoever starts anew loses the time its loader's processes take.
-    count = (warm_up + steps) * (4 if rehearse else size["micro_batch"])
-    splits = {mixed: make_rows(vocabulary, count, mixed) for mixed in (False, True)}
     results = {}
     for case, changes in size["cases"].items():
         settings = train_settings(base, size, changes, rehearse)
         try:
-            rows = splits[changes.get("mixed", False)]
+            # One pass: whoever starts anew loses the time its loader's processes take.
+            count = (warm_up + steps) * _micro_batch(size, changes, rehearse)
+            rows = make_rows(vocabulary, count, changes.get("mixed", False))
             results[case] = _train_one(settings, rows, changes, warm_up, steps, work)
         except Exception as err:
             results[case] = {"error": f"{type(err).__name__}: {str(err)[:300]}"}
@@ -385,13 +393,13 @@ def report(found: dict[str, Any]) -> str:
         lines += ["", f"**{name}**, rows of {LENGTH} tokens", ""]
         lines += ["| case | useful tokens/s | TFLOP/s | MFU | ratio | peak GiB | loss | adapter |"]
         lines += ["|---|---|---|---|---|---|---|---|"]
-        plain: dict[bool, float] = {}  # by whether rows have mixed lengths
+        plain: dict[Any, float] = {}  # by the lengths and the number of rows
         for case, got in cases.items():
             changes = SIZES[name]["cases"].get(case, {})
-            mixed = changes.get("mixed", False)
+            rows = changes.get("mixed"), changes.get("micro_batch")
             if PLAIN in changes and "tokens_per_sec" in got:
-                plain[mixed] = got["tokens_per_sec"]
-            lines.append(_line(case, got, rate, plain.get(mixed)))
+                plain[rows] = got["tokens_per_sec"]
+            lines.append(_line(case, got, rate, plain.get(rows)))
     others = {k: v for k, v in found["parts"].items() if k not in SIZES and k != "rates"}
     lines += ["", *(f"{name}: {json.dumps(value)}" for name, value in others.items())]
     return "\n".join(lines) + "\n"

@@ -46,6 +46,7 @@ CASES = {
         case("whole", whole=True),
         case("again"),
         case("resumed", resume=(0, RESUMED)),
+        case("dropout", changes={"model.config": {"hidden_dropout_prob": 0.3}}),
         case("bf16", changes={"training.bf16": True}),
         case("bf16, whole", whole=True, changes={"training.bf16": True}),
     ],
@@ -69,9 +70,14 @@ def trained(tmp_path_factory) -> dict[str, dict]:
 
 
 def test_layers_are_left_out_but_under_zero_3_which_shards_them(trained):
-    whole = {"whole", "bf16, whole", "two ranks, ZeRO 3"}
+    whole = {"whole", "dropout", "bf16, whole", "two ranks, ZeRO 3"}
     assert {name for name, each in trained.items() if not each["left_out"]} == whole
     assert all(len(set(each["loss"])) == 9 for each in trained.values())  # they learn
+
+
+def test_dropout_is_on_in_training_before_and_after_an_evaluation(trained):
+    without, with_it = trained["whole"]["loss"], trained["dropout"]["loss"]
+    assert all(a != b for a, b in zip(without, with_it, strict=True))
 
 
 @pytest.mark.parametrize("curve", ["loss", "grad_norm", "eval_loss"])

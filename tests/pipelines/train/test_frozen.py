@@ -17,9 +17,9 @@ from account_tax.model.classifier import load_tokenizer, resolve_base
 from account_tax.pipelines.train import frozen
 from account_tax.pipelines.train import training_core as core
 from account_tax.pipelines.train.callbacks import EngineTimeCallback
+from account_tax.pipelines.train.engine import EngineCallback
 from account_tax.pipelines.train.frozen import FrozenLayers, _open_that, frozen_layers, open_shared
 from account_tax.pipelines.train.saving import answer_probe
-from account_tax.pipelines.train.trainer import _KeepGradNorm
 from tests.bases import FAMILIES, make_base
 from tests.conftest import make_splits, train_params
 
@@ -50,7 +50,7 @@ def train(tiny_base, tmp_path):
         )
         splits = make_splits({"train": 21, "validation": 7})
         trainer = core._build_trainer(model, tokenizer, arguments, splits, params, tmp_path)
-        for of_engine in (EngineTimeCallback, _KeepGradNorm):  # there is no DeepSpeed here
+        for of_engine in (EngineTimeCallback, EngineCallback):  # there is no DeepSpeed here
             trainer.remove_callback(of_engine)
         if whole:
             trainer.remove_callback(FrozenLayers)

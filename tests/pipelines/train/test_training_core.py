@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, EvalPrediction, TrainingArguments
 
 from account_tax.pipelines.train import training_core
 from account_tax.pipelines.train.callbacks import EngineTimeCallback
-from account_tax.pipelines.train.trainer import _KeepGradNorm
+from account_tax.pipelines.train.engine import EngineCallback
 from account_tax.pipelines.train.training_core import (
     _build_trainer,
     _summarize,
@@ -195,7 +195,7 @@ def points(tiny_base, tmp_path, monkeypatch):
         )
         splits = make_splits({"train": 64, "validation": 8})
         trainer = _build_trainer(model, tokenizer, arguments, splits, params, tmp_path)
-        for of_engine in (EngineTimeCallback, _KeepGradNorm):  # there is no DeepSpeed here
+        for of_engine in (EngineTimeCallback, EngineCallback):  # there is no DeepSpeed here
             trainer.remove_callback(of_engine)
         open_metrics(tmp_path)
         result = trainer.train(resume and str(tmp_path / "checkpoints" / resume))

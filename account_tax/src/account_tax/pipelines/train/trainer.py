@@ -6,15 +6,14 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from deepspeed.runtime.utils import clip_grad_norm_
 from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from .batches import IGNORED_LABEL, STATES, GlobalBatchSampler, Rows
 from .callbacks import SpeedCallback
 from .checkpointing import CheckpointedTrainer
+from .engine import EngineCallback
 from .frozen import FrozenLayers
 from .stopping import NotFiniteCallback
 
@@ -46,28 +45,6 @@ def global_batch_cross_entropy(
     return total / num_items_in_batch
 
 
-class _KeepGradNorm(TrainerCallback):
-    """Lets DeepSpeed 0.19.8 report the gradient norm of fp32 without ZeRO, which it throws away.
-
-    Can go when `DeepSpeedEngine.clip_fp32_gradients` keeps what `clip_grad_norm_` returns.
-    """
-
-    def __init__(self, trainer: Trainer):
-        self._trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        engine: Any = self._trainer.deepspeed
-
-        def clip_fp32_gradients() -> None:
-            engine._global_grad_norm = clip_grad_norm_(
-                parameters=engine.module.parameters(),
-                max_norm=engine.gradient_clipping(),
-                mpu=engine.mpu,
-            )
-
-        engine.clip_fp32_gradients = clip_fp32_gradients
-
-
 class LedgerTrainer(CheckpointedTrainer):
     """Trainer whose loss and order of rows do not depend on the split into ranks and micro-batches.
 
@@ -90,7 +67,8 @@ class LedgerTrainer(CheckpointedTrainer):
         super().__init__(compute_loss_func=loss, **kwargs)
         self.speed, self.finite = speed, finite
         self.frozen = FrozenLayers(self)
-        self.add_callback(_KeepGradNorm(self))
+        self._parameters: int | None = None
+        self.add_callback(EngineCallback(self))
         self.add_callback(self.frozen)
 
     def _get_collator_with_removed_columns(
@@ -127,6 +105,13 @@ class LedgerTrainer(CheckpointedTrainer):
             if not hasattr(wrapper, "defaults"):
                 wrapper.defaults = {"lr": self.args.learning_rate}
         return super().create_scheduler(num_training_steps, optimizer)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Return the operations of a micro-batch as Trainer does, counting the weights once."""
+        if self._parameters is None:
+            model: Any = self.model
+            self._parameters = int(model.num_parameters(exclude_embeddings=True))
+        return 6 * inputs["input_ids"].numel() * self._parameters
 
     def training_step(
         self,

@@ -338,6 +338,8 @@ def build_deepspeed_config(block: dict[str, Any], training: dict[str, Any]) -> d
     """
     config = copy.deepcopy(block)
     config.setdefault("gradient_accumulation_steps", 1)
+    # SpeedCallback counts; DeepSpeed's counter waits for the device twice in a micro-batch.
+    config.setdefault("timers", {"throughput": {"enabled": False}})
     for precision in ("bf16", "fp16"):
         config.setdefault(precision, {"enabled": bool(training.get(precision))})
     zero = config.setdefault("zero_optimization", {"stage": 0})

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from account_tax.cli import cli
+from account_tax.parameters.options import asks_for_all
 from tests.test_mlproject import REPOSITORY
 
 HEAVY = {
@@ -184,6 +185,37 @@ def test_the_list_of_commands_has_whole_sentences():
     own = said.partition("from account-tax Commands:")[2].partition(" Project specific")[0]
     assert "train Train and register, as `mlflow run . -e train` does." in own
     assert "..." not in own.replace("run Run the pipeline.", "")
+
+
+def test_every_command_can_show_what_libraries_say():
+    for name, command in cli.commands.items():
+        context = command.make_context(name, [], resilient_parsing=True)
+        assert "verbose" in [each.name for each in command.get_params(context)] or name == "run"
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ("-v", True),
+        ("--verbose", True),
+        ("--verbose true", True),
+        ("--verbose=yes", True),
+        ("--verbose --lora_r 8", True),
+        ("--verbose false", False),
+        ("--verbose maybe", False),
+        ("", False),
+    ],
+)
+def test_words_ask_for_what_libraries_say(words, wanted):
+    assert asks_for_all(words.split()) is wanted
+
+
+def test_libraries_are_heard_with_v_alone():
+    heard = "INFO account_tax.ledger.reading"
+    assert heard in kedro("look", "-v").stdout
+    quiet = kedro("look")
+    assert heard not in quiet.stdout
+    assert quiet.stderr == ""
 
 
 # --- completion -----------------------------------------------------------------------------------

@@ -47,6 +47,7 @@ EXAMPLES = {
     "grace_seconds": ("30", None, 30.0),
     "hang_timeout_seconds": ("null", None, None),
     "dry_run": ("true", None, True),
+    "verbose": ("true", None, True),
 }
 
 

@@ -9,6 +9,7 @@ import time
 import psutil
 import pytest
 
+from account_tax.confidential import hidden_output
 from account_tax.processes.groups import (
     Interrupted,
     ask_group_to_end,
@@ -16,6 +17,7 @@ from account_tax.processes.groups import (
     raise_on_signals,
     run_stage,
 )
+from account_tax.terminal import VERBOSE_VARIABLE
 
 # A parent and a child in one group that both refuse SIGTERM; each writes its number once it does.
 STUBBORN = """
@@ -47,6 +49,33 @@ def stage(tmp_path):
         return run_stage([sys.executable, str(file)], **settings | how)
 
     return run
+
+
+# Lines, one of them in two parts with a letter cut in half, and what is not of this run.
+TALKATIVE = """
+import sys, time
+out = sys.stdout.buffer
+out.write("a library speaks\\n경비".encode()[:-2]); out.flush()
+time.sleep(0.7)
+out.write("경비".encode()[-2:] + b" with s3cret-word\\nno end"); out.flush()
+"""
+
+
+@pytest.mark.parametrize("verbose", [True, False])
+def test_a_stage_is_heard_where_asked_for_and_no_secret_of_it(
+    stage, tmp_path, capsys, monkeypatch, verbose
+):
+    log = tmp_path / "logs/log"
+    log.parent.mkdir()
+    log.write_text("of an earlier attempt\n")
+    monkeypatch.setenv("MY_TOKEN", "s3cret-word")
+    if verbose:
+        monkeypatch.setenv(VERBOSE_VARIABLE, "true")
+    with hidden_output():
+        assert stage(TALKATIVE) == 0
+    heard = "a library speaks\n경비 with [hidden]\n"
+    assert capsys.readouterr().err == (heard if verbose else "")
+    assert log.read_text().endswith("no end")
 
 
 def alive(pid):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import sys
@@ -12,7 +13,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 from kedro.framework.cli.project import run as kedro_run
 
-from account_tax.terminal import quieten_libraries  # isort: skip  (before what warns)
+from account_tax.terminal import is_verbose, settle_libraries  # isort: skip  (before what warns)
 from account_tax.backends import runs as backend_runs
 from account_tax.commands import run_in_mlflow
 from account_tax.confidential import hidden_output
@@ -22,7 +23,7 @@ from account_tax.launch import preflight as launch_preflight
 from account_tax.launch import register as launch_register
 from account_tax.parameters.config import Resolved, parse_command_line, resolve
 from account_tax.parameters.help import WordsCommand, train_options
-from account_tax.parameters.options import Option, options_of, read_options
+from account_tax.parameters.options import VERBOSE, Option, asks_for_all, options_of, read_options
 from account_tax.predict import options as predict_options
 from account_tax.processes.guard import Stopped, guard_stage
 from account_tax.processes.ranks import end_rank
@@ -52,9 +53,18 @@ def _command(
     options: type[Any] | Callable[[], list[Option]],
 ) -> Callable[[Callable[[Words], None]], click.Command]:
     """Return what makes a function a command with the options of a dataclass, or with these."""
-    listed = (lambda: options_of(options)) if isinstance(options, type) else options
-    made = cli.command(cls=WordsCommand, options=listed)
-    return lambda function: made(hidden_output()(function))
+    more = (lambda: [*options_of(options), VERBOSE]) if isinstance(options, type) else options
+    made = cli.command(cls=WordsCommand, options=more)
+
+    def add(function: Callable[[Words], None]) -> click.Command:
+        @functools.wraps(function)
+        def command(words: Words) -> None:
+            settle_libraries(asks_for_all(words))
+            function(words)
+
+        return made(hidden_output()(command))
+
+    return add
 
 
 def _run(
@@ -65,7 +75,6 @@ def _run(
 ) -> NoReturn:
     """Read the words, do the work in its MLflow run and exit; only the work may import torch."""
     project = Path.cwd()
-    quieten_libraries()
     sys.exit(run_in_mlflow(project, lambda: read(project, words), work, own_run))
 
 
@@ -75,7 +84,6 @@ def train(words: Words) -> None:
 
     Any other key of conf/base/parameters/ goes by its dotted name, as in --train.lora.bias all.
     """
-    quieten_libraries()
     sys.exit(launcher.train(Path.cwd(), words))
 
 
@@ -85,7 +93,6 @@ def tune(words: Words) -> None:
 
     Parameters are given as to `kedro train`; conf/base/parameters/tuning.yml has the search's own.
     """
-    quieten_libraries()
     sys.exit(tuning_command.tune(Path.cwd(), words))
 
 
@@ -174,7 +181,6 @@ def predict(words: Words) -> None:
 @_command(launch_register.Options)
 def register(words: Words) -> None:
     """Register what a run has trained, where that was not done, and end the run."""
-    quieten_libraries()
     sys.exit(launch_register.register(Path.cwd(), words))
 
 
@@ -190,7 +196,6 @@ def preflight(words: Words) -> None:
 
     Parameters are given as to `kedro train`. The exit status is 0, or 2 with every fault.
     """
-    quieten_libraries()
     sys.exit(launch_preflight.preflight(Path.cwd(), words))
 
 
@@ -203,6 +208,8 @@ def run(context: click.Context, **options: Any) -> None:
         click.echo(f"prepare: skipped, same source bytes and parameters as version {version}")
         return
     guard_stage()
+    if is_verbose():
+        settle_libraries(True)
     try:
         context.invoke(kedro_run, **options)
     except Stopped as err:

@@ -47,8 +47,8 @@ def run_in_mlflow(
             adopted in any case.
     """
     raise_on_signals()
-    # Each try of a server that is away would be a warning in the middle of the progress.
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    # It logs each failed statement with its values, and raises it as well.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     run: OwnedRun | None = None
     by_mlflow = "MLFLOW_RUN_ID" in os.environ
     try:

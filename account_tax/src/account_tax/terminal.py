@@ -1,4 +1,4 @@
-"""What a person sees: progress, and none of the bars, hints and logs of libraries."""
+"""What a person sees: progress, and with -v alone the bars, hints and logs of libraries."""
 
 from __future__ import annotations
 
@@ -8,19 +8,52 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import TextIO
 
-if not sys.warnoptions:  # here, because libraries warn while they are imported; python -W shows all
+VERBOSE_VARIABLE = "ACCOUNT_TAX_VERBOSE"  # inherited by what a command starts
+
+
+def is_verbose() -> bool:
+    """Return whether what libraries say is wanted, in this process and those it starts."""
+    return VERBOSE_VARIABLE in os.environ
+
+
+if not (sys.warnoptions or is_verbose()):  # here, because libraries warn while they are imported
     warnings.simplefilter("ignore")
 
 
-def quieten_libraries() -> None:
-    """Leave what libraries log to the files of a run."""
+def settle_libraries(verbose: bool) -> None:
+    """Let libraries say what they have to say, or leave it to the files of a run."""
+    if verbose:
+        os.environ[VERBOSE_VARIABLE] = "true"
+    if is_verbose():
+        warnings.simplefilter("default")
+        warnings.simplefilter("ignore", ResourceWarning)  # as Python does
+        logging.getLogger("py.warnings").setLevel(logging.WARNING)  # conf/logging.yml has no ears
+        return
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     for name in ("mlflow", "account_tax"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # It logs each failed statement with its traceback and values, and raises it as well.
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    # Each try of a server that is away would be a warning in the middle of the progress.
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+
+
+def follow(log: Path) -> Callable[[], None]:
+    """Return what prints the lines that have come to a log since the last call, where asked for."""
+    begun, rest = log.stat().st_size if log.exists() else 0, b""
+
+    def show() -> None:
+        nonlocal begun, rest
+        with open(log, "rb") as file:
+            file.seek(begun)
+            came = file.read()
+        begun += len(came)
+        # Whole lines: a secret in two parts would not be found, nor half a letter be one.
+        lines, end, rest = (rest + came).rpartition(b"\n")
+        sys.stderr.write((lines + end).decode("utf-8", errors="replace"))
+
+    return show if is_verbose() else lambda: None
 
 
 class ProgressLine:
@@ -28,7 +61,7 @@ class ProgressLine:
 
     def __init__(self, describe: Callable[[], str], out: TextIO | None = None):
         self._describe, self._out = describe, out or sys.stderr
-        self._terminal = self._out.isatty()
+        self._terminal = self._out.isatty() and not is_verbose()
         self._every_seconds = 1.0 if self._terminal else 5.0
         self._drawn_at = -self._every_seconds
         self._last = ""

@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import inspect
 import json
+import os
 import re
 import struct
 import tempfile
@@ -633,6 +634,9 @@ def _load_pretrained(
 @contextmanager
 def quiet_loading() -> Iterator[None]:
     """Keep transformers from drawing bars and listing the weights that are meant to be fresh."""
+    if "ACCOUNT_TAX_VERBOSE" in os.environ:  # -v; this file stands alone beside a version
+        yield
+        return
     verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()

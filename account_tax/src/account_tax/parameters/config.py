@@ -127,7 +127,7 @@ class Layer:
 
 
 def parse_command_line(args: Sequence[str], flags: Iterable[str] = LAUNCH_FLAGS) -> list[Pair]:
-    """Return `--a.b c`, `--a.b=c` and bare flags, which mean true, as (name, text) pairs.
+    """Return `--a.b c`, `--a.b=c` and bare flags, which mean true, as (name, text) pairs; and -v.
 
     A word that is no option, and an option without a value, stand there as typed, without a text.
     """
@@ -135,6 +135,7 @@ def parse_command_line(args: Sequence[str], flags: Iterable[str] = LAUNCH_FLAGS)
     words = list(args)
     while words:
         word = words.pop(0)
+        word = "--verbose=true" if word == "-v" else word
         name, equals, text = word.removeprefix("--").partition("=")
         name = name if "." in name else name.replace("-", "_")
         if not word.startswith("--") or not name:

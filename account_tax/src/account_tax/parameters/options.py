@@ -2,6 +2,7 @@
 """A command's options: declared once, as the fields of a dataclass, and read from its words."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar, cast, get_args, get_type_hints
@@ -10,8 +11,8 @@ from account_tax.errors import Refused
 from account_tax.faults import tell
 
 from .config import ConfigError, Pair, parse_command_line, read_section, resolve
-from .kinds import Help, Section, is_flag
-from .schema import Reference, RegisteredName
+from .kinds import Help, Section, convert, is_flag
+from .schema import LaunchOptions, Reference, RegisteredName
 
 Asked = TypeVar("Asked")
 
@@ -55,6 +56,17 @@ def text_of(value: Any) -> str:
     return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
+# What every command has beside its own, seen to before it begins.
+VERBOSE = next(each for each in options_of(LaunchOptions) if each.name == "verbose")
+
+
+def asks_for_all(words: Sequence[str]) -> bool:
+    """Return whether a command's words say to show what libraries say; a faulty one says no."""
+    with suppress(ValueError):
+        return convert(dict(parse_command_line(words)).get(VERBOSE.name), bool)
+    return False
+
+
 def read_options(
     declared: type[Asked], words: Sequence[str], beyond: Callable[[str], bool] = lambda _: False
 ) -> tuple[Asked, list[Pair]]:
@@ -78,7 +90,7 @@ def read_words(
     declared: type[Any], words: Sequence[str], beyond: Callable[[str], bool]
 ) -> tuple[dict[str, Any], list[Pair], list[str]]:
     """Return the values without a fault, the pairs of somebody else, and the faults."""
-    options = {each.name: each for each in options_of(declared)}
+    options = {each.name: each for each in [*options_of(declared), VERBOSE]}
     flags = [name for name, each in options.items() if is_flag(each.kind)]
     pairs = parse_command_line(words, flags)
     rest = [pair for pair in pairs if pair[0] not in options and beyond(pair[0])]
@@ -87,6 +99,7 @@ def read_words(
         frozenset(name for name, each in options.items() if each.required),
     )
     values, faults = read_section(section, [pair for pair in pairs if pair not in rest])
+    values.pop(VERBOSE.name, None)
     return values, rest, faults
 
 

@@ -158,6 +158,7 @@ class LaunchOptions:
         Count | None, Help("Between two samples of processors, memory and GPUs; null: none.")
     ] = 10
     hostfile: Annotated[Name | None, Help("Hosts that ranks run on, by ssh.")] = None
+    verbose: Annotated[bool, Help("Show what libraries say; -v for short.")] = False
 
 
 # A bare `--dry-run` means true.

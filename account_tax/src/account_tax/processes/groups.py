@@ -11,6 +11,8 @@ from types import FrameType
 
 import psutil
 
+from account_tax.terminal import follow
+
 from .warm import start_process
 
 GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL, for a stage that has nothing to save
@@ -66,12 +68,15 @@ def run_stage(
         grace_seconds: For the group to end in order after a signal, before it is killed.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
+    show_log = follow(log)
     process = start_process(command, cwd, environment, log)
     try:
         while process.poll() is None:
             watch()
+            show_log()
             time.sleep(POLL_SECONDS)
         watch()
+        show_log()
         return process.wait()
     except Interrupted:
         ask_group_to_end(process.pid, grace_seconds)

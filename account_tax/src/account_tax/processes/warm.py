@@ -29,6 +29,7 @@ from types import SimpleNamespace
 from typing import IO, Any, ClassVar
 
 from account_tax.storage.files import no_link
+from account_tax.terminal import is_verbose
 
 LAUNCH = "deepspeed.launcher.launch"
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg", "/dev/accel")
@@ -217,7 +218,8 @@ def _serve() -> None:
         unread = b""
         for name in sys.argv[2:]:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what is written here is on the person's terminal
+                if not is_verbose():  # what is written here is on the person's terminal
+                    warnings.simplefilter("ignore")
                 pkgutil.resolve_name(name)  # imports it; whose it is, is for who has named it
             unread = _answer(orders, unread)
         while True:

@@ -46,7 +46,7 @@ from .workers import Workers
 
 STUDY_TAG, DIGESTS_TAG = f"{TAG}study", f"{TAG}study_digests"
 # What the trials' words leave out: they register nothing and search nothing themselves.
-NOT_A_TRIALS = ("tuning.", "register", "resume", "dry_run")
+NOT_A_TRIALS = ("tuning.", "register", "resume", "dry_run", "verbose")
 ALIKE = 3  # first trials that fail the same way end the study
 LOCK_SECONDS = 60.0  # another worker asks Optuna in less
 

@@ -15,6 +15,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
 from account_tax.processes.identity import identify, state_of
 from account_tax.storage.names import TAG
+from account_tax.terminal import is_verbose
 from account_tax.tracking.owned_run import KIND_TAG
 from account_tax.tracking.ownership import OWNER_TAG, REASON_TAG
 from account_tax.tracking.store import condition
@@ -182,7 +183,8 @@ class Study:
         """Return Optuna's study of these trials, in memory."""
         import optuna
 
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        if not is_verbose():
+            optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.create_study(direction=self.search["direction"], study_name=self.run_id)
         for trial in trials:
             study.add_trial(self._frozen(trial))

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from account_tax.parameters.config import resolve
+from account_tax.storage.names import STUDY_VARIABLE
 from account_tax.tracking.owned_run import KIND_TAG
 from account_tax.tuning.space import plain
 from account_tax.tuning.study import STATE_TAG, TRIAL_TAG
@@ -82,6 +83,17 @@ def test_a_killed_study_goes_on_and_no_trial_is_lost_or_run_twice(project, tiny,
     project.client().set_tag(parent.info.run_id, "account_tax.study", "mine")
     other = project.run(*words, "--study=mine", "--tuning.seed=1")
     assert (other.returncode, "its space differ" in other.output) == (2, True), other.output
+    assert_another_lock_is_no_worker(project, parent.info.run_id, words)
+
+
+def assert_another_lock_is_no_worker(project, study, words):
+    lock = project.folder / "conda.yaml"
+    kept, count = lock.read_text(), trials_of(project)[1]
+    lock.write_text(kept.replace("click==", "click==1"))
+    refused = project.run(*words, env={STUDY_VARIABLE: study})
+    lock.write_text(kept)
+    assert (refused.returncode, trials_of(project)[1]) == (2, count), refused.output
+    assert f"its environment differs from the study's (run {study})" in refused.output
 
 
 def kill_in_second_trial(project, running):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,9 +148,20 @@ def digests(asked: Asked, plan: Plan) -> dict[str, str]:
         "space": canonical_sha256([ranges, search]),
         "configuration": plan.resolved.sha256,
         "data": plan.report["inputs_sha256"],
-        "code": plan.code.package_sha256,
-        "lock": plan.environment["lock_sha256"] or "",
+        **_of_machine(plan.code.package_sha256, plan.environment),
     }
+
+
+def _of_machine(code: str, environment: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a worker has to have in common with its study, whatever its words are."""
+    installed = [environment["lock_sha256"], environment["differences"]]
+    return {"code": code, "environment": canonical_sha256(installed)}
+
+
+def _differing(now: Mapping[str, str], then: Mapping[str, str]) -> str:
+    """Return what differs as `code and environment differ`, or nothing."""
+    names = [key for key in now if now[key] != then.get(key)]
+    return f"{' and '.join(names)} differ{'s' * (len(names) == 1)}" if names else ""
 
 
 def _search(project: Path, words: Sequence[str], asked: Asked, plan: Plan, run: OwnedRun) -> None:
@@ -233,11 +245,11 @@ def _refuse_another(earlier: Run, mine: str, name: str, now: dict[str, str], stu
                 f"{run_id}). Wait for its end, go on there, or begin another with -P study=NAME."
             )
     then = json.loads(tags[DIGESTS_TAG])
-    if differing := [key for key in now if now[key] != then.get(key)]:
+    if differing := _differing(now, then):
         raise Refused(
-            f"study {name}: its {' and '.join(differing)} differ{'s' * (len(differing) == 1)} from "
-            f"what it was begun with (run {earlier.info.run_id}). Its trials could not be "
-            "compared. Begin another with -P study=NAME."
+            f"study {name}: its {differing} from what it was begun with (run "
+            f"{earlier.info.run_id}). Its trials could not be compared. Begin another with "
+            "-P study=NAME."
         )
 
 
@@ -270,19 +282,20 @@ def _work_for(project: Path, asked: Asked, study_id: str) -> None:
     """Be a worker of a study that another process has begun.
 
     Raises:
-        Refused: If the code or the lock is another than the study's.
+        Refused: If the code or the environment is another than the study's.
     """
     guard_stage()
     uri = tracking_uri(project)
     client = MlflowClient(uri)
     parent = client.get_run(study_id)
     then = json.loads(parent.data.tags[DIGESTS_TAG])
-    now = {
-        "code": describe_code(project).package_sha256,
-        "lock": describe_environment(project)["lock_sha256"] or "",
-    }
-    if differing := [key for key in now if now[key] != then[key]]:
-        raise Refused(f"this worker's {' and '.join(differing)} differ from the study's.")
+    code, environment = describe_code(project), describe_environment(project)
+    if differing := _differing(_of_machine(code.package_sha256, environment), then):
+        raise Refused(
+            f"worker on {socket.gethostname()}: its {differing} from the study's (run {study_id}). "
+            "Its trials could not be compared. Give it the project's folder and the environment "
+            "that the study was begun with."
+        )
     study = Study(client, study_id, parent.info.experiment_id, asked.space, asked.search)
     with warm_stages(project):
         _serve(project, asked, study, uri)

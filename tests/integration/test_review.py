@@ -121,7 +121,7 @@ def test_the_version_says_what_was_found(reviewed, tmp_path):
     assert second.tags["review/gates"] == "failed"  # min_f1 of 0.999
     html = report_of(project, 2, tmp_path) / "report.html"
     assert second.tags["review/sha256"] == hashlib.sha256(html.read_bytes()).hexdigest()
-    assert second.description.startswith("<!-- review -->")
+    assert second.description.startswith("# Review")
     assert "| min_f1 | failed |" in second.description
     assert "## Data" in second.description  # the card is still there
     run = project.client().get_run(second.tags["review/run_id"])

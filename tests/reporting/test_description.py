@@ -29,6 +29,10 @@ def replaced(stored, **sections):
     return compose(read_sections(stored) | sections)
 
 
+FRAMED = REVIEW.replace("passed\n", f"passed {BEGIN}\n") + f"\n{END}"
+NEW = f"# new {BEGIN}\n{END}"
+
+
 @pytest.fixture(params=["short", "long"])
 def version(request, tmp_path):
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
@@ -48,7 +52,7 @@ def test_a_review_keeps_the_line_of_reproduce_and_the_other_way_round(version):
         write_section(client, created, section, text)
     stored = client.get_model_version("account-tax", "1").description
     assert len(stored) <= LONGEST_TEXT
-    assert stored.startswith(f"{BEGIN}\n# Review: another\n{END}\n\n")
+    assert stored.startswith(f"# Review: another {BEGIN}\n{END}\n\n")
     assert stored.endswith("\n\nReproduced: DIFFERENT (data), 2026-11-24T18:00:00Z, run abc")
     assert stored.count("Reproduced: ") == stored.count(BEGIN) == 1
     assert CARD in stored or CARD_CUT in stored
@@ -56,13 +60,13 @@ def test_a_review_keeps_the_line_of_reproduce_and_the_other_way_round(version):
 
 def test_the_order_is_review_card_line():
     described = compose({"reproduced": LINE, "card": CARD, "review": REVIEW})
-    assert described == f"{BEGIN}\n{REVIEW}\n{END}\n\n{CARD}\n\n{LINE}"
+    assert described == f"{FRAMED}\n\n{CARD}\n\n{LINE}"
     assert compose(read_sections(described)) == described
 
 
 @pytest.mark.parametrize("section", ["card", "review", "reproduced"])
 def test_a_section_stands_alone(section):
-    text = {"card": CARD, "review": f"{BEGIN}\n{REVIEW}\n{END}", "reproduced": LINE}[section]
+    text = {"card": CARD, "review": FRAMED, "reproduced": LINE}[section]
     assert replaced("", **{section: REVIEW if section == "review" else text}) == text
 
 
@@ -111,13 +115,14 @@ def test_a_review_that_is_too_long_itself_leaves_room_for_the_line():
 )
 def test_what_was_stored_before_there_were_sections_is_read(stored, expected):
     assert compose(read_sections(stored)) == expected
-    reviewed = f"{BEGIN}\n{REVIEW}\n{END}\n\n"
-    assert replaced(reviewed + stored, review="# new") == f"{BEGIN}\n# new\n{END}\n\n{expected}"
+    for reviewed in (f"{BEGIN}\n{REVIEW}\n{END}\n\n", f"{FRAMED}\n\n"):
+        assert read_sections(reviewed + stored)["review"].strip() == REVIEW
+        assert replaced(reviewed + stored, review="# new") == f"{NEW}\n\n{expected}"
 
 
 def test_a_review_that_was_cut_before_its_end_is_replaced():
     stored = f"{BEGIN}\n# Review\n| gate…\n\n{LINE}"
-    assert replaced(stored, review="# new") == f"{BEGIN}\n# new\n{END}\n\n{LINE}"
+    assert replaced(stored, review="# new") == f"{NEW}\n\n{LINE}"
 
 
 def test_neither_torch_nor_a_command_comes_with_it():

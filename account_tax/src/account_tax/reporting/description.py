@@ -21,7 +21,7 @@ REVIEW_CUT = "… the whole review is review/report.md of its run."
 # the end may be missing: a description was once cut without regard to it.
 FORMS: dict[Section, re.Pattern[str]] = {
     "reproduced": re.compile(r"\n*^(Reproduced: .*)$", re.MULTILINE),
-    "review": re.compile(rf"\n*{BEGIN}(.*?)(?:{END}|\Z)", re.DOTALL),
+    "review": re.compile(rf"\n*^([^\n]*?) ?{BEGIN}(.*?)(?:{END}|\Z)", re.DOTALL | re.MULTILINE),
 }
 
 
@@ -38,7 +38,7 @@ def read_sections(description: str) -> dict[Section, str]:
     """Return the sections of a stored description, empty ones too."""
     found: dict[Section, str] = {}
     for section, form in FORMS.items():
-        found[section] = "".join(form.findall(description)[-1:])
+        found[section] = "".join("".join(each) for each in form.findall(description)[-1:])
         description = form.sub("", description)
     found["card"] = description
     return found
@@ -53,8 +53,10 @@ def compose(sections: Mapping[Section, str]) -> str:
     room = LONGEST_TEXT - len(f"\n\n{line}" if line else "")
     review = sections.get("review", "").strip()
     if review:
-        frame = f"{BEGIN}\n\n{END}\n\n{CARD_CUT}"
-        review = f"{BEGIN}\n{_fit(review, room - len(frame), REVIEW_CUT)}\n{END}"
+        frame = f" {BEGIN}\n\n{END}\n\n{CARD_CUT}"
+        first, _, rest = _fit(review, room - len(frame), REVIEW_CUT).partition("\n")
+        # MLflow's list of models shows a description's first words as they are.
+        review = "\n".join(filter(None, (f"{first} {BEGIN}", rest, END)))
         room -= len(f"{review}\n\n")
     card = _fit(sections.get("card", "").strip(), room, CARD_CUT)
     return "\n\n".join(filter(None, (review, card, line)))

@@ -60,6 +60,8 @@ def test_the_shipped_space_holds_its_recipe():
         ("train.lora.r: {type: float, low: 1, high: 9}", "it is a whole number"),
         ("train.lora.r: {type: int, low: 0, high: 9}", "low = 0: expected a whole number of at"),
         ("train.lora.r: {type: categorical, choices: []}", "expected a list of values"),
+        ("train.lora.r: {type: categorical, choices: [8]}", "expected several values"),
+        ("train.lora.r: {type: categorical, choices: [8, 16, 8]}", "each once"),
         ("train.lora.r: {type: categorical, choices: [8, x]}", "choices = x: expected a whole"),
         ("train.lora.bias: {type: categorical, choices: [none, al]}", "expected one of none, all"),
         (f"{LR}: {{type: float, low: 1, high: 2, if: {{train.lora.r: 8}}}}", "not in the space"),

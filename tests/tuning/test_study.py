@@ -9,10 +9,12 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 
 from account_tax.processes.identity import identify
+from account_tax.tracking.metric_journal import MetricJournal
 from account_tax.tracking.ownership import OWNER_TAG
 from account_tax.tuning.report import best_recipe
 from account_tax.tuning.space import Range, Space
 from account_tax.tuning.study import ENDS, STATE_TAG, TRIAL_TAG, Study
+from account_tax.tuning.trial import Judge, Pruned
 
 KEY, METRIC = "train.training.learning_rate", "eval/f1"
 GONE = identify().replace("started=", "started=9")
@@ -152,3 +154,14 @@ def test_the_best_recipe_has_the_best_values_whoever_hands_over_the_words(
     train = yaml.safe_load(best_recipe(Path(__file__).parents[2], pairs, study, best))["train"]
     assert train["training"]["learning_rate"] == best.values[KEY]
     assert train["lora"]["alpha"] == 24
+
+
+def test_a_trial_is_ended_at_any_evaluation_but_the_last(study, tmp_path):
+    for _ in range(5):
+        end(study, take(study), "complete", 0.7, 0.8)
+    journal = MetricJournal(tmp_path / "metrics.jsonl")
+    journal.add({METRIC: 0.1}, 1)
+    run_id = take(study).run_id
+    Judge(study, run_id, evaluations=1)(tmp_path / "metrics.jsonl")
+    with pytest.raises(Pruned, match="at step 1"):
+        Judge(study, run_id, evaluations=2)(tmp_path / "metrics.jsonl")

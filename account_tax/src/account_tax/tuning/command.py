@@ -234,6 +234,7 @@ def _refuse_another(earlier: Run, mine: str, name: str, now: dict[str, str], stu
             )
     then = json.loads(tags[DIGESTS_TAG])
     if differing := [key for key in now if now[key] != then.get(key)]:
+        differing = ["space or search" if key == "space" else key for key in differing]
         raise Refused(
             f"study {name}: its {' and '.join(differing)} differ{'s' * (len(differing) == 1)} from "
             f"what it was begun with (run {earlier.info.run_id}). Its trials could not be "

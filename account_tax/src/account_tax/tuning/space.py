@@ -201,6 +201,8 @@ def _spec_faults(key: str, spec: Any) -> Iterator[str]:
     if spec["type"] == "categorical":
         if not isinstance(spec.get("choices"), list) or not spec["choices"]:
             yield f"{key}.choices = {typed(spec.get('choices'))}: expected a list of values"
+        elif len(set(map(repr, spec["choices"]))) < max(2, len(spec["choices"])):
+            yield f"{key}.choices = {typed(spec['choices'])}: expected several values, each once"
         return
     numbers, kind = {}, int if spec["type"] == "int" else float
     for name in ("low", "high", *(["step"] if spec.get("step") is not None else [])):

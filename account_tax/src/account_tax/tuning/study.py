@@ -31,7 +31,7 @@ State = Literal["running", "lost", "complete", "pruned", "failed"]
 ENDS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 TRIAL_TAG = f"{TAG}trial"  # of a trial's run: its number and values, as JSON
 STATE_TAG = f"{TAG}trial_state"
-MOST_TRIALS = 5000  # that one search returns
+MOST_TRIALS = 5000  # that one search returns, and a study may have
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class Study:
             return self.space.start()
         import optuna
 
-        seed, study = self.search["seed"] + number, self.in_optuna(trials)
+        seed, study = (self.search["seed"] + number) % 2**32, self.in_optuna(trials)
         by_name = {
             "tpe": optuna.samplers.TPESampler,
             "random": optuna.samplers.RandomSampler,

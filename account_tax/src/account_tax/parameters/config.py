@@ -142,7 +142,7 @@ def parse_command_line(args: Sequence[str], flags: Iterable[str] = LAUNCH_FLAGS)
             pairs.append((word, None))
         elif equals:
             pairs.append((name, text))
-        elif words and not words[0].startswith("--"):
+        elif words and not words[0].startswith("--") and words[0] != "-v":
             pairs.append((name, words.pop(0)))
         elif name in flags:
             pairs.append((name, "true"))

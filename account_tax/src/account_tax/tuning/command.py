@@ -18,6 +18,7 @@ from mlflow.entities import Run
 from account_tax.backends.place import OneMachine
 from account_tax.commands import run_in_mlflow
 from account_tax.errors import Failed, Refused
+from account_tax.faults import in_a_line
 from account_tax.launch.plan import Plan, make_plan
 from account_tax.launch.register import in_words, register_run
 from account_tax.launch.stages import stage_environment, warm_stages
@@ -259,10 +260,10 @@ def _serve(project: Path, asked: Asked, study: Study, uri: str) -> None:
         trials = study.trials()
         ended = next(each for each in trials if each.number == trial.number)
         said = "" if ended.value is None else f"{asked.search['metric']} {ended.value:.4f}"
-        click.echo(f"trial {ended.number}: {said or ended.reason.partition(chr(10))[0]}")
+        click.echo(f"trial {ended.number}: {said or in_a_line(ended.reason)}")
         keep_best(project / asked.root, study)
         first = [each for each in trials if each.number < ALIKE]
-        reasons = {each.reason.partition("\n")[0] for each in first}
+        reasons = {in_a_line(each.reason) for each in first}
         if len(first) == ALIKE and len(reasons) == 1 and {e.state for e in first} == {"failed"}:
             raise Failed(f"the first {ALIKE} trials failed for one reason: {first[0].reason}")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from account_tax.faults import in_a_line
 from account_tax.parameters.config import (
     RECIPE_SECTIONS,
     Pair,
@@ -51,7 +52,7 @@ def _rows(study: Study, trials: Sequence[Trial]) -> list[list[str]]:
                 "" if trial.value is None else repr(trial.value),
                 *(typed(trial.values[key]) if key in trial.values else "" for key in keys),
                 f"{trial.seconds:.1f}",
-                trial.reason.partition("\n")[0],
+                in_a_line(trial.reason),
             ]
             for trial in trials
         ),

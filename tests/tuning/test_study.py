@@ -10,11 +10,13 @@ from mlflow.entities import Metric
 
 from account_tax.processes.identity import identify
 from account_tax.tracking.metric_journal import MetricJournal
-from account_tax.tracking.ownership import OWNER_TAG
-from account_tax.tuning.report import best_recipe
+from account_tax.tracking.owned_run import OwnedRun
+from account_tax.tracking.ownership import OWNER_TAG, REASON_TAG
+from account_tax.tuning.report import best_recipe, write_report
 from account_tax.tuning.space import Range, Space
 from account_tax.tuning.study import ENDS, STATE_TAG, TRIAL_TAG, Study
 from account_tax.tuning.trial import Judge, Pruned
+from tests.test_mlproject import REPOSITORY
 
 KEY, METRIC = "train.training.learning_rate", "eval/f1"
 GONE = identify().replace("started=", "started=9")
@@ -96,9 +98,10 @@ def test_an_end_written_before_a_kill_stands(study):
     log(study, trial, 0.7)
     study.client.set_tag(trial.run_id, STATE_TAG, "complete")
     study.client.set_tag(trial.run_id, OWNER_TAG, GONE)
+    study.client.set_tag(trial.run_id, REASON_TAG, "the process that owned this run is gone")
     study.client.set_terminated(trial.run_id, "FAILED")  # as close_dead_runs does
     (read,) = study.trials()
-    assert (read.state, read.value) == ("complete", 0.7)
+    assert (read.state, read.value, read.reason) == ("complete", 0.7, "")
     assert study.client.get_run(trial.run_id).info.status == "FINISHED"
     assert take(study).number == 1
 
@@ -165,3 +168,17 @@ def test_a_trial_is_ended_at_any_evaluation_but_the_last(study, tmp_path):
     Judge(study, run_id, evaluations=1)(tmp_path / "metrics.jsonl")
     with pytest.raises(Pruned, match="at step 1"):
         Judge(study, run_id, evaluations=2)(tmp_path / "metrics.jsonl")
+
+
+def test_a_person_reads_four_digits_and_the_files_keep_every_one(study):
+    value = 0.0018346271233459871
+    study.space = Space(study.space.ranges, {KEY: value})
+    end(study, take(study), "complete", 0.71234567)
+    run = OwnedRun.reopen(study.client, study.run_id, study.client.tracking_uri)
+    write_report(REPOSITORY, [], study, run)
+    page, table = [
+        Path(study.client.download_artifacts(study.run_id, name)).read_text()
+        for name in ("tuning.md", "trials.csv")
+    ]
+    assert "| 0 | complete | 0.7123 | 0.001835 |" in page
+    assert f",0.71234567,{value}," in table

@@ -36,11 +36,12 @@ from account_tax.provenance.code import describe_code
 from account_tax.provenance.environment import describe_environment
 from account_tax.storage.files import Held, canonical_sha256, hold, read_json
 from account_tax.storage.names import REGISTRATION_FILE, STUDY_VARIABLE, TAG
+from account_tax.terminal import fact_line
 from account_tax.tracking.owned_run import KIND_TAG, OwnedRun
 from account_tax.tracking.ownership import OWNER_TAG
 from account_tax.tracking.store import answers_soon, condition, tracking_uri
 
-from .space import Space, read_space, typed
+from .space import Space, read_space, shown
 from .study import ENDS, Study
 from .trial import keep_best, run_trial
 from .workers import Workers
@@ -124,13 +125,13 @@ def read_asked(project: Path, words: Sequence[str]) -> Asked:
 def _show(asked: Asked, plan: Plan) -> None:
     """Print what is searched, the first trial, and what a trial costs."""
     for each in asked.space.ranges:
-        now = typed(asked.space.base[each.key])
+        now = shown(asked.space.base[each.key])
         click.echo(f"{each.key:<48} {each.in_words()}; the recipe's {now}")
     click.echo("")
     for name in ("trials", "workers", "metric", "direction", "sampler", "seed", "pruner"):
         click.echo(f"{name:<24} {asked.search[name]}")
     for name in ("rows", "optimizer steps"):
-        click.echo(f"{name:<24} {plan.facts()[name]}")
+        click.echo(fact_line(name, plan.facts()[name]))
     click.echo(f"{'evaluations a trial':<24} {plan.schedule.evaluations}")
     click.echo("\ndry run: nothing was started, nothing was written.")
 
@@ -303,7 +304,7 @@ def _finish(project: Path, asked: Asked, study: Study, run: OwnedRun) -> None:
     run.set_tags({f"{TAG}best_run": best.run_id})
     click.echo(f"best: trial {best.number}, {asked.search['metric']} {best.value:.4f}")
     for key, value in best.values.items():
-        click.echo(f"  {key:<46} {typed(value)}  (the recipe's {typed(asked.space.base[key])})")
+        click.echo(f"  {key:<46} {shown(value)}  (the recipe's {shown(asked.space.base[key])})")
     register = asked.resolved.launch.register
     done = read_json(project / asked.root / best.run_id / REGISTRATION_FILE)
     if register and not done:

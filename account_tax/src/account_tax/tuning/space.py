@@ -125,6 +125,11 @@ def typed(value: Any) -> str:
     return str(value)
 
 
+def shown(value: Any) -> str:
+    """Return a value as a person reads it: a number's first four digits."""
+    return f"{value:.4g}" if isinstance(value, float) else typed(value)
+
+
 def plain(value: Any) -> Any:
     """Return a value as Optuna takes it: a list as it is typed."""
     return typed(value) if isinstance(value, list) or value is None else value

@@ -115,7 +115,8 @@ class Study:
             state = "running" if running else "lost"
         value = run.data.metrics.get(self.search["metric"]) if state == "complete" else None
         took = (run.info.end_time or run.info.start_time) - run.info.start_time
-        reason = tags.get(REASON_TAG, "")
+        # One that is complete may be killed yet, while it is registered.
+        reason = tags.get(REASON_TAG, "") if state in ("pruned", "failed") else ""
         curve = self._curve(run_id, ended=state in ENDS)
         return Trial(
             run_id, said["number"], said["values"], state, value, curve, took / 1000, reason

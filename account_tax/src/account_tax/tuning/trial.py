@@ -22,7 +22,7 @@ from account_tax.tracking.metric_journal import read_points
 from account_tax.tracking.owned_run import OwnedRun
 from account_tax.tracking.store import TrackingAway, patience_seconds
 
-from .space import override, typed
+from .space import override, shown
 from .study import ENDS, STATE_TAG, State, Study, Trial
 
 
@@ -39,7 +39,7 @@ def run_trial(project: Path, pairs: Sequence[Pair], study: Study, trial: Trial, 
     """
     run = OwnedRun.reopen(study.client, trial.run_id, uri)
     words = [f"--{key}={text}" for key, text in override(pairs, trial.values)]
-    said = ", ".join(f"{key} = {typed(value)}" for key, value in trial.values.items())
+    said = ", ".join(f"{key} = {shown(value)}" for key, value in trial.values.items())
     click.echo(f"trial {trial.number}: {said}")
     plan: Plan | None = None
     try:

@@ -183,7 +183,8 @@ def test_hyperband_prunes_and_a_sigterm_is_gone_on_from(project, tiny, tmp_path)
     running.process.send_signal(signal.SIGTERM)
     assert running.end(60) == 143
     (parent,) = [run for run in project.runs() if run.data.tags.get(KIND_TAG) == "tune"]
-    assert (parent.info.status, parent.data.tags[REASON]) == ("KILLED", "ended by SIGTERM")
+    assert parent.info.status == "KILLED"
+    assert parent.data.tags[REASON].startswith("ended by SIGTERM")  # and what was saved of a rank
     assert project.run(*words, timeout=400).returncode == 0
     trials, count = trials_of(project)
     assert (sorted(trials), count) == (list(range(8)), 8)

@@ -67,7 +67,7 @@ def test_the_shipped_space_holds_its_recipe():
         (f"{LR}: {{type: float, low: 1, high: 2, if: {{train.lora.r: 8}}}}", "not in the space"),
         (ALPHA_IF_R.replace("r: 8}}", "r: 7}}"), "train.lora.r is never 7"),
         (f"{LR}: {{type: float, low: 1.0e-4, high: 1.0e-3}}", "first trial, outside its range"),
-        ("- a", "YAML with keys"),
+        ("- a", "YAML with keys: it is a list"),
     ],
 )
 def test_a_fault_is_said(read, text, said):

@@ -210,6 +210,19 @@ def test_words_ask_for_what_libraries_say(words, wanted):
     assert asks_for_all(words.split()) is wanted
 
 
+@pytest.mark.parametrize("end", ["| true", ">&-", "2>&1 | true"])
+@pytest.mark.parametrize("words", ["runs", "train --dry-run=maybe"])
+def test_a_command_outlives_its_reader(tmp_path, words, end):
+    shell = ["bash", "-c", f"{sys.executable} -m kedro {words} {end}; echo ${{PIPESTATUS[0]}}"]
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+    done = subprocess.run(
+        shell, capture_output=True, text=True, env=environment, cwd=REPOSITORY, check=False
+    )
+    assert done.stdout.strip() == ("2" if "maybe" in words else "0"), done.stderr
+    assert "Pipe" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_libraries_are_heard_with_v_alone():
     heard = "INFO account_tax.ledger.reading"
     assert heard in kedro("look", "-v").stdout

@@ -3,7 +3,7 @@ import re
 from pathlib import Path
 
 import account_tax
-from account_tax.faults import hint, nearest, shorten, tell, with_rows
+from account_tax.faults import hint, in_a_line, nearest, shorten, tell, with_rows
 
 PACKAGE = Path(account_tax.__file__).parent
 
@@ -11,6 +11,12 @@ PACKAGE = Path(account_tax.__file__).parent
 def test_faults_are_counted_and_each_has_a_line():
     assert tell(["a"], "in the data") == "1 problem in the data\n  a"
     assert tell(["a", "b"], "in the data") == "2 problems in the data\n  a\n  b"
+
+
+def test_a_line_on_faults_has_the_first_of_them():
+    assert in_a_line(tell(["r = x: no number.", "b"], "in it")) == "r = x: no number. (1 more)"
+    assert in_a_line(tell(["a"], "in it") + "\nmore") == "a"
+    assert in_a_line("training failed: why\n--- log") == "training failed: why"
 
 
 def test_the_nearest_name_is_hinted_at_or_else_all_there_are():

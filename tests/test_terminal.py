@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from account_tax.terminal import ProgressLine
+from account_tax.terminal import ProgressLine, fact_line
 
 
 class Terminal(io.StringIO):
@@ -18,6 +18,15 @@ def clock(monkeypatch):
     now = [1000.0]
     monkeypatch.setattr("account_tax.terminal.time.monotonic", lambda: now[0])
     return now
+
+
+def test_a_fact_is_broken_between_words_at_100_columns():
+    assert fact_line("rows", 3) == f"{'rows':<24} 3"
+    accounts = "접대비 (2), " * 20
+    said = fact_line("gates", accounts)
+    assert [len(line) <= 100 - 3 * line.count("접") for line in said.split("\n")] == [True] * 4
+    assert " ".join(said.split()) == f"gates {accounts}".strip()
+    assert fact_line("code", "x" * 200) == f"{'code':<24} {'x' * 200}"
 
 
 def test_nothing_is_said_before_there_is_something():

@@ -46,8 +46,10 @@ def test_workers_of_one_machine_share_its_cores_and_no_gpu(tmp_path):
         (["kedro"], tmp_path / "worker-0.log"),
         (["kedro"], tmp_path / "worker-1.log"),
     ]
-    assert place.workers_faults(2, 0) == place.workers_faults(1, 1) == []
+    cores = place.threads(1)
+    assert place.workers_faults(cores, 0) == place.workers_faults(1, 1) == []
     assert "expected 1 where there is a GPU" in place.workers_faults(2, 1)[0]
+    assert f"at most {cores}, a core each" in place.workers_faults(cores + 1, 0)[0]
 
 
 def test_hosts_of_a_file_are_for_one_worker(tmp_path):

@@ -82,7 +82,7 @@ def test_a_killed_study_goes_on_and_no_trial_is_lost_or_run_twice(project, tiny,
     assert "has its 3 trials" in project.run(*words).output
     project.client().set_tag(parent.info.run_id, "account_tax.study", "mine")
     other = project.run(*words, "--study=mine", "--tuning.seed=1")
-    assert (other.returncode, "its space differ" in other.output) == (2, True), other.output
+    assert (other.returncode, "its space or search differs" in other.output) == (2, True), other.output
     assert_another_lock_is_no_worker(project, parent.info.run_id, words)
 
 
@@ -187,15 +187,16 @@ def test_three_first_trials_that_fail_alike_end_the_study(project, tiny):
 
 
 @pytest.mark.slow
-def test_hyperband_prunes_and_a_sigterm_is_gone_on_from(project, tiny, tmp_path):
-    words = tune_words(project, tiny, "trials=8", "max_steps=16", "tuning.pruner=hyperband")
+def test_after_a_sigterm_a_study_goes_on_and_prunes(project, tiny, tmp_path):
+    words = tune_words(project, tiny, "trials=8", "max_steps=16")
     project.client().search_experiments()  # makes the store, which two can't at once
     running = Launched(project, tmp_path / "out", *words)
     running.wait_for(lambda: len(trials_of(project)[0]) > 1 and running.ranks())
     running.process.send_signal(signal.SIGTERM)
     assert running.end(60) == 143
     (parent,) = [run for run in project.runs() if run.data.tags.get(KIND_TAG) == "tune"]
-    assert (parent.info.status, parent.data.tags[REASON]) == ("KILLED", "ended by SIGTERM")
+    assert parent.info.status == "KILLED"
+    assert parent.data.tags[REASON].startswith("ended by SIGTERM")  # and what was saved of a rank
     assert project.run(*words, timeout=400).returncode == 0
     trials, count = trials_of(project)
     assert (sorted(trials), count) == (list(range(8)), 8)

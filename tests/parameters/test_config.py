@@ -194,6 +194,11 @@ def test_launch_options_are_typed_and_stay_out_of_the_values(project):
 # --- the command line ---
 
 
+def test_v_is_no_options_value():
+    pairs = [("dry_run", "true"), ("verbose", "true"), ("--lora_r", None), ("verbose", "true")]
+    assert parse_command_line(["--dry-run", "-v", "--lora_r", "-v"]) == pairs
+
+
 def test_both_forms_of_an_option_are_read():
     words = ["--train.lora.r", "8", "--recipe=starter", "--a.b=c=d", "--x", "-1", "--empty", ""]
     pairs = [

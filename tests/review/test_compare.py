@@ -1,6 +1,7 @@
 """Runs side by side: on the same rows or not at all, each number with its interval."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +17,11 @@ from account_tax.review.compare import (
     find_runs,
     show,
 )
+from account_tax.review.report import render_comparison
 from account_tax.review.statistics import score_model
 from account_tax.tracking.owned_run import OwnedRun
 
+NAMED: Any = {"registry": {"name": "account-tax"}}
 GOOD, BAD = [[50, 0], [2, 48]], [[30, 20], [22, 28]]
 
 
@@ -78,11 +81,12 @@ def test_the_report_has_each_trained_run_with_its_interval(client, trained, tmp_
 
 
 def test_runs_that_can_not_be_told_apart_are_named(client, trained):
-    for matrix in (GOOD, [[49, 1], [2, 48]]):
-        trained(matrix)
+    _, other = [trained(matrix) for matrix in (GOOD, [[49, 1], [2, 48]])]
     findings = compare_runs(client, find_runs(client, Request()))
     assert all(each["as_good"] for each in findings["runs"])
     show(findings)
+    report = render_comparison(findings | {"date": "today"})["report.md"]
+    assert f"Too close to tell from it on these rows: train starter ({other[:8]})." in report
 
 
 def test_a_filter_chooses(client, trained):
@@ -90,6 +94,14 @@ def test_a_filter_chooses(client, trained):
     trained(GOOD)
     request = Request(filter="tags.`account_tax.recipe` = 'english'")
     assert [run.info.run_id for run, _ in find_runs(client, request)] == [wanted]
+
+
+def test_more_runs_than_are_compared_are_said(client, trained, monkeypatch, capsys):
+    monkeypatch.setattr("account_tax.review.compare.MOST_RUNS", 1)
+    for _ in range(2):
+        trained(GOOD)
+    assert len(find_runs(client, Request())) == 1
+    assert "The newest 1 runs of more" in capsys.readouterr().out
 
 
 def test_a_training_that_left_the_test_split_alone_is_passed_over(client, trained):
@@ -104,7 +116,7 @@ def test_a_version_stands_there_once(client, trained):
     for number in (1, 2):
         client.create_model_version("account-tax", "runs:/it/model", trained(GOOD))
         client.set_registered_model_alias("account-tax", "champion", str(number))
-    request = Request(versions=["1", "2", "champion", "1"], registry={"name": "account-tax"})
+    request = Request(versions=["1", "2", "champion", "1"], **NAMED)
     assert [words for _, words in find_runs(client, request)] == ["version 1", "version 2"]
 
 
@@ -122,7 +134,7 @@ def test_a_version_whose_run_keeps_other_answers_is_refused(client, trained):
     client.create_registered_model("account-tax")
     tags = {"provenance_sha256": "0" * 64}
     client.create_model_version("account-tax", f"runs:/{run_id}/model", run_id, tags=tags)
-    request = Request(versions=["1"], registry={"name": "account-tax"})
+    request = Request(versions=["1"], **NAMED)
     with pytest.raises(Refused, match=r"version 1: provenance\.json: missing instead of sha256 0"):
         find_runs(client, request)
 
@@ -132,8 +144,10 @@ def test_a_version_whose_run_keeps_other_answers_is_refused(client, trained):
     [
         (Request(filter="bad ="), "filter = bad ="),
         (Request(experiment="Defalt"), "Did you mean Default?"),
+        (Request(experiment="nothing-like-it"), "There are: Default."),
+        (Request(versions=["7", "x"], filter="a", **NAMED), "3 problems with the versions"),
         (Request(filter="metrics.f1 > 2"), "0 trained runs with a test score found"),
-        (Request(versions=["7"], registry={"name": "account-tax"}), "account-tax"),
+        (Request(versions=["7"], **NAMED), "account-tax"),
     ],
 )
 def test_what_can_not_be_found_is_refused(client, request_, message):

@@ -60,12 +60,14 @@ def test_the_shipped_space_holds_its_recipe():
         ("train.lora.r: {type: float, low: 1, high: 9}", "it is a whole number"),
         ("train.lora.r: {type: int, low: 0, high: 9}", "low = 0: expected a whole number of at"),
         ("train.lora.r: {type: categorical, choices: []}", "expected a list of values"),
+        ("train.lora.r: {type: categorical, choices: [8]}", "expected several values"),
+        ("train.lora.r: {type: categorical, choices: [8, 16, 8]}", "each once"),
         ("train.lora.r: {type: categorical, choices: [8, x]}", "choices = x: expected a whole"),
         ("train.lora.bias: {type: categorical, choices: [none, al]}", "expected one of none, all"),
         (f"{LR}: {{type: float, low: 1, high: 2, if: {{train.lora.r: 8}}}}", "not in the space"),
         (ALPHA_IF_R.replace("r: 8}}", "r: 7}}"), "train.lora.r is never 7"),
         (f"{LR}: {{type: float, low: 1.0e-4, high: 1.0e-3}}", "first trial, outside its range"),
-        ("- a", "YAML with keys"),
+        ("- a", "YAML with keys: it is a list"),
     ],
 )
 def test_a_fault_is_said(read, text, said):

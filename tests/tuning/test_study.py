@@ -9,10 +9,14 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 
 from account_tax.processes.identity import identify
-from account_tax.tracking.ownership import OWNER_TAG
-from account_tax.tuning.report import best_recipe
+from account_tax.tracking.metric_journal import MetricJournal
+from account_tax.tracking.owned_run import OwnedRun
+from account_tax.tracking.ownership import OWNER_TAG, REASON_TAG
+from account_tax.tuning.report import best_recipe, write_report
 from account_tax.tuning.space import Range, Space
 from account_tax.tuning.study import ENDS, STATE_TAG, TRIAL_TAG, Study
+from account_tax.tuning.trial import Judge, Pruned
+from tests.test_mlproject import REPOSITORY
 
 KEY, METRIC = "train.training.learning_rate", "eval/f1"
 GONE = identify().replace("started=", "started=9")
@@ -94,9 +98,10 @@ def test_an_end_written_before_a_kill_stands(study):
     log(study, trial, 0.7)
     study.client.set_tag(trial.run_id, STATE_TAG, "complete")
     study.client.set_tag(trial.run_id, OWNER_TAG, GONE)
+    study.client.set_tag(trial.run_id, REASON_TAG, "the process that owned this run is gone")
     study.client.set_terminated(trial.run_id, "FAILED")  # as close_dead_runs does
     (read,) = study.trials()
-    assert (read.state, read.value) == ("complete", 0.7)
+    assert (read.state, read.value, read.reason) == ("complete", 0.7, "")
     assert study.client.get_run(trial.run_id).info.status == "FINISHED"
     assert take(study).number == 1
 
@@ -152,3 +157,28 @@ def test_the_best_recipe_has_the_best_values_whoever_hands_over_the_words(
     train = yaml.safe_load(best_recipe(Path(__file__).parents[2], pairs, study, best))["train"]
     assert train["training"]["learning_rate"] == best.values[KEY]
     assert train["lora"]["alpha"] == 24
+
+
+def test_a_trial_is_ended_at_any_evaluation_but_the_last(study, tmp_path):
+    for _ in range(5):
+        end(study, take(study), "complete", 0.7, 0.8)
+    journal = MetricJournal(tmp_path / "metrics.jsonl")
+    journal.add({METRIC: 0.1}, 1)
+    run_id = take(study).run_id
+    Judge(study, run_id, evaluations=1)(tmp_path / "metrics.jsonl")
+    with pytest.raises(Pruned, match="at step 1"):
+        Judge(study, run_id, evaluations=2)(tmp_path / "metrics.jsonl")
+
+
+def test_a_person_reads_four_digits_and_the_files_keep_every_one(study):
+    value = 0.0018346271233459871
+    study.space = Space(study.space.ranges, {KEY: value})
+    end(study, take(study), "complete", 0.71234567)
+    run = OwnedRun.reopen(study.client, study.run_id, study.client.tracking_uri)
+    write_report(REPOSITORY, [], study, run)
+    page, table = [
+        Path(study.client.download_artifacts(study.run_id, name)).read_text()
+        for name in ("tuning.md", "trials.csv")
+    ]
+    assert "| 0 | complete | 0.7123 | 0.001835 |" in page
+    assert f",0.71234567,{value}," in table

@@ -91,13 +91,26 @@ def hidden_logs(folder: Path) -> Iterator[None]:
 
 
 class _Hiding:
-    """A stream of text that shows no secret."""
+    """A stream of text that shows no secret; a reader that has left, as head does, ends nothing."""
 
-    def __init__(self, stream: TextIO):
-        self._stream = stream
+    def __init__(self, stream: TextIO | None):  # None: closed, as by `>&-`
+        self._stream = stream or Path(os.devnull).open("w")  # noqa: SIM115
 
     def write(self, text: str) -> int:
-        return self._stream.write(hide_secrets(text))
+        with self._outliving_its_reader():
+            self._stream.write(hide_secrets(text))
+        return len(text)
+
+    def flush(self) -> None:
+        with self._outliving_its_reader():
+            self._stream.flush()
+
+    @contextmanager
+    def _outliving_its_reader(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

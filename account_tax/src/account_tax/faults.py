@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 SHOWN_LABELS, SHOWN_CHARACTERS = 10, 80
@@ -11,6 +12,15 @@ SHOWN_LABELS, SHOWN_CHARACTERS = 10, 80
 def tell(faults: Sequence[str], where: str) -> str:
     """Return all faults, one a line, below their count: `2 problems in the data`."""
     return "\n  ".join([f"{len(faults)} problem{'s' * (len(faults) != 1)} {where}", *faults])
+
+
+def in_a_line(message: str) -> str:
+    """Return what a message says first: its first line, or of several faults the first one."""
+    first, _, rest = message.partition("\n")
+    if not (told := re.match(r"(\d+) problems? ", first)) or not rest:
+        return first
+    more = int(told[1]) - 1
+    return rest.partition("\n")[0].strip() + (f" ({more} more)" if more else "")
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:

@@ -6,11 +6,13 @@ import logging
 import os
 import sys
 import time
+import unicodedata
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
+COLUMNS, BESIDE = 100, 24  # of a terminal; a fact begins beside its name
 VERBOSE_VARIABLE = "ACCOUNT_TAX_VERBOSE"  # inherited by what a command starts
 
 
@@ -21,6 +23,20 @@ def is_verbose() -> bool:
 
 if not (sys.warnoptions or is_verbose()):  # here, because libraries warn while they are imported
     warnings.simplefilter("ignore")
+
+
+def fact_line(name: str, fact: object) -> str:
+    """Return a fact beside its name, broken between words into lines of at most 100 columns."""
+    lines = [f"{name:<{BESIDE}}"]
+    for word in str(fact).split(" "):
+        if _columns(f"{lines[-1]} {word}") > COLUMNS and len(lines[-1]) > BESIDE:
+            lines.append(" " * BESIDE)
+        lines[-1] += f" {word}"
+    return "\n".join(lines)
+
+
+def _columns(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(each) in "WF" else 1 for each in text)
 
 
 def settle_libraries(verbose: bool) -> None:

@@ -26,6 +26,7 @@ from account_tax.pipelines.register.registry import (
 )
 from account_tax.provenance.environment import LOCKED
 from account_tax.registry.cold import absolute_store
+from account_tax.registry.record import read_record
 from account_tax.storage.names import BF16_METRIC, BF16_TAG
 from tests.integration.servers import Server
 
@@ -279,7 +280,9 @@ def test_an_unverified_leftover_is_verified_and_used(registered):
     registered.client.delete_model_version_tag("account-tax", "1", "verified")
     again = register(registered.trained)
     assert (again["version"], again["created"]) == (1, False)
-    assert registered.client.get_model_version("account-tax", "1").tags["verified"] == "true"
+    version = registered.client.get_model_version("account-tax", "1")
+    assert version.tags["verified"] == "true"
+    assert read_record(registered.client, version).changed == ()  # its provenance is as it was
 
 
 @pytest.mark.integration

@@ -96,10 +96,14 @@ class OneMachine:
         """Return: nobody takes this machine away and gives it back."""
 
     def workers_faults(self, count: int, gpus: int) -> list[str]:
-        """Return a fault if they would share a GPU."""
-        if count == 1 or not gpus:
+        """Return a fault if they would share a GPU, or two of them a core."""
+        cores = len(os.sched_getaffinity(0))
+        if count == 1 or (not gpus and count <= cores):
             return []
-        return [f"tuning.workers = {count}: expected 1 where there is a GPU, which none shares."]
+        most = (
+            "1 where there is a GPU, which none shares" if gpus else f"at most {cores}, a core each"
+        )
+        return [f"tuning.workers = {count}: expected {most}."]
 
     def start_workers(
         self, command: Sequence[str], count: int, logs: Path

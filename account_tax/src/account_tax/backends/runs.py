@@ -16,6 +16,7 @@ from mlflow.exceptions import MlflowException
 from account_tax.backends.slurm.runs import end_with_job, job_of
 from account_tax.confidential import hide_secrets
 from account_tax.errors import Refused
+from account_tax.faults import in_a_line
 from account_tax.parameters.kinds import Help
 from account_tax.parameters.options import read_options
 from account_tax.parameters.schema import Name
@@ -92,12 +93,11 @@ def _row(client: MlflowClient, run: Run) -> tuple[str, ...]:
             tags = client.get_run(run.info.run_id).data.tags
             reason = state.never_starts or state.reason or tags.get(REASON_TAG, "")
     since = datetime.fromtimestamp((run.info.end_time or run.info.start_time) / 1000)
-    first = next(iter(reason.splitlines()), "")
     f1, version = run.data.metrics.get("test/f1"), run.data.tags.get(f"{TAG}version", "")
     return (
         *(run.info.run_id, status, run.info.run_name or "", job.job_id if job else ""),
         *(f"{since:%Y-%m-%d %H:%M:%S}", "" if f1 is None else f"{f1:.4f}", version),
-        first[:LONGEST_REASON],
+        in_a_line(reason)[:LONGEST_REASON],
     )
 
 

@@ -35,7 +35,7 @@ from account_tax.storage.names import (
     TAG,
 )
 from account_tax.storage.prepared import find_prepared, publish_prepared
-from account_tax.terminal import ProgressLine
+from account_tax.terminal import ProgressLine, fact_line
 from account_tax.tracking.inputs import machine_watched, split_inputs
 from account_tax.tracking.metric_journal import journal_file
 from account_tax.tracking.owned_run import OwnedRun
@@ -110,7 +110,7 @@ def _run_plan(
     stages.write_configuration(resolved)
     _record(run, plan, resolved)
     for name in ("rows", "global batch", "optimizer steps", "trainable parameters", "code"):
-        click.echo(f"{name:<24} {plan.facts()[name]}")
+        click.echo(fact_line(name, plan.facts()[name]))
     click.echo(f"{'logs':<24} {root / 'logs'}")
     seconds = plan.resolved.launch.system_metrics_seconds
     watched = machine_watched(run.run_id, run.tracking_uri, seconds)

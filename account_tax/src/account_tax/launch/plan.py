@@ -33,6 +33,7 @@ from account_tax.provenance.environment import (
 )
 from account_tax.storage.checkpoints import size_of
 from account_tax.storage.names import PATCH_FILE
+from account_tax.terminal import fact_line
 
 from .refusals import find_machine_faults
 from .schedule import Schedule
@@ -91,7 +92,7 @@ class Plan:
     def show(self) -> None:
         """Print the facts."""
         for name, value in self.facts().items():
-            click.echo(f"{name:<24} {value}")
+            click.echo(fact_line(name, value))
         click.echo("\ndry run: nothing was started, nothing was written.")
 
 

@@ -18,6 +18,7 @@ from account_tax.parameters.config import ConfigError, Pair, Resolved, resolve, 
 from account_tax.parameters.kinds import Help
 from account_tax.parameters.options import read_words
 from account_tax.parameters.schema import File
+from account_tax.terminal import fact_line
 
 from .plan import make_plan
 
@@ -66,7 +67,7 @@ def preflight(project: Path, words: Sequence[str]) -> int:
         findings.faults += [*unreadable, *faults]
     for name, fact in findings.facts.items():
         if fact is not None:
-            click.echo(f"{name:<24} {fact}")
+            click.echo(fact_line(name, fact))
     if not findings.faults:
         click.echo(f"{backend}: nothing speaks against it; nothing was submitted")
         return 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from account_tax.confidential import hide_secrets
@@ -142,7 +142,7 @@ def parse_command_line(args: Sequence[str], flags: Iterable[str] = LAUNCH_FLAGS)
             pairs.append((word, None))
         elif equals:
             pairs.append((name, text))
-        elif words and not words[0].startswith("--"):
+        elif words and not words[0].startswith("--") and words[0] != "-v":
             pairs.append((name, words.pop(0)))
         elif name in flags:
             pairs.append((name, "true"))
@@ -357,7 +357,10 @@ def read_yaml(path: Path, shared: Tree) -> Tree:
     """
     # A plain reference, so that Kedro's own `globals` resolver, process-wide, stays its own.
     text = path.read_text(encoding="utf-8").replace("${globals:", "${globals.")
-    node = OmegaConf.merge({"globals": shared}, OmegaConf.create(text))
+    created = OmegaConf.create(text)
+    if not isinstance(created, DictConfig):
+        raise TypeError("it is a list")
+    node = OmegaConf.merge({"globals": shared}, created)
     tree = cast(Tree, OmegaConf.to_container(node, resolve=True))
     return {str(key): value for key, value in tree.items() if key != "globals"}
 

@@ -72,6 +72,7 @@ LONGEST_NAME = 256  # of a registered model in MLflow's database
 METRICS = ("loss", "accuracy", "f1", "precision", "recall")
 Count = Annotated[int, Field(ge=1), Words("a whole number of at least 1")]
 Natural = Annotated[int, Field(ge=0), Words("a whole number of at least 0")]
+Seed = Annotated[int, Field(ge=0, lt=2**32), Words("a whole number from 0 to 4294967295")]
 Positive = Annotated[float, Field(gt=0), Words("a number above 0")]
 NonNegative = Annotated[float, Field(ge=0), Words("a number of at least 0")]
 Share = Annotated[float, Field(ge=0, lt=1), Words("a number of at least 0 and below 1")]
@@ -85,6 +86,11 @@ Steps = Annotated[
     Words("a whole number of at least 1, or a fraction of the run below 1"),
 ]
 Name = Annotated[str, Field(min_length=1), Words("a name")]
+StudyName = Annotated[
+    str,
+    Field(pattern=r"^[\w.-]{1,80}$"),  # a folder's too, of at most 255 bytes
+    Words("at most 80 letters, digits, -, _ and ."),
+]
 Source = Annotated[
     str,
     Field(min_length=1),
@@ -342,7 +348,7 @@ class Training(TypedDict):
     bf16: bool
     gradient_checkpointing: bool
     dataloader_num_workers: Natural
-    seed: Annotated[int, Field(ge=0, lt=2**32), Words("a whole number from 0 to 4294967295")]
+    seed: Seed
     report_to: list[Literal["mlflow"]]
     load_best_model_at_end: bool
     metric_for_best_model: Metric
@@ -370,14 +376,14 @@ class Tuning(TypedDict):
     """What `kedro tune` searches, and how."""
 
     space: Name
-    study: Annotated[str, Field(pattern=r"^[\w.-]+$"), Words("letters, digits, -, _ and .")] | None
-    trials: Count
+    study: StudyName | None
+    trials: Annotated[int, Field(ge=1, le=5000), Words("a whole number from 1 to 5000")]
     workers: Count
     metric: Literal["eval/loss", "eval/accuracy", "eval/f1", "eval/precision", "eval/recall"] | None
     direction: Literal["maximize", "minimize"] | None
     sampler: Literal["tpe", "random"]
-    seed: Natural
-    pruner: Literal["median", "hyperband", "none"]
+    seed: Seed
+    pruner: Literal["median", "none"]
 
 
 class Root(TypedDict):

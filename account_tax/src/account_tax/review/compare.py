@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,10 +14,11 @@ from typing import Annotated, Any
 import click
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from account_tax.errors import Refused
-from account_tax.faults import nearest, tell
+from account_tax.faults import hint, tell
 from account_tax.parameters.kinds import Help
 from account_tax.parameters.options import ModelOptions
 from account_tax.parameters.schema import Name
@@ -74,20 +76,12 @@ def find_runs(client: MlflowClient, request: Request) -> list[tuple[Run, str]]:
         Refused: If there is no such experiment or version, or MLflow can't read the filter.
     """
     if request.versions:
-        asked = [find_version(client, request.name, each) for each in request.versions]
-        found = list({each.version: each for each in asked}.values())  # an alias may be one of them
-        changed = [(each, read_record(client, each).changed) for each in found]
-        if faults := [f"version {each.version}: {one.text}" for each, of in changed for one in of]:
-            raise Refused(tell(faults, "with what the versions' runs keep"))
-        return [(client.get_run(str(each.run_id)), f"version {each.version}") for each in found]
+        return _find_versions(client, request)
     experiment = client.get_experiment_by_name(request.experiment)
     if experiment is None:
         names = [each.name for each in client.search_experiments()]
-        near = nearest(request.experiment, names)
-        raise Refused(
-            f"experiment = {request.experiment} (-P experiment): there is none."
-            + (f" Did you mean {near}?" if near else "")
-        )
+        near = hint(request.experiment, names)
+        raise Refused(f"experiment = {request.experiment} (-P experiment): there is none. {near}")
     trained = f"{condition(f'tags.`{KIND_TAG}`', 'train')} and attributes.status = 'FINISHED'"
     trained += " and metrics.`test/f1` >= 0"  # else register=false left the test split alone
     wanted = f"{trained} and {request.filter}" if request.filter else trained
@@ -98,7 +92,30 @@ def find_runs(client: MlflowClient, request: Request) -> list[tuple[Run, str]]:
             f"filter = {request.filter} (-P filter): {err.message}. Expected what MLflow searches "
             f"runs by, such as tags.`{TAG}recipe` = 'starter'."
         ) from None
+    if runs.token:
+        click.echo(f"The newest {MOST_RUNS} runs of more; -P filter chooses others.")
     return [(run, _version_of(run)) for run in reversed(runs)]
+
+
+def _find_versions(client: MlflowClient, request: Request) -> list[tuple[Run, str]]:
+    faults, found = list[str](), dict[str, ModelVersion]()  # once: an alias may be one of them
+    if request.filter:
+        faults.append("filter (-P filter): it chooses among runs. Give it or versions, not both.")
+    for reference in request.versions:
+        try:
+            version = find_version(client, request.name, reference)
+        except Refused as err:
+            faults.append(str(err))
+            continue
+        if version.version not in found:
+            found[version.version] = version
+            changed = read_record(client, version).changed
+            faults += [f"version {version.version}: {one.text}" for one in changed]
+    if faults:
+        raise Refused(tell(faults, "with the versions"))
+    return [
+        (client.get_run(str(each.run_id)), f"version {each.version}") for each in found.values()
+    ]
 
 
 def _version_of(run: Run) -> str:
@@ -137,6 +154,7 @@ def compare_runs(client: MlflowClient, runs: Sequence[tuple[Run, str]]) -> dict[
             for metric in ("accuracy", "f1")
         }
         rows.append(_describe(run, version, read.get(MANIFEST_FILE, {})) | scores)
+    _tell_apart(rows)
     best = max(rows, key=lambda row: row["f1"]["value"])
     for row in rows:
         row["as_good"] = row["f1"]["high"] >= best["f1"]["low"]
@@ -148,6 +166,14 @@ def compare_runs(client: MlflowClient, runs: Sequence[tuple[Run, str]]) -> dict[
         "source": first[DATASET_METADATA_FILE]["source"],
         "sha256": first[DATASET_METADATA_FILE]["splits"]["test"]["sha256"],
     }
+
+
+def _tell_apart(rows: Sequence[dict[str, Any]]) -> None:
+    """Let titles that several runs have show whose they are."""
+    titles = Counter(row["title"] for row in rows)
+    for row in rows:
+        if titles[row["title"]] > 1:
+            row["title"] += f" ({row['run_id'][:8]})"
 
 
 def answers_of(matrix: Sequence[Sequence[int]]) -> Any:

@@ -19,6 +19,7 @@ from mlflow.entities import Run
 from account_tax.backends.place import OneMachine
 from account_tax.commands import run_in_mlflow
 from account_tax.errors import Failed, Refused
+from account_tax.faults import in_a_line
 from account_tax.launch.plan import Plan, make_plan
 from account_tax.launch.register import in_words, register_run
 from account_tax.launch.stages import stage_environment, warm_stages
@@ -36,11 +37,12 @@ from account_tax.provenance.code import describe_code
 from account_tax.provenance.environment import describe_environment
 from account_tax.storage.files import Held, canonical_sha256, hold, read_json
 from account_tax.storage.names import REGISTRATION_FILE, STUDY_VARIABLE, TAG
+from account_tax.terminal import fact_line
 from account_tax.tracking.owned_run import KIND_TAG, OwnedRun
 from account_tax.tracking.ownership import OWNER_TAG
 from account_tax.tracking.store import answers_soon, condition, tracking_uri
 
-from .space import Space, read_space, typed
+from .space import Space, read_space, shown
 from .study import ENDS, Study
 from .trial import keep_best, run_trial
 from .workers import Workers
@@ -124,13 +126,13 @@ def read_asked(project: Path, words: Sequence[str]) -> Asked:
 def _show(asked: Asked, plan: Plan) -> None:
     """Print what is searched, the first trial, and what a trial costs."""
     for each in asked.space.ranges:
-        now = typed(asked.space.base[each.key])
+        now = shown(asked.space.base[each.key])
         click.echo(f"{each.key:<48} {each.in_words()}; the recipe's {now}")
     click.echo("")
     for name in ("trials", "workers", "metric", "direction", "sampler", "seed", "pruner"):
         click.echo(f"{name:<24} {asked.search[name]}")
     for name in ("rows", "optimizer steps"):
-        click.echo(f"{name:<24} {plan.facts()[name]}")
+        click.echo(fact_line(name, plan.facts()[name]))
     click.echo(f"{'evaluations a trial':<24} {plan.schedule.evaluations}")
     click.echo("\ndry run: nothing was started, nothing was written.")
 
@@ -161,6 +163,7 @@ def _of_machine(code: str, environment: Mapping[str, Any]) -> dict[str, str]:
 def _differing(now: Mapping[str, str], then: Mapping[str, str]) -> str:
     """Return what differs as `code and environment differ`, or nothing."""
     names = [key for key in now if now[key] != then.get(key)]
+    names = ["space or search" if key == "space" else key for key in names]
     return f"{' and '.join(names)} differ{'s' * (len(names) == 1)}" if names else ""
 
 
@@ -270,10 +273,10 @@ def _serve(project: Path, asked: Asked, study: Study, uri: str) -> None:
         trials = study.trials()
         ended = next(each for each in trials if each.number == trial.number)
         said = "" if ended.value is None else f"{asked.search['metric']} {ended.value:.4f}"
-        click.echo(f"trial {ended.number}: {said or ended.reason.partition(chr(10))[0]}")
+        click.echo(f"trial {ended.number}: {said or in_a_line(ended.reason)}")
         keep_best(project / asked.root, study)
         first = [each for each in trials if each.number < ALIKE]
-        reasons = {each.reason.partition("\n")[0] for each in first}
+        reasons = {in_a_line(each.reason) for each in first}
         if len(first) == ALIKE and len(reasons) == 1 and {e.state for e in first} == {"failed"}:
             raise Failed(f"the first {ALIKE} trials failed for one reason: {first[0].reason}")
 
@@ -314,7 +317,7 @@ def _finish(project: Path, asked: Asked, study: Study, run: OwnedRun) -> None:
     run.set_tags({f"{TAG}best_run": best.run_id})
     click.echo(f"best: trial {best.number}, {asked.search['metric']} {best.value:.4f}")
     for key, value in best.values.items():
-        click.echo(f"  {key:<46} {typed(value)}  (the recipe's {typed(asked.space.base[key])})")
+        click.echo(f"  {key:<46} {shown(value)}  (the recipe's {shown(asked.space.base[key])})")
     register = asked.resolved.launch.register
     done = read_json(project / asked.root / best.run_id / REGISTRATION_FILE)
     if register and not done:

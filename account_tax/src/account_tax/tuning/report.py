@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from account_tax.faults import in_a_line
 from account_tax.parameters.config import (
     RECIPE_SECTIONS,
     Pair,
@@ -20,7 +21,7 @@ from account_tax.parameters.config import (
 from account_tax.reporting.markdown import format_number, markdown_table
 from account_tax.tracking.owned_run import OwnedRun
 
-from .space import override, typed
+from .space import override, shown, typed
 from .study import Study, Trial
 
 COLUMNS = ("trial", "state", "value")
@@ -31,16 +32,15 @@ def write_report(project: Path, pairs: Sequence[Pair], study: Study, run: OwnedR
     trials = study.trials()
     best = study.best(trials)
     assert best is not None
-    rows = _rows(study, trials)
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows(_rows(study, trials, typed))
     run.log_text(text.getvalue(), "trials.csv")
     run.log_text(_draw_curves(study, trials, best), "learning_curves.svg")
     run.log_text(best_recipe(project, pairs, study, best), "best_recipe.yml")
-    run.log_text(_page(study, rows, best, importance(study, trials)), "tuning.md")
+    run.log_text(_page(study, trials, best), "tuning.md")
 
 
-def _rows(study: Study, trials: Sequence[Trial]) -> list[list[str]]:
+def _rows(study: Study, trials: Sequence[Trial], say: Callable[[Any], str]) -> list[list[str]]:
     keys = [each.key for each in study.space.ranges]
     return [
         [*COLUMNS, *keys, "seconds", "reason"],
@@ -48,10 +48,10 @@ def _rows(study: Study, trials: Sequence[Trial]) -> list[list[str]]:
             [
                 str(trial.number),
                 trial.state,
-                "" if trial.value is None else repr(trial.value),
-                *(typed(trial.values[key]) if key in trial.values else "" for key in keys),
+                "" if trial.value is None else say(trial.value),
+                *(say(trial.values[key]) if key in trial.values else "" for key in keys),
                 f"{trial.seconds:.1f}",
-                trial.reason.partition("\n")[0],
+                in_a_line(trial.reason),
             ]
             for trial in trials
         ),
@@ -68,23 +68,20 @@ def importance(study: Study, trials: Sequence[Trial]) -> dict[str, float]:
         return {}
 
 
-def _page(
-    study: Study, rows: list[list[str]], best: Trial, importances: Mapping[str, float]
-) -> str:
-    metric, base = study.search["metric"], study.space.base
+def _page(study: Study, trials: Sequence[Trial], best: Trial) -> str:
+    metric, base, importances = study.search["metric"], study.space.base, importance(study, trials)
     found = [
-        (key, typed(base[key]), typed(value), format_number(importances.get(key), ".2f"))
+        (key, shown(base[key]), shown(value), format_number(importances.get(key), ".2f"))
         for key, value in best.values.items()
     ]
-    header, *lines = rows
-    shown = [[*line[:2], line[2] and f"{float(line[2]):.4f}", *line[3:]] for line in lines]
+    header, *lines = _rows(study, trials, shown)
     parts = (
         f"# Tuning: {metric}, {study.search['direction']}",
         f"Best: trial {best.number} with {format_number(best.value)} on validation, run "
         f"`{best.run_id}`. No trial saw the test split.",
         markdown_table(["parameter", "recipe", "best", "importance"], found),
         "## Trials",
-        markdown_table(header, shown),
+        markdown_table(header, lines),
         "![learning curves](learning_curves.svg)",
     )
     return "\n\n".join(parts) + "\n"

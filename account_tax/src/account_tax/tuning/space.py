@@ -125,6 +125,11 @@ def typed(value: Any) -> str:
     return str(value)
 
 
+def shown(value: Any) -> str:
+    """Return a value as a person reads it: a number's first four digits."""
+    return f"{value:.4g}" if isinstance(value, float) else typed(value)
+
+
 def plain(value: Any) -> Any:
     """Return a value as Optuna takes it: a list as it is typed."""
     return typed(value) if isinstance(value, list) or value is None else value
@@ -201,6 +206,8 @@ def _spec_faults(key: str, spec: Any) -> Iterator[str]:
     if spec["type"] == "categorical":
         if not isinstance(spec.get("choices"), list) or not spec["choices"]:
             yield f"{key}.choices = {typed(spec.get('choices'))}: expected a list of values"
+        elif len(set(map(repr, spec["choices"]))) < max(2, len(spec["choices"])):
+            yield f"{key}.choices = {typed(spec['choices'])}: expected several values, each once"
         return
     numbers, kind = {}, int if spec["type"] == "int" else float
     for name in ("low", "high", *(["step"] if spec.get("step") is not None else [])):

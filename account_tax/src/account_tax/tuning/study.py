@@ -31,7 +31,7 @@ State = Literal["running", "lost", "complete", "pruned", "failed"]
 ENDS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 TRIAL_TAG = f"{TAG}trial"  # of a trial's run: its number and values, as JSON
 STATE_TAG = f"{TAG}trial_state"
-MOST_TRIALS = 5000  # that one search returns
+MOST_TRIALS = 5000  # that one search returns, and a study may have
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,8 @@ class Study:
             state = "running" if running else "lost"
         value = run.data.metrics.get(self.search["metric"]) if state == "complete" else None
         took = (run.info.end_time or run.info.start_time) - run.info.start_time
-        reason = tags.get(REASON_TAG, "")
+        # One that is complete may be killed yet, while it is registered.
+        reason = tags.get(REASON_TAG, "") if state in ("pruned", "failed") else ""
         curve = self._curve(run_id, ended=state in ENDS)
         return Trial(
             run_id, said["number"], said["values"], state, value, curve, took / 1000, reason
@@ -171,7 +172,7 @@ class Study:
             return self.space.start()
         import optuna
 
-        seed, study = self.search["seed"] + number, self.in_optuna(trials)
+        seed, study = (self.search["seed"] + number) % 2**32, self.in_optuna(trials)
         by_name = {
             "tpe": optuna.samplers.TPESampler,
             "random": optuna.samplers.RandomSampler,
@@ -222,17 +223,13 @@ class Study:
         mine = self._frozen(replace(me, curve=curve, state="running"))
         study = self.in_optuna(others)
         study.add_trial(mine)
-        by_name = {
-            "median": optuna.pruners.MedianPruner,
-            "hyperband": optuna.pruners.HyperbandPruner,
-        }
-        if not by_name[self.search["pruner"]]().prune(study, study.trials[-1]):
+        if not optuna.pruners.MedianPruner().prune(study, study.trials[-1]):
             return None
         step, value = curve[-1]
         said = f"pruned at step {step}: {self.search['metric']} {value:.4f}"
         done = [each for each in others if each.state == "complete"]  # as Optuna counts them
         there = [each.curve[len(curve) - 1][1] for each in done if len(each.curve) >= len(curve)]
-        if self.search["pruner"] == "median" and there:
+        if there:
             said += f", median {statistics.median(there):.4f}"
         return said
 

@@ -22,7 +22,7 @@ from account_tax.tracking.metric_journal import read_points
 from account_tax.tracking.owned_run import OwnedRun
 from account_tax.tracking.store import TrackingAway, patience_seconds
 
-from .space import override, typed
+from .space import override, shown
 from .study import ENDS, STATE_TAG, State, Study, Trial
 
 
@@ -39,12 +39,12 @@ def run_trial(project: Path, pairs: Sequence[Pair], study: Study, trial: Trial, 
     """
     run = OwnedRun.reopen(study.client, trial.run_id, uri)
     words = [f"--{key}={text}" for key, text in override(pairs, trial.values)]
-    said = ", ".join(f"{key} = {typed(value)}" for key, value in trial.values.items())
+    said = ", ".join(f"{key} = {shown(value)}" for key, value in trial.values.items())
     click.echo(f"trial {trial.number}: {said}")
     plan: Plan | None = None
     try:
         plan = _plan(project, words, run)
-        run_stages(project, words, plan, run, Judge(study, trial.run_id))
+        run_stages(project, words, plan, run, Judge(study, trial.run_id, plan.schedule.evaluations))
         value = study.client.get_run(run.run_id).data.metrics.get(study.search["metric"])
         if value is None or not math.isfinite(value):
             raise Failed(f"{study.search['metric']} is {value}, no finite number")
@@ -76,10 +76,14 @@ def _end(run: OwnedRun, state: State, reason: str) -> None:
 
 
 class Judge:
-    """Looks at each evaluation of a trial as it is written, and ends one that is behind."""
+    """Looks at each evaluation of a trial as it is written, and ends one that is behind.
 
-    def __init__(self, study: Study, run_id: str):
-        self._study, self._run_id = study, run_id
+    The last one is left alone: there is nothing to save by then, and whether it is seen before
+    the trial's own end would be chance.
+    """
+
+    def __init__(self, study: Study, run_id: str, evaluations: int):
+        self._study, self._run_id, self._last = study, run_id, evaluations
         self._size = self._seen = 0
 
     def __call__(self, journal: Path) -> None:
@@ -96,7 +100,7 @@ class Judge:
             if point.key == self._study.search["metric"]:
                 points.setdefault(point.step, point.value)
         curve = sorted(points.items())
-        for seen in range(self._seen + 1, len(curve) + 1):
+        for seen in range(self._seen + 1, min(len(curve) + 1, self._last)):
             self._seen = seen
             if why := self._study.why_prune(self._run_id, curve[:seen]):
                 raise Pruned(why)

@@ -10,6 +10,7 @@ from account_tax.ledger.reading import DataError
 from account_tax.ledger.splitting import split_ledger, splits_in_words
 from account_tax.ledger.tokens import load_base_tokenizer, read_seen_ledger, tokenize_splits
 from account_tax.parameters.config import ConfigError
+from account_tax.terminal import fact_line
 
 from .nodes import describe_dataset
 
@@ -39,7 +40,7 @@ def look(data: dict[str, Any], train: dict[str, Any]) -> None:
         "accounts": f"{len(labels)}; rows in {', '.join(found['splits'])}:",
     }
     for name, fact in facts.items():
-        click.echo(f"{name:<24} {fact}")
+        click.echo(fact_line(name, fact))
     counts = [split["classes"] for split in found["splits"].values()]
     rows = {label: [count[label] for count in counts] for label in labels}
     for label in sorted(labels, key=lambda label: -sum(rows[label]))[:SHOWN_ACCOUNTS]:

@@ -54,7 +54,13 @@ from account_tax.tracking.metric_journal import journal_file, newest_timestamp, 
 from .attest import log_statement, sign_registered
 from .card import describe_version, write_card
 from .plots import save_plots
-from .registry import CODE_FILE, Candidate, check_alias, register_version
+from .registry import (
+    CODE_FILE,
+    Candidate,
+    check_alias,
+    find_same_content,
+    register_version,
+)
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +180,10 @@ def _log_candidate(
     client.log_dict(run_id, facts["dataset"], DATASET_METADATA_FILE)
     client.log_text(run_id, write_card(facts), CARD_FILE)
     tags = version_tags(facts)
-    tags[STATEMENT_TAG] = log_statement(client, run_id, facts, manifest)
+    # A version of this run keeps its provenance: another has another time, and its digest no more.
+    there = find_same_content(client, facts["name"], manifest["content_sha256"])
+    kept = there.tags.get(STATEMENT_TAG) if there and there.run_id == run_id else None
+    tags[STATEMENT_TAG] = kept or log_statement(client, run_id, facts, manifest)
     return Candidate(folder, manifest["content_sha256"], tags, describe_version(facts))
 
 

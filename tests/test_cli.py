@@ -99,7 +99,7 @@ def test_openmp_is_told_how_to_wait_before_it_is_loaded(given, found):
         (
             ["tune", "--trials=0", "--tuning.smapler=tpe"],
             "2 problems in the parameters\n"
-            "  tuning.trials = 0 (--trials): expected a whole number of at least 1.\n"
+            "  tuning.trials = 0 (--trials): expected a whole number from 1 to 5000.\n"
             "  tuning.smapler (--tuning.smapler): unknown parameter. Did you mean tuning.sampler?",
         ),
         (["export", "--otput=x"], "otput (--otput): unknown parameter. Did you mean output?"),

@@ -46,16 +46,26 @@ def test_a_store_that_does_not_answer_is_named(monkeypatch, tmp_path, capsys):
     assert "MLFLOW_TRACKING_URI = http://127.0.0.1:9: " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["kind", "recipe", "base", "version"])
-def test_runs_are_found_by_what_they_are(client, tmp_path, capsys, name):
-    run_id = client.create_run("0", tags={f"account_tax.{name}": "it"}, run_name="this one")
-    other_id = client.create_run("0", tags={f"account_tax.{name}": "its"}).info.run_id
+@pytest.mark.parametrize(
+    ("name", "wanted", "other"),
+    [("kind", "train", "trial"), *((name, "it", "its") for name in ("recipe", "base", "version"))],
+)
+def test_runs_are_found_by_what_they_are(client, tmp_path, capsys, name, wanted, other):
+    run_id = client.create_run("0", tags={f"account_tax.{name}": wanted}, run_name="this one")
+    other_id = client.create_run("0", tags={f"account_tax.{name}": other}).info.run_id
     client.log_metric(run_id.info.run_id, "test/f1", 0.5)
-    assert show_runs(tmp_path, [f"--{name}", "it"]) == 0
+    assert show_runs(tmp_path, [f"--{name}", wanted]) == 0
     said = capsys.readouterr().out
     assert f"{run_id.info.run_id}  RUNNING  this one" in said
     assert " 0.5000" in said
     assert other_id not in said
+
+
+def test_a_kind_or_status_that_there_is_not_is_refused(tmp_path, capsys):
+    assert show_runs(tmp_path, ["--kind", "tain", "--status", "finished"]) == 2
+    said = capsys.readouterr().err
+    assert "kind = tain (--kind): expected one of train, tune," in said
+    assert "status = finished (--status): expected one of RUNNING," in said
 
 
 def test_a_refused_run_is_left_out_and_counted(client, tmp_path, capsys):

@@ -54,6 +54,15 @@ def scored_on_test(project):
     ]
 
 
+def given_the_test_split(project):
+    runs = [project.client().get_run(run.info.run_id) for run in project.runs()]
+    return [
+        run.info.run_id
+        for run in runs
+        if any(given.tags[0].value == "test" for given in run.inputs.dataset_inputs)
+    ]
+
+
 @pytest.mark.integration
 def test_a_killed_study_goes_on_and_no_trial_is_lost_or_run_twice(project, tiny, tmp_path):
     words = tune_words(project, tiny, "trials=3", "max_steps=8")
@@ -75,6 +84,7 @@ def test_a_killed_study_goes_on_and_no_trial_is_lost_or_run_twice(project, tiny,
     (parent,) = [run for run in project.runs() if run.data.tags.get(KIND_TAG) == "tune"]
     best = parent.data.tags["account_tax.best_run"]
     assert (parent.info.status, scored_on_test(project)) == ("FINISHED", [best])
+    assert given_the_test_split(project) == [best]
     assert len(project.client().search_model_versions()) == 1
     assert_best_recipe(project, parent.info.run_id, trials, best)
     adapters = project.folder.glob("data/06_models/*/adapter")
@@ -82,7 +92,9 @@ def test_a_killed_study_goes_on_and_no_trial_is_lost_or_run_twice(project, tiny,
     assert "has its 3 trials" in project.run(*words).output
     project.client().set_tag(parent.info.run_id, "account_tax.study", "mine")
     other = project.run(*words, "--study=mine", "--tuning.seed=1")
-    assert (other.returncode, "its space or search differs" in other.output) == (2, True), other.output
+    assert (other.returncode, "its space or search differs" in other.output) == (2, True), (
+        other.output
+    )
     assert_another_lock_is_no_worker(project, parent.info.run_id, words)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import click
 from mlflow import MlflowClient
@@ -21,13 +21,14 @@ from account_tax.parameters.kinds import Help
 from account_tax.parameters.options import read_options
 from account_tax.parameters.schema import Name
 from account_tax.storage.names import TAG
-from account_tax.tracking.ownership import REASON_TAG, REFUSED_TAG
+from account_tax.tracking.ownership import REASON_TAG, REFUSED_TAG, Kind
 from account_tax.tracking.store import condition, rewrite_places, short_waits, tracking_uri
 
 SHOWN = 20
 LOOKED_AT = 200  # among which those to show are, unless nearly all were refused
 LONGEST_REASON = 100
 COLUMNS = ("run", "status", "name", "job", "since", "macro-F1", "version", "reason")
+Status = Literal["RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"]
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,11 @@ class Options:
     """What is asked."""
 
     all: Annotated[bool, Help("Show also runs whose command was refused.")] = False
-    kind: Annotated[Name | None, Help("Only those of a kind, such as train or review.")] = None
+    kind: Annotated[Kind | None, Help("Only those of a kind.")] = None
     recipe: Annotated[Name | None, Help("Only those of a recipe.")] = None
     base: Annotated[Name | None, Help("Only those on a base.")] = None
     version: Annotated[Name | None, Help("Only those of a version, as in account-tax/3.")] = None
-    status: Annotated[Name | None, Help("Only those that ended so, such as FINISHED.")] = None
+    status: Annotated[Status | None, Help("Only those that stand so.")] = None
     moved_from: Annotated[
         Name | None, Help("The project's former folder: rewrites the paths in its own store.")
     ] = None
@@ -76,7 +77,7 @@ def _filter(options: Options) -> str:
     """Return what is asked for as MLflow's filter."""
     tags = ("kind", "recipe", "base", "version")
     given = {f"tags.`{TAG}{name}`": getattr(options, name) for name in tags}
-    given |= {"attributes.status": options.status and options.status.upper()}
+    given |= {"attributes.status": options.status}
     return " and ".join(condition(key, text) for key, text in given.items() if text)
 
 

@@ -21,10 +21,8 @@ from account_tax.processes.groups import run_stage
 from account_tax.processes.ranks import free_port
 from account_tax.provenance.code import CODE_TAGS
 from account_tax.provenance.environment import environment_tags
-from account_tax.storage.files import read_json
 from account_tax.storage.names import (
     CONFIG_VARIABLE,
-    DATASET_METADATA_FILE,
     INTERRUPTED_FILE,
     PARAMETERS_FILE,
     PATCH_FILE,
@@ -115,7 +113,8 @@ def _run_plan(
     seconds = plan.resolved.launch.system_metrics_seconds
     watched = machine_watched(run.run_id, run.tracking_uri, seconds)
     with salvaged(stages, run), watched:
-        run.log_datasets(split_inputs(_prepare(stages, plan.report["inputs_sha256"])))
+        data = _prepare(stages, plan.report["inputs_sha256"])
+        run.log_datasets(split_inputs(data, "train", "validation"))
         start.say(run.run_id)
         journal = journal_file(stages.root, run.run_id)
         _train(stages, plan, lambda: judge(journal))
@@ -165,7 +164,7 @@ def _prepare(stages: Stages, key: str) -> dict[str, Any]:
         click.echo("prepare: reading, splitting and tokenizing the ledger")
         version = _prepare_anew(stages, folder, key)
     stages.use_prepared(version)
-    return read_json(folder / DATASET_METADATA_FILE / version / DATASET_METADATA_FILE)
+    return stages.dataset_metadata()
 
 
 def _prepare_anew(stages: Stages, folder: Path, key: str) -> str:

@@ -27,6 +27,7 @@ from account_tax.processes.groups import Interrupted
 from account_tax.processes.identity import state_of
 from account_tax.storage.files import Held, hold, read_json
 from account_tax.storage.names import CONFIG_VARIABLE, PREPARED_FILE, REGISTRATION_FILE, TAG
+from account_tax.tracking.inputs import split_inputs
 from account_tax.tracking.metric_journal import count_unsent, journal_file
 from account_tax.tracking.owned_run import OwnedRun
 from account_tax.tracking.ownership import OWNER_TAG
@@ -63,6 +64,7 @@ def finish(stages: Stages, run: OwnedRun, register: bool | Literal["evaluate"]) 
     if register is False:
         click.echo("register: skipped, and with it the test split")
         return
+    run.log_datasets(split_inputs(stages.dataset_metadata(), "test"))  # no trial reads it
     click.echo(f"register: test split{', cold load, registry' if register is True else ' only'}")
     if register == "evaluate":
         stages.prove("register", stages.run("register", "--to-nodes=evaluate_test_split_node"))

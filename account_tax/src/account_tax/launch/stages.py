@@ -184,10 +184,15 @@ class Stages:
     def keep_dataset_metadata(self) -> None:
         """Put what is known of the data beside the best model, where there is one."""
         if (self.root / BEST_FOLDER).is_dir():
-            name = DATASET_METADATA_FILE
-            version = self.versions["dataset_metadata"]
-            source = self.project / PREPARED_FOLDER / name / version / name
-            shutil.copy(source, self.root / name)
+            shutil.copy(self._metadata_file(), self.root / DATASET_METADATA_FILE)
+
+    def dataset_metadata(self) -> dict[str, Any]:
+        """Return what is known of the prepared data."""
+        return read_json(self._metadata_file())
+
+    def _metadata_file(self) -> Path:
+        name = DATASET_METADATA_FILE
+        return self.project / PREPARED_FOLDER / name / self.versions["dataset_metadata"] / name
 
     def prove_training(self, status: int) -> dict[str, Any]:
         """Return the marker's content, if the ranks ended well and their files are whole.

@@ -17,11 +17,12 @@ DIGEST_LENGTH = 32  # MLflow takes 36 characters
 FINISH_SECONDS = 3.0  # that the end of a run waits for the last sample
 
 
-def split_inputs(metadata: Mapping[str, Any]) -> list[DatasetInput]:
-    """Return train, validation and test as datasets of MLflow.
+def split_inputs(metadata: Mapping[str, Any], *splits: str) -> list[DatasetInput]:
+    """Return splits as datasets of MLflow.
 
     Args:
         metadata: dataset_metadata.json; digests are the first `DIGEST_LENGTH` digits of its own.
+        splits: Those that are read.
     """
     source = {"uri": metadata["source"], "sha256": metadata["source_sha256"]}
     columns = [*metadata["text_columns"], metadata["label_column"]]
@@ -39,7 +40,7 @@ def split_inputs(metadata: Mapping[str, Any]) -> list[DatasetInput]:
             ),
             [InputTag(MLFLOW_DATASET_CONTEXT, split)],
         )
-        for split, facts in metadata["splits"].items()
+        for split, facts in ((split, metadata["splits"][split]) for split in splits)
     ]
 
 

@@ -35,7 +35,7 @@ from account_tax.storage.names import TAG, VERIFIED_TAG
 
 from . import after_parent
 from .metric_journal import send_batch
-from .ownership import KIND_TAG, OWNER_TAG, REASON_TAG, REFUSED_TAG
+from .ownership import KIND_TAG, OWNER_TAG, REASON_TAG, REFUSED_TAG, Kind
 from .store import (
     RETRY_SECONDS,
     TrackingAway,
@@ -168,19 +168,21 @@ class OwnedRun:
             for key in gone & self._client.get_run(self.run_id).data.tags.keys():
                 self._client.delete_tag(self.run_id, key)
 
-    def introduce(self, kind: str, what: str, tags: Mapping[str, str | None] | None = None) -> None:
+    def introduce(
+        self, kind: Kind, what: str, tags: Mapping[str, str | None] | None = None
+    ) -> None:
         """Say what the run is, as tags and, unless a person named it, as its name.
 
         Args:
-            kind: Such as train or review.
+            kind: Of what command it is.
             what: Which one, in a few words.
             tags: More of them.
         """
         run = self._client.get_run(self.run_id)
-        kind = run.data.tags.get(KIND_TAG, kind)  # what a search made is a trial
-        said: dict[str, str | None] = {KIND_TAG: kind, **(tags or {})}
+        known = run.data.tags.get(KIND_TAG, kind)  # what a search made is a trial
+        said: dict[str, str | None] = {KIND_TAG: known, **(tags or {})}
         if GENERATED_NAME.fullmatch(run.info.run_name or ""):
-            said[MLFLOW_RUN_NAME] = f"{kind} {what}"
+            said[MLFLOW_RUN_NAME] = f"{known} {what}"
         self.set_tags(said)
 
     def page_of(self, artifact: str) -> str:

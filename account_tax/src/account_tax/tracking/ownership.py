@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from typing import Literal
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -14,7 +15,20 @@ from .store import condition
 
 OWNER_TAG = f"{TAG}owner"
 REASON_TAG = f"{TAG}reason"
-KIND_TAG = f"{TAG}kind"  # train, trial, predict, ...
+KIND_TAG = f"{TAG}kind"
+Kind = Literal[
+    "train",
+    "tune",
+    "trial",
+    "predict",
+    "review",
+    "compare",
+    "reproduce",
+    "export",
+    "attempt",
+    "dry run",
+    "refused",
+]
 REFUSED_TAG = f"{TAG}refused"  # true: its command was refused before it did anything
 SLURM_TAG = f"{TAG}slurm_job"  # the scheduler knows what became of those
 GONE = (

@@ -162,8 +162,8 @@ def train_in_process(base: Path, root: Path, max_length: int = 8, **changed: Any
     from account_tax.pipelines.register.nodes import complete_settings, write_manifest
     from account_tax.pipelines.train import training_core as core
     from account_tax.pipelines.train.callbacks import EngineTimeCallback
+    from account_tax.pipelines.train.engine import EngineCallback
     from account_tax.pipelines.train.saving import answer_probe, save_result
-    from account_tax.pipelines.train.trainer import _KeepGradNorm
     from tests.conftest import make_splits, train_params
 
     set_seed(42)
@@ -186,7 +186,7 @@ def train_in_process(base: Path, root: Path, max_length: int = 8, **changed: Any
         save_strategy="no",
     )
     trainer = core._build_trainer(model, tokenizer, arguments, splits, params, root)
-    for of_engine in (EngineTimeCallback, _KeepGradNorm):  # there is no DeepSpeed here
+    for of_engine in (EngineTimeCallback, EngineCallback):  # there is no DeepSpeed here
         trainer.remove_callback(of_engine)
     trainer.train()
     settings = {

@@ -8,7 +8,20 @@ from mlflow import MlflowClient
 from account_tax.errors import Refused
 from account_tax.processes.identity import identify
 from account_tax.tracking.ownership import OWNER_TAG
-from account_tax.tuning.command import DIGESTS_TAG, _refuse_another
+from account_tax.tuning.command import DIGESTS_TAG, _refuse_another, read_asked
+from tests.test_mlproject import REPOSITORY
+
+
+def test_faults_of_words_and_of_the_space_are_said_together(tmp_path):
+    space = tmp_path / "space.yml"
+    space.write_text("train.lora.rr: {type: int, low: 1, high: 2}\n")
+    with pytest.raises(Refused) as refused:
+        read_asked(REPOSITORY, ["--trials", "0", "--space", str(space)])
+    assert "2 problems in the parameters" in str(refused.value)
+    assert "tuning.trials = 0 (--trials)" in str(refused.value)
+    assert "Did you mean train.lora.r?" in str(refused.value)
+    with pytest.raises(Refused, match="1 problem"):
+        read_asked(REPOSITORY, ["--recipe", "starer", "--space", str(space)])
 
 
 def test_a_study_of_another_machine_is_taken_up_where_its_folder_is_shared(tmp_path):

@@ -107,7 +107,10 @@ def read_asked(project: Path, words: Sequence[str]) -> Asked:
         ConfigError: With every fault in words, files and space.
     """
     pairs = parse_command_line(words)
-    resolved, faults = resolve_usable(project, pairs)
+    try:
+        resolved, faults = resolve_usable(project, pairs)
+    except ConfigError as err:
+        raise ConfigError([*err.faults, *_faults_of_space(project, pairs)]) from err
     search = dict(resolved.tuning)
     space, wrong = read_space(project, search["space"], resolved)
     if wrong:
@@ -121,6 +124,16 @@ def read_asked(project: Path, words: Sequence[str]) -> Asked:
     given = [(keys.get(name, name), text) for name, text in pairs]
     kept = dict(pair for pair in given if not pair[0].startswith(NOT_A_TRIALS))
     return Asked(list(kept.items()), resolved, faults, space, search)
+
+
+def _faults_of_space(project: Path, pairs: Sequence[Pair]) -> list[str]:
+    """Return what is wrong with a space beside words that can't be read: it starts from none."""
+    given = [pair for pair in pairs if pair[0] in ("recipe", "space", "tuning.space")]
+    try:
+        resolved = resolve_usable(project, given)[0]
+    except ConfigError:
+        return []  # these words are among those that can't be read
+    return read_space(project, resolved.tuning["space"], resolved)[1]
 
 
 def _show(asked: Asked, plan: Plan) -> None:

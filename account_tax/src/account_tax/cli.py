@@ -53,8 +53,8 @@ def _command(
     options: type[Any] | Callable[[], list[Option]],
 ) -> Callable[[Callable[[Words], None]], click.Command]:
     """Return what makes a function a command with the options of a dataclass, or with these."""
-    more = (lambda: [*options_of(options), VERBOSE]) if isinstance(options, type) else options
-    made = cli.command(cls=WordsCommand, options=more)
+    listed = (lambda: [*options_of(options), VERBOSE]) if isinstance(options, type) else options
+    made = cli.command(cls=WordsCommand, options=listed)
 
     def add(function: Callable[[Words], None]) -> click.Command:
         @functools.wraps(function)

@@ -69,6 +69,7 @@ def _metric_name(value: str) -> str:
 
 
 LONGEST_NAME = 256  # of a registered model in MLflow's database
+MOST_TRIALS = 5000  # that one search of MLflow returns
 METRICS = ("loss", "accuracy", "f1", "precision", "recall")
 Count = Annotated[int, Field(ge=1), Words("a whole number of at least 1")]
 Natural = Annotated[int, Field(ge=0), Words("a whole number of at least 0")]
@@ -377,7 +378,9 @@ class Tuning(TypedDict):
 
     space: Name
     study: StudyName | None
-    trials: Annotated[int, Field(ge=1, le=5000), Words("a whole number from 1 to 5000")]
+    trials: Annotated[
+        int, Field(ge=1, le=MOST_TRIALS), Words(f"a whole number from 1 to {MOST_TRIALS}")
+    ]
     workers: Count
     metric: Literal["eval/loss", "eval/accuracy", "eval/f1", "eval/precision", "eval/recall"] | None
     direction: Literal["maximize", "minimize"] | None

@@ -143,10 +143,10 @@ def _show(asked: Asked, plan: Plan) -> None:
         click.echo(f"{each.key:<48} {each.in_words()}; the recipe's {now}")
     click.echo("")
     for name in ("trials", "workers", "metric", "direction", "sampler", "seed", "pruner"):
-        click.echo(f"{name:<24} {asked.search[name]}")
+        click.echo(fact_line(name, asked.search[name]))
     for name in ("rows", "optimizer steps"):
         click.echo(fact_line(name, plan.facts()[name]))
-    click.echo(f"{'evaluations a trial':<24} {plan.schedule.evaluations}")
+    click.echo(fact_line("evaluations a trial", plan.schedule.evaluations))
     click.echo("\ndry run: nothing was started, nothing was written.")
 
 

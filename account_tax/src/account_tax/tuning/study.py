@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
+from account_tax.parameters.schema import MOST_TRIALS
 from account_tax.processes.identity import identify, state_of
 from account_tax.storage.names import TAG
 from account_tax.terminal import is_verbose
@@ -31,7 +32,6 @@ State = Literal["running", "lost", "complete", "pruned", "failed"]
 ENDS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 TRIAL_TAG = f"{TAG}trial"  # of a trial's run: its number and values, as JSON
 STATE_TAG = f"{TAG}trial_state"
-MOST_TRIALS = 5000  # that one search returns, and a study may have
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,7 @@ def train_params(base: Path | str, **changes) -> dict:
             "bias": "none",
             "task_type": "SEQ_CLS",
         },
+        "averaging": {"enable": False},
         "training": {
             "num_train_epochs": 1,
             "max_steps": None,

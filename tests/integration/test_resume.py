@@ -61,6 +61,8 @@ PLAIN = [
     case(0),
     case(2),
     case(1, **{"training.bf16": True}),
+    case(0, **{"training.bf16": True, "averaging.enable": True}),
+    case(2, **{"averaging.enable": True, "training.load_best_model_at_end": False}),
     case(
         2,
         **{
@@ -90,7 +92,11 @@ PLAIN = [
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2])
 # What ZeRO-3 hooks into torch stays, so it has processes of its own.
-@pytest.mark.parametrize("whole", [PLAIN, [case(3)]], ids=["ZeRO 0 to 2", "ZeRO 3"])
+@pytest.mark.parametrize(
+    "whole",
+    [PLAIN, [case(3), case(3, **{"averaging.enable": True})]],
+    ids=["ZeRO 0 to 2", "ZeRO 3"],
+)
 def test_from_any_checkpoint_the_same_adapter_and_history(whole, world_size, tmp_path):
     again = [
         resumed_at(number, each, step)

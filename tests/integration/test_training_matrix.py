@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from account_tax.model.classifier import read_classifier
+from account_tax.storage.checkpoints import list_checkpoints
 from tests.conftest import make_splits
 from tests.ranks import train_cases
 
@@ -32,6 +34,7 @@ def case(stage: int = 0, **changes) -> dict:
 
 
 BF16, FULL = {"training.bf16": True}, {"lora.enable": False}
+AVERAGED, LAST = {"averaging.enable": True}, {"training.load_best_model_at_end": False}
 CASES = [
     *(case(stage, **precision, **weights)
       for stage in (0, 1, 2, 3)
@@ -45,6 +48,9 @@ CASES = [
     case(0, **{"deepspeed.wall_clock_breakdown": True}),
     *(case(stage, **precision, **{"training.lr_scheduler_type": "polynomial"})
       for stage, precision in ((0, BF16), (2, {}), (3, {}))),
+    *(case(stage, **changes, **AVERAGED)
+      for stage, changes in ((0, BF16), (2, FULL), (3, {}), (3, FULL | BF16))),
+    case(0, **LAST), case(0, **LAST, **AVERAGED), case(3, **LAST, **AVERAGED),
     case(0),  # once more: the same bytes
     # The shape of recipes/xlm-roberta-large-zero3.yml, and a decoder.
     *(case(3, **{"lora.target_modules": "all-linear"}) | {"family": family}
@@ -101,7 +107,22 @@ def test_the_same_seed_gives_the_same_adapter(results):
     assert digests[0] == digests[1]
 
 
+def test_the_mean_of_what_was_trained_is_what_is_saved(results):
+    plain, *averaged = (result for result in results if set(LAST) <= set(result["changes"]))
+    second, first = (
+        load_file(folder / "adapter_model.safetensors")
+        for folder in list_checkpoints(Path(plain["adapter"]).parent / "checkpoints")
+    )
+    for result in averaged:
+        means = load_file(Path(result["adapter"]) / "adapter_model.safetensors")
+        for name, mean in means.items():
+            by_hand = (first[name] + 2 * second[name]) / 3
+            torch.testing.assert_close(mean, by_hand, msg=f"{result['name']}: {name}")
+
+
 def test_the_best_checkpoint_is_what_is_saved(results):
     for result in results:
+        if set(LAST) <= set(result["changes"]):
+            continue
         scores = [entry["eval_f1"] for entry in result["history"] if "eval_f1" in entry]
         assert result["metrics"]["eval/f1"] == pytest.approx(max(scores))

@@ -152,8 +152,8 @@ def test_the_base_layer_reads_as_kedro_reads_it(project):
 )
 def test_text_is_cast_once_to_the_fields_type(project, words, key, value):
     key = key or words.partition("=")[0].removeprefix("--")
-    best = "--train.training.load_best_model_at_end=false"
-    more = [best] if "eval_strategy" in words else []
+    off = ("train.training.load_best_model_at_end", "train.averaging.enable")
+    more = [f"--{name}=false" for name in off] if "eval_strategy" in words else []
     result = run(project, words, *more).flat()[key]
     assert result == value
     assert type(result) is type(value)
@@ -412,6 +412,14 @@ def test_a_field_settled_elsewhere_names_the_place(project, words, place):
         (["train.training.save_steps=250"], "train.training.save_steps", "multiple of eval_steps"),
         (["train.training.save_strategy=epoch"], "train.training.save_strategy", "eval_strategy"),
         (["train.training.eval_strategy=no"], "train.training.eval_strategy", "needs evaluations"),
+        (
+            [
+                *("train.training.eval_strategy=no", "train.averaging.enable=true"),
+                "train.training.load_best_model_at_end=false",
+            ],
+            "train.training.eval_strategy",
+            "at each evaluation",
+        ),
         (
             ["train.training.metric_for_best_model=loss"],
             "train.training.greater_is_better",

@@ -46,6 +46,8 @@ def _best_model_conflicts(get: Get) -> Iterator[Conflict]:
     if metric is not None and greater is not None and greater != (not metric.endswith("loss")):
         better = "lower" if metric.endswith("loss") else "greater"
         yield f"{at}greater_is_better", f"a {better} {metric} is the better one"
+    if get("train.averaging.enable") and get(f"{at}eval_strategy") == "no":
+        yield f"{at}eval_strategy", "train.averaging takes the weights at each evaluation"
     if not get(f"{at}load_best_model_at_end"):
         return
     if get(f"{at}save_only_model"):

@@ -330,6 +330,12 @@ class NgramModel(TypedDict):
     max_features: Count
 
 
+class Averaging(TypedDict):
+    """Whose weights are the result."""
+
+    enable: bool
+
+
 class Training(TypedDict):
     """Optimisation, beside the other fields of transformers.TrainingArguments."""
 
@@ -412,6 +418,7 @@ def parameters() -> Section:
         "deepspeed": section(DeepSpeed, {"zero_optimization": _zero()}),
         "lora": section(Lora, **class_fields("peft", "tuners/lora/config.py", "LoraConfig")),
         "ngrams": section(NgramModel),
+        "averaging": section(Averaging),
         "training": section(
             Training, **class_fields("transformers", "training_args.py", "TrainingArguments")
         ),

@@ -138,6 +138,7 @@ def _base_and_parameters(facts: Facts) -> str:
     base, settings = facts["settings"]["base"], facts["settings"]
     train, metrics = facts["train"], facts["metrics"]
     training, deepspeed = train["training"], train["deepspeed"]
+    averaged = train.get("averaging", {}).get("enable", False)
     micro_batch = deepspeed["train_micro_batch_size_per_gpu"]
     accumulation = deepspeed.get("gradient_accumulation_steps", 1)
     rows = {
@@ -147,6 +148,7 @@ def _base_and_parameters(facts: Facts) -> str:
         "base licence": base_licence(base["name"]),
         "pooling": settings["pooling"],
         "adaptation": _adaptation(train["lora"]),
+        "averaging": "the mean of the weights at the evaluations" * averaged or None,
         "trained parameters": format_number(metrics.get("train/trainable_parameters"), ",.0f"),
         "learning rate": training["learning_rate"],
         "epochs": training.get("num_train_epochs"),

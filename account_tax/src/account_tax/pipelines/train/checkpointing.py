@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch.distributed as dist
 from torch import nn
@@ -27,6 +27,7 @@ from account_tax.storage.checkpoints import (
 )
 from account_tax.storage.files import read_json, write_json
 
+from .averaging import MeanWeights
 from .batches import GlobalBatchSampler
 
 
@@ -38,12 +39,16 @@ class CheckpointedTrainer(Trainer):
     order of rows in the ranks of a later epoch, and takes a step too many after the last one.
 
     Args:
+        average: Whether what is evaluated and saved is the mean of `MeanWeights`.
         facts: What else each checkpoint's manifest holds; see `launch/resume.py`.
         kwargs: Trainer's own.
     """
 
-    def __init__(self, *, facts: dict[str, Any] | None = None, **kwargs: Any):
+    def __init__(
+        self, *, average: bool = False, facts: dict[str, Any] | None = None, **kwargs: Any
+    ):
         super().__init__(**kwargs)
+        self.means = MeanWeights(cast(nn.Module, self.model), average)
         self.facts = facts or {}
         self.row_sampler: GlobalBatchSampler | None = None
         self.earlier_seconds = 0.0
@@ -57,6 +62,11 @@ class CheckpointedTrainer(Trainer):
         return Path(self.args.output_dir or "")
 
     # --- saving -----------------------------------------------------------------------------------
+
+    def save_model(self, *args: Any, **kwargs: Any) -> None:
+        """Save the weights, or while training their mean."""
+        with self.means.in_place():
+            super().save_model(*args, **kwargs)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging or self.folder)
@@ -76,6 +86,8 @@ class CheckpointedTrainer(Trainer):
                 self.state.best_model_checkpoint = str(self.folder / name)
             staged = self.folder / STAGING / name
             self._save_running_means(staged)
+            if is_rank0():
+                self.means.save(staged)
             _wait_for_all()
             if is_rank0():
                 self._publish(staged)
@@ -106,6 +118,13 @@ class CheckpointedTrainer(Trainer):
 
     # --- going on ---------------------------------------------------------------------------------
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate the weights, or while training their mean, these among them."""
+        if self.state.global_step:  # not where it evaluates before it begins
+            self.means.add()
+        with self.means.in_place():
+            return super().evaluate(*args, **kwargs)
+
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train; from a checkpoint, if one is given and its bytes are those that were saved."""
         if resume_from_checkpoint:
@@ -113,8 +132,12 @@ class CheckpointedTrainer(Trainer):
             require_whole(self.resumed_from)
         if is_rank0():
             self._clear_what_comes_after()
+        if self.resumed_from:
+            self.means.load(self.resumed_from)
         self.add_callback(_SaveFlow(self))  # the last: it corrects what the others ask for
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        output = super().train(resume_from_checkpoint, *args, **kwargs)
+        self.means.settle()
+        return output
 
     def _clear_what_comes_after(self) -> None:
         """Rank 0 only: remove later checkpoints, such as those of an earlier training by hand."""
@@ -160,8 +183,10 @@ class CheckpointedTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         assert self.state.best_model_checkpoint is not None
-        require_whole(Path(self.state.best_model_checkpoint))
+        best = Path(self.state.best_model_checkpoint)
+        require_whole(best)
         super()._load_best_model()
+        self.means.load(best)
 
 
 class _SaveFlow(TrainerCallback):

@@ -105,8 +105,8 @@ def _keep_best(trainer: LedgerTrainer, root: Path, settings: dict[str, Any]) -> 
     if not trainer.args.load_best_model_at_end:
         require_whole(Path(source))
         (best / PROBE_FILE).unlink()  # answers of the last weights
-        for file in Path(source).glob("*.safetensors"):
-            shutil.copy(file, best)
+        for name in _weights_of(best):
+            shutil.copy(Path(source) / name, best)
     metadata = {
         **trainer.facts,
         **settings,

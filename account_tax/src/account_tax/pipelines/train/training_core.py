@@ -382,6 +382,7 @@ def _build_trainer(
         speed=speed,
         finite=finite,
         class_weights=weights,
+        average=train_params.get("averaging", {}).get("enable", False),
         facts=read_json(Path(arguments.output_dir or "") / ATTEMPT_FILE).get("facts"),
     )
     trainer.add_callback(EngineTimeCallback(lambda: trainer.deepspeed))

@@ -407,3 +407,22 @@ def test_rows_of_suppliers_that_train_never_saw_are_marked(parameters, ledger_cs
         assert "supplier" not in part
     assert splits["test"]["unseen"].any()
     assert "unseen" not in split_ledger(read_ledger(parameters(path)), data)[0]["test"]
+
+
+def test_without_a_supplier_column_the_first_of_several_text_columns_names_the_merchant(
+    parameters, ledger_csv
+):
+    rows = [(f"shop {i % 60}" * (i % 7 > 0), f"line {i}", "ab"[i % 2]) for i in range(200)]
+    path = ledger_csv(*rows, columns="shop text label")
+    found, named = (
+        split_ledger(read_ledger(data), data)[0]
+        for data in (
+            parameters(path, text_columns=["shop", "text"]),
+            parameters(path, text_columns=["text", "shop"], supplier_column="shop"),
+        )
+    )
+    known = {rows[number][0] for number in found["train"]["row_id"]}
+    expected = [rows[i][0] not in {"", *known} for i in found["test"]["row_id"]]
+    assert found["test"]["unseen"].tolist() == expected
+    assert any(expected)
+    assert named["test"]["unseen"].tolist() == expected

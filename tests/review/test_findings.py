@@ -82,6 +82,13 @@ def test_rows_of_suppliers_new_to_train_are_scored_beside_the_others(evidence, g
     for shown in (render_markdown(found | RUN), render_html(found | RUN)):
         assert "suppliers that train never saw" in shown
     assert "supplier in train" not in find(evidence, gates)["slices"]
+    asked = gates | {"min_unseen_accuracy": 1.0}
+    for least, names in ((5, []), (4, ["min_unseen_accuracy"])):
+        some = replace(evidence, unseen=pd.Series(unseen))
+        outcomes = find(some, asked | {"class_floor_rows": least})["gates"]
+        found = [gate for gate in outcomes if gate["name"] == "min_unseen_accuracy"]
+        assert [gate["name"] for gate in found] == names, "asked where there are enough rows"
+        assert all(gate["found"] == f"{right[:4].mean():.4f}" for gate in found)
     none = find(replace(evidence, unseen=pd.Series(unseen & False)), gates)["slices"][
         "supplier in train"
     ]

@@ -21,6 +21,7 @@ GOOD = Measured(
         "loss": 0.3,
         "calibration_error": 0.05,
         "coverage": 0.6,
+        "unseen_accuracy": 0.65,
     },
     reference={"accuracy": 0.88, "f1": 0.8},
     reference_title="account-tax version 1 (champion)",
@@ -61,6 +62,8 @@ def run(name, wanted, measured=GOOD, **more):
         ("min_accuracy", 0.9, "passed", "0.9000"),  # MLflow: >= passes
         ("min_accuracy", 0.901, "failed", "0.9000"),
         ("min_f1", 0.75, "passed", "0.8000"),
+        ("min_unseen_accuracy", 0.6, "passed", "0.6500"),
+        ("min_unseen_accuracy", 0.7, "failed", "0.6500"),
         ("max_loss", 0.3, "passed", "0.3000"),
         ("max_loss", 0.29, "failed", "0.3000"),
         ("accuracy_min_absolute_change", 0.01, "passed", "+0.0200"),

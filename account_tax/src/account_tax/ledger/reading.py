@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.util import hash_pandas_object
 
 from account_tax.confidential import public_source, without_quotes
 from account_tax.errors import Failed, Refused
@@ -38,7 +39,7 @@ WINDOW_ROWS = 8192
 HOPELESS = 100_000  # so many rejects beyond the share that may be, and the rest is not read
 # A column of more values, with fewer rows each, holds texts, which no message may show.
 FEW_LABELS, LEAST_ROWS = 5, 3
-OTHERS = ("group", "time", "supplier", "amount")  # columns that may be named beside text and label
+OTHERS = ("group", "time", "amount")  # columns that may be named beside text, label and supplier
 SHOWN_REASONS, SHOWN_ROWS = 20, 3  # of rows that can't be read; all are counted
 
 
@@ -61,9 +62,10 @@ class Ledger:
     Attributes:
         frame: Columns place (of the text in `texts`, which is never empty), seen (one number for
             rows that are repeats), label (never empty) and row_id (0-based number of the row in its
-            file, those that can't be read included); group, supplier, day and amount (NaN: none
-            that can be read), where their columns are set; split, where the source is split already
-            or by time.
+            file, those that can't be read included); group, day and amount (NaN: none that can be
+            read), where their columns are set; supplier (a number for each, 0: none named), where
+            its column is set or there are several text columns; split, where the source is split
+            already or by time.
         texts: Of the rows, on disk, with their token ids where a model was given.
         source_sha256: Digest of the source's bytes, see `source_digest`.
         rows_read: Rows in the source.
@@ -243,6 +245,10 @@ def _pick_rows(window: Window, ids: np.ndarray, data: dict[str, Any], texts: Tex
         "row_id": ids,
     }
     columns |= {kind: as_text(read[name]) for kind, name in _other_columns(data).items()}
+    if supplier := data.get("supplier_column") or _first_of_several(data["text_columns"]):
+        names = as_text(read[supplier])  # never needed again, and a number is smaller
+        hash_all: Any = hash_pandas_object  # pandas gives it no type
+        columns |= {"supplier": np.where(names == "", 0, hash_all(names, index=False))}
     if "time" in columns:
         columns |= {"line": window.rows.numbers, "where": f"{window.file} {window.unit}"}
     frame = texts.add(joined).assign(**columns)
@@ -331,11 +337,19 @@ def _set_by(data: dict[str, Any]) -> dict[str, str]:
     """Return the columns that are read, and the parameter that names each."""
     columns = dict.fromkeys(data["text_columns"], "data.text_columns")
     columns[data["label_column"]] = "data.label_column"
-    return columns | {name: f"data.{kind}_column" for kind, name in _other_columns(data).items()}
+    others = _other_columns(data)
+    if supplier := data.get("supplier_column"):
+        others["supplier"] = supplier
+    return columns | {name: f"data.{kind}_column" for kind, name in others.items()}
+
+
+def _first_of_several(columns: list[str]) -> str | None:
+    """Return the text column that most likely names the merchant; None if one says it all."""
+    return columns[0] if len(columns) > 1 else None
 
 
 def _other_columns(data: dict[str, Any]) -> dict[str, str]:
-    """Return the columns that are neither text nor label, by what they hold."""
+    """Return the columns that are neither text nor label nor supplier, by what they hold."""
     # A version that was recorded before one of them could be set was made without it.
     return {kind: name for kind in OTHERS if (name := data.get(f"{kind}_column"))}
 

@@ -73,7 +73,7 @@ def splits_in_words(splits: Mapping[str, pd.DataFrame]) -> str:
 def _is_unseen(frame: pd.DataFrame) -> Any:
     """Return whether a row has a supplier of whom train has no row, (N,)."""
     known = frame.loc[frame["split"] == "train", "supplier"]
-    return (frame["supplier"] != "") & ~frame["supplier"].isin(known)
+    return (frame["supplier"] != 0) & ~frame["supplier"].isin(known)
 
 
 def _split_faults(

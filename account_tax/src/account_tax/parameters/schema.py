@@ -216,6 +216,7 @@ class Gates(TypedDict):
 
     min_accuracy: UpToOne | None
     min_f1: UpToOne | None
+    min_unseen_accuracy: UpToOne | None
     max_loss: Positive | None
     accuracy_min_absolute_change: Part | None
     accuracy_min_relative_change: UpToOne | None

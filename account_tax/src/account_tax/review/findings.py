@@ -32,6 +32,7 @@ from .statistics import (
 )
 
 MOST_CHANGES = 20  # cells of the confusion matrix in the table of differences
+SUPPLIERS, UNSEEN = "supplier in train", "suppliers that train never saw"  # a slice and its part
 
 Findings = dict[str, Any]
 
@@ -65,7 +66,7 @@ def find(evidence: Evidence, gates: Mapping[str, Any]) -> Findings:
         "differences": compare_records(evidence.challenger.record, champion and champion.record),
         "warnings": _warnings(evidence),
     }
-    outcomes = evaluate_gates(gates, _measured(evidence, findings))
+    outcomes = evaluate_gates(gates, _measured(evidence, findings, gates["class_floor_rows"]))
     return findings | {
         "worse": _worse(findings),
         "gates": [asdict(each) for each in outcomes],
@@ -199,9 +200,9 @@ def _slice(evidence: Evidence, models: Mapping[str, np.ndarray]) -> Findings:
     }
     if evidence.unseen is None:
         return found
-    words = np.where(evidence.unseen, "suppliers that train never saw", "others")
+    words = np.where(evidence.unseen, UNSEEN, "others")
     parts = score_slices(pd.Series(words), evidence.truth, models, classes, smallest=1)
-    return found | {"supplier in train": sorted(parts, key=lambda part: part["value"] == "others")}
+    return found | {SUPPLIERS: sorted(parts, key=lambda part: part["value"] == "others")}
 
 
 def _weigh(evidence: Evidence, predictions: Mapping[str, np.ndarray]) -> Findings | None:
@@ -272,7 +273,7 @@ def _warnings(evidence: Evidence) -> list[str]:
     return warnings
 
 
-def _measured(evidence: Evidence, findings: Findings) -> Measured:
+def _measured(evidence: Evidence, findings: Findings, floor_rows: int) -> Measured:
     reference = findings["reference"]
     classes = _account_facts(evidence, findings["classes"])
     rare = (evidence.challenger.record.dataset or {}).get("rare_accounts", {})
@@ -288,6 +289,7 @@ def _measured(evidence: Evidence, findings: Findings) -> Measured:
             "loss": evidence.answers["challenger"].loss,
             "calibration_error": calibration["expected_calibration_error"],
             "coverage": calibration["coverage"],
+            **_score_unseen(findings["slices"], floor_rows),
         },
         reference=None if missing else values[reference["key"]],
         reference_title=reference["title"],
@@ -301,6 +303,14 @@ def _measured(evidence: Evidence, findings: Findings) -> Measured:
         checked_by=key_in_use(),  # it is what the download was checked by
         rare=[each["label"] for each in classes if each["label"] in rare and not each["rows"]],
     )
+
+
+def _score_unseen(slices: Findings, floor_rows: int) -> dict[str, float]:
+    """Return the accuracy on suppliers that train never saw, if there are so many rows of them."""
+    unseen = {part["value"]: part for part in slices.get(SUPPLIERS, [])}.get(UNSEEN)
+    if not unseen or unseen["rows"] < floor_rows:
+        return {}
+    return {"unseen_accuracy": unseen["challenger"]["accuracy"]}
 
 
 def _account_facts(evidence: Evidence, classes: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from account_tax.storage.names import VERDICT_TAG, VERIFIED_TAG
 
 from .baselines import TFIDF, TITLES
 
+UNSEEN = "min_unseen_accuracy"  # asked where suppliers are known, and enough rows are of new ones
 Status = Literal["passed", "failed", "not measured"]
 
 
@@ -52,7 +53,8 @@ class Measured:
     """What the gates look at.
 
     Attributes:
-        challenger: Metrics of the version: accuracy, f1, loss, calibration_error, coverage.
+        challenger: Metrics of the version: accuracy, f1, loss, calibration_error, coverage; and
+            unseen_accuracy, of suppliers that train never saw, where there are enough rows of them.
         reference: The same of what it is compared with; None where that could not be scored.
         reference_title: The reference in words.
         missing: Why there is no reference; else empty.
@@ -92,6 +94,7 @@ def evaluate_gates(gates: Mapping[str, Any], measured: Measured) -> list[GateRes
         measures[name](name, wanted, measured)
         for name, wanted in gates.items()
         if name in measures and wanted is not None and wanted is not False
+        if name != UNSEEN or "unseen_accuracy" in measured.challenger
     ]
 
 
@@ -121,6 +124,7 @@ def _measures(floor_rows: int) -> dict[str, Callable[[str, Any, Measured], GateR
     return {
         "min_accuracy": _threshold("accuracy", greater=True),
         "min_f1": _threshold("f1", greater=True),
+        UNSEEN: _threshold("unseen_accuracy", greater=True),
         "max_loss": _threshold("loss", greater=False),
         "accuracy_min_absolute_change": _change("accuracy", "min_absolute_change"),
         "accuracy_min_relative_change": _change("accuracy", "min_relative_change"),
@@ -337,7 +341,8 @@ def _missing_in_words(metric: str, value: float | None) -> str:
 
 
 def _in_words(metric: str) -> str:
-    return "macro-F1" if metric == "f1" else metric.replace("_", " ")
+    words = {"f1": "macro-F1", "unseen_accuracy": "accuracy on suppliers that train never saw"}
+    return words.get(metric, metric.replace("_", " "))
 
 
 def _sentence(reason: str) -> str:

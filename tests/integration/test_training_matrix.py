@@ -44,7 +44,8 @@ CASES = [
       for stage in (0, 3)
       for pooling in ("cls", "mean")),
     case(0, **FULL, **{"model.pooling": "mean"}),
-    case(2, **{"loss.class_weights": "balanced", "metrics.average": "weighted"}),
+    case(2, **{"loss.class_weights": "balanced", "metrics.average": "weighted",
+               "training.label_smoothing_factor": 0.1}),
     case(0, **{"deepspeed.wall_clock_breakdown": True}),
     *(case(stage, **precision, **{"training.lr_scheduler_type": "polynomial"})
       for stage, precision in ((0, BF16), (2, {}), (3, {}))),

@@ -29,3 +29,11 @@ def test_a_filling_row_adds_nothing_to_the_loss():
     filled = global_batch_cross_entropy({"logits": logits}, labels, 2)
     alone = global_batch_cross_entropy({"logits": logits[:2]}, labels[:2], 2)
     assert filled.item() == pytest.approx(alone.item(), rel=1e-6)
+
+
+def test_smoothed_the_target_is_spread_over_all_classes():
+    logits, labels = torch.randn(4, 3), torch.tensor([0, 2, 1, -100])
+    found = global_batch_cross_entropy({"logits": logits}, labels, 3, label_smoothing=0.3)
+    target = 0.7 * torch.nn.functional.one_hot(labels[:3], 3) + 0.1
+    by_hand = -(target * logits[:3].log_softmax(-1)).sum() / 3
+    assert found.item() == pytest.approx(by_hand.item(), rel=1e-6)

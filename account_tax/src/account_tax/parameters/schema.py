@@ -361,6 +361,7 @@ class Training(TypedDict):
     load_best_model_at_end: bool
     metric_for_best_model: Metric
     greater_is_better: bool
+    label_smoothing_factor: NotRequired[Share]
     warmup_steps: NotRequired[NonNegative]
     per_device_eval_batch_size: NotRequired[Count]
     train_sampling_strategy: NotRequired[
@@ -470,8 +471,6 @@ REFUSED = {
     "train.training.fsdp": "set train.deepspeed.zero_optimization instead: DeepSpeed shards here",
     "train.training.fsdp_config": "set train.deepspeed.zero_optimization instead",
     "train.training.parallelism_config": "not available here: ranks share data only",
-    "train.training.label_smoothing_factor": "not available here: the loss is this project's own, "
-    "see train.loss",
     "train.training.logging_nan_inf_filter": "not yours to set: a loss that is no number stops the "
     "run",
     "train.training.use_liger_kernel": "not available here: no kernels of others are in the lock",

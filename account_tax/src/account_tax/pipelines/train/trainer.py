@@ -24,6 +24,7 @@ def global_batch_cross_entropy(
     num_items_in_batch: Tensor | int,
     *,
     class_weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """Return this micro-batch's share of the global batch's mean loss, in nats.
 
@@ -36,11 +37,17 @@ def global_batch_cross_entropy(
         labels: Class ids in [0, C) or -100 for no row, (B,).
         num_items_in_batch: Rows of the global batch; Trainer counts them over the ranks.
         class_weights: Positive weights, (C,), or None.
+        label_smoothing: Share of a row's target that is spread over all classes; below 1.
     """
     logits = outputs["logits"].float()
     weights = None if class_weights is None else class_weights.to(logits.device)
     total = nn.functional.cross_entropy(
-        logits, labels, weight=weights, ignore_index=IGNORED_LABEL, reduction="sum"
+        logits,
+        labels,
+        weight=weights,
+        ignore_index=IGNORED_LABEL,
+        reduction="sum",
+        label_smoothing=label_smoothing,
     )
     return total / num_items_in_batch
 
@@ -63,7 +70,11 @@ class LedgerTrainer(CheckpointedTrainer):
         class_weights: Tensor | None = None,
         **kwargs: Any,
     ):
-        loss = partial(global_batch_cross_entropy, class_weights=class_weights)
+        loss = partial(
+            global_batch_cross_entropy,
+            class_weights=class_weights,
+            label_smoothing=kwargs["args"].label_smoothing_factor,
+        )
         super().__init__(compute_loss_func=loss, **kwargs)
         self.speed, self.finite = speed, finite
         self.frozen = FrozenLayers(self)
@@ -137,8 +148,8 @@ class LedgerTrainer(CheckpointedTrainer):
         """Return Trainer's evaluation, its loss computed from the gathered logits.
 
         Trainer averages the ranks' batch means, which are not means over the rows: batches differ
-        in size, and the last one is filled with repeated rows. The loss here is unweighted, so
-        that runs with and without class weights can be compared.
+        in size, and the last one is filled with repeated rows. The loss here is neither weighted
+        nor smoothed, so that runs with and without can be compared.
         """
         output = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")

@@ -59,6 +59,20 @@ def test_it_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path):
     assert torch.equal(again._means["0.weight"], whole._means["0.weight"])
 
 
+def test_it_begins_anew_with_the_weights_of_now():
+    model, means = make()
+    for value in (0.1, 0.4):
+        fill(model, value)
+        several = means.add()
+    assert several
+    means.begin_anew()
+    assert means._count == 1
+    assert torch.equal(means._means["0.weight"], model[0].weight.detach())
+    fill(model, 0.7)
+    assert means.add()
+    torch.testing.assert_close(means._means["0.weight"], torch.full((2, 3), 0.6))
+
+
 def test_before_the_first_evaluation_and_without_it_nothing_changes(tmp_path):
     for enabled in (True, False):
         model, means = make(enabled)

@@ -18,9 +18,11 @@ MEAN_FILE = "mean_weights.safetensors"  # in a checkpoint, beside the weights it
 class MeanWeights:
     """The mean of the trained weights at the evaluations so far; float32, on the CPU.
 
-    The k-th evaluation counts k times: the first ones are far from where training ends. What is
-    evaluated and saved is the mean, what is trained never sees it. So the best model, an early stop
-    and a search's pruning are all of the mean. Every rank keeps a whole one.
+    The k-th evaluation counts k times: the first ones are far from where training ends. Where the
+    weights alone have a lower loss on validation, the mean begins anew with them: while a training
+    is still far from its end, a mean lags behind. What is evaluated and saved is the mean, what is
+    trained never sees it. So the best model, an early stop and a search's pruning are all of the
+    mean. Every rank keeps a whole one.
 
     Source: Izmailov et al. 2018, Averaging Weights Leads to Wider Optima and Better Generalization;
     the weights: Lacoste-Julien et al. 2012, A simpler approach to obtaining an O(1/t) rate.
@@ -36,15 +38,21 @@ class MeanWeights:
         self._count = 0
         self._means: dict[str, Tensor] = {}
 
-    def add(self) -> None:
-        """Take in the weights as they are now."""
+    def add(self) -> bool:
+        """Take in the weights as they are now; return whether there is a mean of several."""
         if not self._enabled:
-            return
+            return False
         self._count += 1
         share = 2 / (self._count + 1)  # k of 1 + 2 + ... + k
         for name, weight in self._trained():
             mean = self._means.setdefault(name, torch.zeros(weight.shape))
             mean += (weight.cpu().float() - mean) * share
+        return self._count > 1
+
+    def begin_anew(self) -> None:
+        """Forget all weights but those of now."""
+        self._count, self._means = 0, {}
+        self.add()
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

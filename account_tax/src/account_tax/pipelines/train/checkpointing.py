@@ -118,13 +118,6 @@ class CheckpointedTrainer(Trainer):
 
     # --- going on ---------------------------------------------------------------------------------
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate the weights, or while training their mean, these among them."""
-        if self.state.global_step:  # not where it evaluates before it begins
-            self.means.add()
-        with self.means.in_place():
-            return super().evaluate(*args, **kwargs)
-
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train; from a checkpoint, if one is given and its bytes are those that were saved."""
         if resume_from_checkpoint:

@@ -145,6 +145,19 @@ class LedgerTrainer(CheckpointedTrainer):
         return norm
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Return the answers of the weights or, while training, of their mean: the better ones."""
+        own = self._answer(*args, **kwargs)
+        if not self.state.global_step or not self.means.add():
+            return own
+        with self.means.in_place():
+            mean = self._answer(*args, **kwargs)
+        losses = [cast(Any, each.metrics)["eval_loss"] for each in (own, mean)]
+        if losses[1] <= losses[0]:
+            return mean
+        self.means.begin_anew()
+        return own
+
+    def _answer(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Return Trainer's evaluation, its loss computed from the gathered logits.
 
         Trainer averages the ranks' batch means, which are not means over the rows: batches differ

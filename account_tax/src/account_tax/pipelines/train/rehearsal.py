@@ -141,6 +141,7 @@ def _why_not_made(train: dict[str, Any]) -> str | None:
             # These two would want a rank here; DeepSpeed's part is checked in the parameters.
             own = {"deepspeed": None, "ddp_backend": None, "output_dir": scratch}
             own["disable_tqdm"] = True  # nothing of this is shown
+            own["label_smoothing_factor"] = 0.0  # Trainer's own way to it is not used here
             arguments = TrainingArguments(**{**training_fields(train, scratch), **own})
             trainer = Trainer(
                 _Nothing(), arguments, train_dataset=rows, eval_dataset=rows,

@@ -61,7 +61,7 @@ PLAIN = [
     case(0),
     case(2),
     case(1, **{"training.bf16": True}),
-    case(0, **{"training.bf16": True, "averaging.enable": True}),
+    case(0, **{"training.bf16": True, "averaging.enable": True, "training.eval_on_start": True}),
     case(2, **{"averaging.enable": True, "training.load_best_model_at_end": False}),
     case(
         2,

@@ -127,6 +127,7 @@ class CheckpointedTrainer(Trainer):
             self._clear_what_comes_after()
         if self.resumed_from:
             self.means.load(self.resumed_from)
+            self.args.eval_on_start = False  # that was before the first step
         self.add_callback(_SaveFlow(self))  # the last: it corrects what the others ask for
         output = super().train(resume_from_checkpoint, *args, **kwargs)
         self.means.settle()

@@ -124,16 +124,17 @@ def test_every_fault_is_said_at_once_and_nothing_changes(client, model):
         take(
             client, model, "approve", 1,
             reviewer=" Lee", reason=" \n", gates=[PASSED, FAILED, NOT_MEASURED],
-            waive=["acuracy", "accuracy"], expires="2026-03-01",
+            waive=["acuracy", "accuracy", "min_unseen_accuracy"], expires="2026-03-01",
         )  # fmt: skip
     said = str(refusal.value)
     for part in (
-        f"7 problems with the approve of {model} 1",
+        f"8 problems with the approve of {model} 1",
         "reason (-P reason): blank",
         "reviewer = Lee (-P reviewer): also the author of the version",
         "gate calibration_error: failed, found 0.09; wanted at most 0.05",
         "gate reproduced: not measured, nobody tried; wanted within tolerance",
         "waive = acuracy (-P waive): no such gate. Did you mean accuracy?",
+        "waive = min_unseen_accuracy (-P waive): this gate is not asked of this version. Leave it out.",
         "waive = accuracy (-P waive): this gate passed. Leave it out.",
         "expires = 2026-03-01 (-P expires): expected a day after today, 2026-03-01.",
         "Nothing was changed.",

@@ -16,7 +16,7 @@ from account_tax.registry.registry_state import RegistryState, expiry_of
 from account_tax.registry.states import MOVES, moves_from
 from account_tax.storage.names import CONTENT_TAG
 
-from .gates import GateResult
+from .gates import GateResult, gate_names
 from .history_text import one_line
 
 KNOWN_AUTHOR = "known_author"  # no gate, but waived as one
@@ -124,7 +124,7 @@ def faults_of_words(
         idle = [key for key, value in given.items() if value]
         return faults + [f"{key} (-P {key}): belongs to approve only." for key in idle]
     faults += [
-        f"waive = {name} (-P waive): no such gate. {hint(name, gates)}"
+        f"waive = {name} (-P waive): {_why_no_gate(name, gates)}"
         for name in dict.fromkeys(waive)
         if name not in gates
     ]
@@ -184,6 +184,12 @@ def _hindrance(gate: GateResult) -> str:
         f"gate {gate.name}: {gate.status}, {found}; wanted {gate.wanted}. "
         f"Waive it with the reason for that (-P waive={gate.name}), or reject the version."
     )
+
+
+def _why_no_gate(name: str, gates: Sequence[str]) -> str:
+    if name in gate_names():
+        return "this gate is not asked of this version. Leave it out."
+    return f"no such gate. {hint(name, gates)}"
 
 
 def _faults_of_waivers(gates: list[GateResult], waive: list[str]) -> list[str]:

@@ -105,6 +105,15 @@ def test_a_disk_is_full_when_checkpoints_and_best_model_do_not_fit(refuse, free_
     assert "save_total_limit" in fault
 
 
+def test_the_mean_of_the_weights_takes_four_bytes_more(refuse, free_bytes):
+    averaged = {**VALUES, "train": VALUES["train"] | {"averaging": {"enable": True}}}
+    needed = BASE_BYTES + (2 + 2) * 1000 * (BYTES_PER_PARAMETER + 4)
+    free_bytes(needed)
+    assert refuse(values=averaged) == []
+    free_bytes(needed - 1)
+    assert refuse(values=averaged)
+
+
 def test_checkpoints_that_are_there_already_need_no_more_room(refuse, free_bytes):
     size = 1000 * BYTES_PER_PARAMETER
     free_bytes(BASE_BYTES + 2 * size)

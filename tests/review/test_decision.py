@@ -134,7 +134,7 @@ def test_every_fault_is_said_at_once_and_nothing_changes(client, model):
         "gate calibration_error: failed, found 0.09; wanted at most 0.05",
         "gate reproduced: not measured, nobody tried; wanted within tolerance",
         "waive = acuracy (-P waive): no such gate. Did you mean accuracy?",
-        "waive = min_unseen_accuracy (-P waive): this gate is not asked of this version. Leave it out.",
+        "waive = min_unseen_accuracy (-P waive): this gate is not asked of this version.",
         "waive = accuracy (-P waive): this gate passed. Leave it out.",
         "expires = 2026-03-01 (-P expires): expected a day after today, 2026-03-01.",
         "Nothing was changed.",

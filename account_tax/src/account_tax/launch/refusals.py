@@ -16,6 +16,7 @@ MEBIBYTE = 2**20
 BASE_BYTES = 256 * MEBIBYTE
 # Of a trained parameter in a checkpoint: fp32 master weight, two Adam moments, the weight itself.
 BYTES_PER_PARAMETER = 16
+MEAN_BYTES = 4  # and, with train.averaging, the mean in float32
 
 
 def find_machine_faults(
@@ -51,7 +52,9 @@ def find_machine_faults(
         faults.append(
             f"master_port = {port}: {why}. Give another port, or master_port=auto for a free one."
         )
-    size = report.get("trainable_parameters", 0) * BYTES_PER_PARAMETER
+    averaged = values["train"].get("averaging", {}).get("enable", False)
+    each = BYTES_PER_PARAMETER + MEAN_BYTES * averaged
+    size = report.get("trainable_parameters", 0) * each
     return faults + _disk_faults(values, project, size, saved_bytes, written)
 
 

@@ -42,6 +42,13 @@ def test_training_without_lora_is_said(facts):
     assert "| adaptation | every weight |" in write_card(facts)
 
 
+def test_what_the_labels_were_smoothed_by_is_said(facts):
+    training = facts["train"]["training"] | {"label_smoothing_factor": 0.1}
+    smoothed = facts | {"train": facts["train"] | {"training": training}}
+    assert "| label smoothing | 0.1 |" in write_card(smoothed)
+    assert "label smoothing" not in write_card(facts)
+
+
 def test_a_pipe_in_a_label_does_not_break_the_table(facts):
     facts["evaluation"]["per_class"][0]["label"] = "meals | gifts"
     assert "\n| meals \\| gifts | " in write_card(facts)

@@ -155,6 +155,7 @@ def _base_and_parameters(facts: Facts) -> str:
         "max steps": training.get("max_steps"),
         "batch": f"{micro_batch} rows x {accumulation} accumulated, a rank",
         "precision": settings["precision"],
+        "label smoothing": training.get("label_smoothing_factor"),
         "class weights": train.get("loss", {}).get("class_weights"),
         "longest input": f"{settings['max_length']} tokens",
         "seed": training.get("seed"),

@@ -407,6 +407,7 @@ def test_a_field_settled_elsewhere_names_the_place(project, words, place):
         (["data.time_column=a", "data.group_column=b"], "data.group_column", "days of two splits"),
         (["data.time_column=a", "data.duplicates=keep"], "data.duplicates", "days of two splits"),
         (["data.label_column=text"], "data.label_column", "would hold its label"),
+        (["data.supplier_column=label"], "data.supplier_column", "train knows every account"),
         (["train.training.fp16=true"], "train.training.fp16", "can't both be true"),
         (["train.training.save_steps=750"], "train.training.save_steps", "multiple of eval_steps"),
         (["train.training.save_steps=250"], "train.training.save_steps", "multiple of eval_steps"),
@@ -418,7 +419,7 @@ def test_a_field_settled_elsewhere_names_the_place(project, words, place):
                 "train.training.load_best_model_at_end=false",
             ],
             "train.training.eval_strategy",
-            "at each evaluation",
+            "set its enable to false",
         ),
         (
             ["train.training.metric_for_best_model=loss"],

@@ -23,6 +23,8 @@ def _data_conflicts(get: Get) -> Iterator[Conflict]:
         yield "data.split.train", f"train, validation and test have to sum to 1, and sum to {total}"
     if get("data.label_column") in (get("data.text_columns") or []):
         yield "data.label_column", "is one of data.text_columns too: the text would hold its label"
+    if get("data.supplier_column") and get("data.supplier_column") == get("data.label_column"):
+        yield "data.supplier_column", "is data.label_column too: train knows every account"
     if get("data.time_column") and get("data.group_column"):
         yield (
             "data.group_column",
@@ -47,7 +49,8 @@ def _best_model_conflicts(get: Get) -> Iterator[Conflict]:
         better = "lower" if metric.endswith("loss") else "greater"
         yield f"{at}greater_is_better", f"a {better} {metric} is the better one"
     if get("train.averaging.enable") and get(f"{at}eval_strategy") == "no":
-        yield f"{at}eval_strategy", "train.averaging takes the weights at each evaluation"
+        reason = "train.averaging takes the weights at each evaluation; or set its enable to false"
+        yield f"{at}eval_strategy", reason
     if not get(f"{at}load_best_model_at_end"):
         return
     if get(f"{at}save_only_model"):

@@ -39,7 +39,7 @@ WINDOW_ROWS = 8192
 HOPELESS = 100_000  # so many rejects beyond the share that may be, and the rest is not read
 # A column of more values, with fewer rows each, holds texts, which no message may show.
 FEW_LABELS, LEAST_ROWS = 5, 3
-OTHERS = ("group", "time", "amount")  # columns that may be named beside text, label and supplier
+OTHERS = ("group", "time", "supplier", "amount")  # columns that may be named beside text and label
 SHOWN_REASONS, SHOWN_ROWS = 20, 3  # of rows that can't be read; all are counted
 
 
@@ -245,10 +245,10 @@ def _pick_rows(window: Window, ids: np.ndarray, data: dict[str, Any], texts: Tex
         "row_id": ids,
     }
     columns |= {kind: as_text(read[name]) for kind, name in _other_columns(data).items()}
-    if supplier := data.get("supplier_column") or _first_of_several(data["text_columns"]):
-        names = as_text(read[supplier])  # never needed again, and a number is smaller
+    if "supplier" in columns:
+        names = columns["supplier"]  # never needed again, and a number is smaller
         hash_all: Any = hash_pandas_object  # pandas gives it no type
-        columns |= {"supplier": np.where(names == "", 0, hash_all(names, index=False))}
+        columns["supplier"] = np.where(names == "", 0, hash_all(names, index=False))
     if "time" in columns:
         columns |= {"line": window.rows.numbers, "where": f"{window.file} {window.unit}"}
     frame = texts.add(joined).assign(**columns)
@@ -337,21 +337,18 @@ def _set_by(data: dict[str, Any]) -> dict[str, str]:
     """Return the columns that are read, and the parameter that names each."""
     columns = dict.fromkeys(data["text_columns"], "data.text_columns")
     columns[data["label_column"]] = "data.label_column"
-    others = _other_columns(data)
-    if supplier := data.get("supplier_column"):
-        others["supplier"] = supplier
-    return columns | {name: f"data.{kind}_column" for kind, name in others.items()}
-
-
-def _first_of_several(columns: list[str]) -> str | None:
-    """Return the text column that most likely names the merchant; None if one says it all."""
-    return columns[0] if len(columns) > 1 else None
+    keys = [f"{kind}_column" for kind in OTHERS]
+    return columns | {name: f"data.{key}" for key in keys if (name := data.get(key))}
 
 
 def _other_columns(data: dict[str, Any]) -> dict[str, str]:
-    """Return the columns that are neither text nor label nor supplier, by what they hold."""
+    """Return the columns that are read beside text and label, by what they hold.
+
+    The first of several text columns most likely names the supplier, where no other does.
+    """
+    first = {"supplier": data["text_columns"][0]} if len(data["text_columns"]) > 1 else {}
     # A version that was recorded before one of them could be set was made without it.
-    return {kind: name for kind in OTHERS if (name := data.get(f"{kind}_column"))}
+    return first | {kind: name for kind in OTHERS if (name := data.get(f"{kind}_column"))}
 
 
 # --- rows ---------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from account_tax.storage.names import CONTENT_TAG
 from .baselines import MAJORITY, TFIDF, TITLES
 from .differences import compare_records
 from .evidence import Contender, Evidence, Scored
-from .gates import GateResult, Measured, evaluate_gates, judge
+from .gates import UNSEEN, GateResult, Measured, evaluate_gates, judge
 from .statistics import (
     compare_by_mcnemar,
     confuse,
@@ -32,7 +32,7 @@ from .statistics import (
 )
 
 MOST_CHANGES = 20  # cells of the confusion matrix in the table of differences
-SUPPLIERS, UNSEEN = "supplier in train", "suppliers that train never saw"  # a slice and its part
+SUPPLIERS = "supplier in train"  # a slice
 
 Findings = dict[str, Any]
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import mlflow
@@ -16,6 +19,15 @@ WORDS = (
     *("coffee", "lunch", "taxi", "hotel", "rent", "office", "paper", "stamp"),
     *("fuel", "phone", "water", "power", "tax", "fee", "toner"),
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the commands of all workers' tests share their imports: see warm_python.py."""
+    if not hasattr(config, "workerinput") and "WARM_PYTHON" not in os.environ:
+        place = os.environ["WARM_PYTHON"] = tempfile.mkdtemp(prefix="warm-")
+        config.add_cleanup(lambda: shutil.rmtree(place))  # whose end the warm ones wait for
+        places = [str(Path(__file__).parent / "warm"), os.environ.get("PYTHONPATH")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, places))
 
 
 def make_tiny_base(folder: Path, seed: int = 0) -> Path:

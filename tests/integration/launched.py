@@ -32,7 +32,7 @@ class Running:
             self.process = subprocess.Popen(
                 command,
                 cwd=folder,
-                env=environment(env),
+                env=environment({"WARM_COMMANDS": "no", **(env or {})}),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,

@@ -142,7 +142,8 @@ def test_a_split_by_time_is_planned_and_described_by_its_days(
     facts = describe_dataset(ledger, splits, tokenized, tokenizer, {}, data, {"model": model})
     assert facts["days"]["validation"] == ["2024-01-17", "2024-01-18"]
     assert tokenized["test"]["unseen"] == [True] * 4
-    assert facts["typed_columns"] == {"dates": "2024-01-01 to 2024-01-20"}
+    found = {"dates": "2024-01-01 to 2024-01-20", "suppliers": "40 in the column shop"}
+    assert facts["typed_columns"] == found
 
 
 def test_the_description_holds_no_text(prepared):

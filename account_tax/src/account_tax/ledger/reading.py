@@ -141,7 +141,7 @@ def read_ledger(data: dict[str, Any], tokenize: Tokenize | None = None) -> Ledge
         frame["amount"], typed["amounts"] = read_amounts(frame["amount"])
     if data.get("time_column"):
         frame, typed["dates"] = _read_dates(frame, data, tables)
-    typed |= _say_how_map_fits(label_map, frame["label"])
+    typed |= _count_suppliers(frame, data) | _say_how_map_fits(label_map, frame["label"])
     renamed = _rename_labels(frame, label_map)
     doubtful = _find_doubtful_labels(frame, data)
     if data.get("labels") == "merge":
@@ -352,6 +352,13 @@ def _other_columns(data: dict[str, Any]) -> dict[str, str]:
 
 
 # --- rows ---------------------------------------------------------------------------------------
+
+
+def _count_suppliers(frame: pd.DataFrame, data: dict[str, Any]) -> dict[str, str]:
+    if "supplier" not in frame:
+        return {}
+    count = np.setdiff1d(frame["supplier"].to_numpy(), [0]).size
+    return {"suppliers": f"{count:,} in the column {_other_columns(data)['supplier']}"}
 
 
 def _keep_out(

@@ -32,7 +32,6 @@ import sys
 import tempfile
 import threading
 import time
-import warnings
 from contextlib import suppress
 from pathlib import Path
 
@@ -272,12 +271,12 @@ def _import_libraries(listed: Path) -> None:
         found = subprocess.run(
             [sys.executable, "-P", __file__, "--list"], capture_output=True, check=True, text=True
         )
-        listed.write_text(found.stdout.splitlines()[-1], encoding="utf-8")
-    warnings.simplefilter("ignore")
+        mine = listed.with_suffix(f".{os.getpid()}")
+        mine.write_text(found.stdout.splitlines()[-1], encoding="utf-8")
+        mine.replace(listed)
     for name in json.loads(listed.read_text(encoding="utf-8")):
         with suppress(Exception):
             importlib.import_module(name)
-    warnings.resetwarnings()
     assert not [name for name in sys.modules if name.startswith(("account_tax", "kedro"))]
     assert threading.active_count() == 1
 
@@ -336,8 +335,7 @@ class _Server:
     def _fork(self, line: socket.socket) -> int:
         length = int.from_bytes(line.recv(8, socket.MSG_WAITALL), "big")
         content, rights, *_ = line.recvmsg(1, socket.CMSG_LEN(256 * 4))
-        files = array.array("i")
-        files.frombytes(rights[0][2])
+        files = array.array("i", b"".join(given for *_, given in rights))
         while len(content) < length:
             content += line.recv(length - len(content))
         if pid := os.fork():

@@ -426,3 +426,18 @@ def test_without_a_supplier_column_the_first_of_several_text_columns_names_the_m
     assert found["test"]["unseen"].tolist() == expected
     assert any(expected)
     assert named["test"]["unseen"].tolist() == expected
+
+
+def test_a_first_text_column_of_free_text_is_no_suppliers(parameters, ledger_csv):
+    rows = [(f"line {i % 110}", f"shop {i % 60}", "ab"[i % 2]) for i in range(200)]
+    path = ledger_csv(*rows, columns="text shop label")
+    columns = ["text", "shop"]
+    free = read_ledger(parameters(path, text_columns=columns))
+    named = read_ledger(parameters(path, text_columns=columns, supplier_column="text"))
+    first = read_ledger(parameters(path, text_columns=columns[::-1]))
+    found = [("supplier" in each.frame, each.typed) for each in (free, named, first)]
+    assert found == [
+        (False, {}),
+        (True, {"suppliers": "110 in the column text"}),
+        (True, {"suppliers": "60 in the column shop"}),
+    ]

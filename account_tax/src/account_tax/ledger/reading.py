@@ -64,8 +64,8 @@ class Ledger:
             rows that are repeats), label (never empty) and row_id (0-based number of the row in its
             file, those that can't be read included); group, day and amount (NaN: none that can be
             read), where their columns are set; supplier (a number for each, 0: none named), where
-            its column is set or there are several text columns; split, where the source is split
-            already or by time.
+            its column is set or the first of several text columns repeats itself; split, where the
+            source is split already or by time.
         texts: Of the rows, on disk, with their token ids where a model was given.
         source_sha256: Digest of the source's bytes, see `source_digest`.
         rows_read: Rows in the source.
@@ -134,14 +134,14 @@ def read_ledger(data: dict[str, Any], tokenize: Tokenize | None = None) -> Ledge
         digest = files.digest()
     if faults := faults + tables.faults + tables.reject_faults():
         raise DataError(faults)
-    frame = pd.concat(frames, ignore_index=True)
-    frames.clear()  # else there are two of all of them from here on
     typed = {"mind this": words} if (words := mind_texts(tables.first)) else {}
+    frame = _settle_suppliers(pd.concat(frames, ignore_index=True), data, typed)
+    frames.clear()  # else there are two of all of them from here on
     if data.get("amount_column"):
         frame["amount"], typed["amounts"] = read_amounts(frame["amount"])
     if data.get("time_column"):
         frame, typed["dates"] = _read_dates(frame, data, tables)
-    typed |= _count_suppliers(frame, data) | _say_how_map_fits(label_map, frame["label"])
+    typed |= _say_how_map_fits(label_map, frame["label"])
     renamed = _rename_labels(frame, label_map)
     doubtful = _find_doubtful_labels(frame, data)
     if data.get("labels") == "merge":
@@ -344,7 +344,8 @@ def _set_by(data: dict[str, Any]) -> dict[str, str]:
 def _other_columns(data: dict[str, Any]) -> dict[str, str]:
     """Return the columns that are read beside text and label, by what they hold.
 
-    The first of several text columns most likely names the supplier, where no other does.
+    The first of several text columns most likely names the supplier, where no other does; whether
+    it can is seen by its values (`_settle_suppliers`).
     """
     first = {"supplier": data["text_columns"][0]} if len(data["text_columns"]) > 1 else {}
     # A version that was recorded before one of them could be set was made without it.
@@ -354,11 +355,22 @@ def _other_columns(data: dict[str, Any]) -> dict[str, str]:
 # --- rows ---------------------------------------------------------------------------------------
 
 
-def _count_suppliers(frame: pd.DataFrame, data: dict[str, Any]) -> dict[str, str]:
+def _settle_suppliers(
+    frame: pd.DataFrame, data: dict[str, Any], typed: dict[str, str]
+) -> pd.DataFrame:
+    """Return the rows, with suppliers where there are some, and note how many in `typed`.
+
+    A column that nobody has named for it and that mostly has another value holds free text.
+    """
     if "supplier" not in frame:
-        return {}
-    count = np.setdiff1d(frame["supplier"].to_numpy(), [0]).size
-    return {"suppliers": f"{count:,} in the column {_other_columns(data)['supplier']}"}
+        return frame
+    named = frame["supplier"].to_numpy()
+    named = named[named != 0]
+    count = np.unique(named).size
+    if not data.get("supplier_column") and 2 * count > len(named):
+        return frame.drop(columns="supplier")
+    typed["suppliers"] = f"{count:,} in the column {_other_columns(data)['supplier']}"
+    return frame
 
 
 def _keep_out(

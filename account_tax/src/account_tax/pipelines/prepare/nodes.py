@@ -30,7 +30,7 @@ from account_tax.storage.names import DATASET_METADATA_FILE, PREPARED_FOLDER
 from account_tax.storage.prepared import find_prepared
 
 # Part of `inputs_sha256`: raise it when the same inputs give another dataset.
-PREPARE_VERSION = 6
+PREPARE_VERSION = 7
 
 
 # --- plan ---------------------------------------------------------------------------------------

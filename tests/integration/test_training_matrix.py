@@ -48,6 +48,7 @@ CASES = [
     case(2, **{"loss.class_weights": "balanced", "metrics.average": "weighted",
                "training.label_smoothing_factor": 0.1}),
     case(0, **{"deepspeed.wall_clock_breakdown": True}),
+    case(0, **{"loss.class_weights": "sqrt"}),
     *(case(stage, **precision, **{"training.lr_scheduler_type": "polynomial"})
       for stage, precision in ((0, BF16), (2, {}), (3, {}))),
     *(case(stage, **changes, **AVERAGED)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from account_tax.pipelines.train.batches import (
     IGNORED_LABEL,
     GlobalBatchSampler,
     Rows,
-    balanced_class_weights,
+    class_weights,
 )
 from tests.conftest import make_splits
 
@@ -88,8 +87,10 @@ def test_grouping_pads_less():
     assert padded_tokens(True) < 1.1 * useful < padded_tokens(False)
 
 
-def test_balanced_weights_average_to_one_over_the_rows():
+@pytest.mark.parametrize(("kind", "expected"), [("balanced", 4), ("sqrt", 2)])
+def test_weights_average_to_one_over_the_rows(kind, expected):
     labels = np.array([0] * 8 + [1] * 2)
-    weights = balanced_class_weights(labels, 2)
-    assert torch.allclose(weights, torch.tensor([10 / 16, 10 / 4]))  # rows / (C * count)
+    weights = class_weights(labels, 2, kind)
+    assert (weights[1] / weights[0]).item() == pytest.approx(expected)  # rows 8 : 2
     assert weights[labels].mean().item() == pytest.approx(1.0)
+    assert class_weights(labels, 2, "none") is None

@@ -378,7 +378,7 @@ class Metrics(TypedDict):
 class Loss(TypedDict):
     """The loss."""
 
-    class_weights: Literal["none", "balanced"]
+    class_weights: Literal["none", "sqrt", "balanced"]
 
 
 class Tuning(TypedDict):

@@ -149,11 +149,18 @@ class GlobalBatchSampler(Sampler[int]):
         return rows[np.argsort(-self.rows.lengths[rows], kind="stable")]
 
 
-def balanced_class_weights(labels: np.ndarray, num_labels: int) -> torch.Tensor:
-    """Return a weight for each class, (C,), float32: rows / (C * rows of the class).
+def class_weights(labels: np.ndarray, num_labels: int, kind: str) -> torch.Tensor | None:
+    """Return a weight for each class, (C,), float32, or None where all weigh the same.
 
-    Averaged over the rows they are 1, so the weighted loss keeps its scale.
+    `balanced` is rows / (C * rows of the class), `sqrt` in proportion to its root. Averaged over
+    the rows they are 1, so the weighted loss keeps its scale.
     Source: scikit-learn, compute_class_weight("balanced").
     """
+    if kind == "none":
+        return None
     counts = np.bincount(labels, minlength=num_labels)
-    return torch.from_numpy((len(labels) / (num_labels * counts)).astype(np.float32))
+    weights = len(labels) / (num_labels * counts)
+    if kind == "sqrt":
+        weights = np.sqrt(weights)
+        weights *= len(labels) / (counts @ weights)
+    return torch.from_numpy(weights.astype(np.float32))

@@ -45,7 +45,7 @@ from account_tax.storage.files import hold, read_json
 from account_tax.storage.names import PROGRESS_VARIABLE
 from account_tax.tracking.metric_sender import close_metrics, open_metrics
 
-from .batches import RowCollator, Rows, balanced_class_weights
+from .batches import RowCollator, Rows, class_weights
 from .callbacks import (
     EVALUATED,
     EngineTimeCallback,
@@ -364,11 +364,8 @@ def _build_trainer(
     if "mlflow" in (train_params["training"].get("report_to") or []):
         callbacks.append(MLflowMetricsCallback())
     train_rows = Rows.from_dataset(splits["train"])
-    weights = None
-    if train_params.get("loss", {}).get("class_weights", "none") == "balanced":
-        weights = balanced_class_weights(
-            train_rows.labels, splits["train"].features["labels"].num_classes
-        )
+    classes = splits["train"].features["labels"].num_classes
+    kind = train_params.get("loss", {}).get("class_weights", "none")
     average = train_params.get("metrics", {}).get("average", "macro")
     trainer = LedgerTrainer(
         model=model,
@@ -381,7 +378,7 @@ def _build_trainer(
         callbacks=callbacks,
         speed=speed,
         finite=finite,
-        class_weights=weights,
+        class_weights=class_weights(train_rows.labels, classes, kind),
         average=train_params.get("averaging", {}).get("enable", False),
         facts=read_json(Path(arguments.output_dir or "") / ATTEMPT_FILE).get("facts"),
     )

@@ -107,7 +107,7 @@ def test_a_ledger_without_common_ngrams_is_a_fault_of_its_data(prepared, paramet
     _, splits, tokenized, _ = prepared()
     signs = [(chr(0x2600 + number), "xy"[number % 2]) for number in range(40)]
     ledger = read_ledger(parameters(ledger_csv(*signs)))
-    with pytest.raises(DataError, match="none of the n-grams is in 1 of the 32 training rows"):
+    with pytest.raises(DataError, match="none is in 1 of the 32 training rows"):
         fit_split_ngrams(ledger, splits, tokenized, NGRAMS)
 
 

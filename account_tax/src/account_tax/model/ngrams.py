@@ -60,9 +60,11 @@ def fit_ngrams(
     least = 1 if len(texts) < FEW_ROWS else params["min_rows"]
     hashes, rows_with = _choose(texts, sizes, least, room)
     if not len(hashes):
+        mend = "Shorten train.ngrams.word or char" if least == 1 else "Lower train.ngrams.min_rows"
         raise NgramsError(
-            f"train.ngrams: none of the n-grams is in {least} of the {len(texts):,} training rows. "
-            "Lower train.ngrams.min_rows, or set train.ngrams.enable to false."
+            f"train.ngrams: of words of {params['word']} and characters of {params['char']} none "
+            f"is in {least:,} of the {len(texts):,} training rows. {mend}, or set "
+            "train.ngrams.enable to false."
         )
     idf = np.log((1 + len(texts)) / (1 + rows_with)) + 1
     shape = (len(hashes), classes)

@@ -54,6 +54,16 @@ def test_a_plan_gathers_the_faults_of_split_and_labels(parameters, ledger_csv, t
     assert "no such file" in fault
 
 
+def test_a_length_that_leaves_no_text_is_no_fault_of_the_ledger(
+    parameters, ledger_csv, two_classes, model
+):
+    data = parameters(ledger_csv(*two_classes), max_length=3)
+    prefixed = {"prefix": "query: ", "num_labels": 2}
+    assert plan_data(data, model | prefixed).faults == []  # the check of the base has it
+    with pytest.raises(DataError, match=r"data\.max_length = 3: special tokens and train\.model"):
+        read_seen_ledger(data, model | prefixed)
+
+
 def test_what_was_prepared_before_is_planned_without_reading_it(
     parameters, ledger_csv, two_classes, model, tmp_path, monkeypatch
 ):

@@ -18,6 +18,7 @@ from account_tax.ledger.dates import describe_days
 from account_tax.ledger.reading import DataError, Ledger, read_ledger, source_digest
 from account_tax.ledger.splitting import split_ledger, splits_in_words
 from account_tax.ledger.tokens import (
+    LengthError,
     check_labels,
     load_base,
     read_seen_ledger,
@@ -115,10 +116,10 @@ def _read(data: dict[str, Any], model: dict[str, Any]) -> Ledger:
     """Return the ledger, its repeats by its texts where there is no base to read them."""
     try:
         return read_seen_ledger(data, model)
-    except DataError:
-        raise
-    except Exception:  # the check of the base says what is wrong with it
-        return read_ledger(data)
+    except Exception as err:
+        if isinstance(err, DataError) and not isinstance(err, LengthError):
+            raise
+        return read_ledger(data)  # the check of the base says what is wrong with it
 
 
 def inputs_sha256(data: dict[str, Any], train: dict[str, Any], source_sha256: str) -> str:

@@ -54,6 +54,15 @@ def test_a_plan_gathers_the_faults_of_split_and_labels(parameters, ledger_csv, t
     assert "no such file" in fault
 
 
+def test_a_plan_says_that_there_are_no_ngrams(parameters, ledger_csv, two_classes, model):
+    data, whole = parameters(ledger_csv(*two_classes)), model | {"num_labels": 2}
+    assert plan_data(data, whole, NGRAMS).faults == []
+    long = NGRAMS | {"word": [10, 10], "char": [10, 10]}
+    (fault,) = plan_data(data, whole, long).faults
+    assert "none is in 1 of the 32 training rows. Shorten train.ngrams.word" in fault
+    assert plan_data(data, whole, long | {"enable": False}).faults == []
+
+
 def test_a_length_that_leaves_no_text_is_no_fault_of_the_ledger(
     parameters, ledger_csv, two_classes, model
 ):

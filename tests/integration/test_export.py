@@ -117,6 +117,7 @@ def test_an_export_answers_as_its_readme_says(tmp_path, tiny_base, pooling, lora
     classifier = save_trained(tmp_path / "version", str(tiny_base), pooling, lora, ngrams)
     output = tmp_path / "exported"
     assert write_export(classifier, output, VERSION) <= 1e-5
+    assert not (output / "__pycache__").exists()
     answer = run_elsewhere(python_blocks(output / "README.md"), tmp_path)
     assert_same(answer, classifier)
     assert "newly initialized" not in answer.said

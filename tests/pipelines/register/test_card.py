@@ -137,6 +137,7 @@ def test_both_parts_stand_with_what_each_is_worth_alone(facts):
     facts["settings"] = facts["settings"] | {"calibration": calibration}
     card = write_card(facts)
     assert "| n-grams alone | 0.7000 | 0.6000 | 0.5 |" in card
+    assert "| validation, the encoder alone | n/a | 0.8000 |" in card
     assert "it takes at least 63 validation rows, all right" in card
 
 

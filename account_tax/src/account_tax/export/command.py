@@ -143,6 +143,7 @@ def write_export(classifier: Path, output: Path, version: ModelVersion) -> float
             (scratch / "ngrams.py").write_text(standalone_ngrams(), encoding="utf-8")
         (scratch / "README.md").write_text(write_readme(loaded, version), encoding="utf-8")
         difference = compare_export(scratch, loaded, texts, logits)
+        shutil.rmtree(scratch / "__pycache__", ignore_errors=True)  # left by its imports
         scratch.chmod(0o755)  # mkdtemp's is for one user only
         scratch.rename(output)
     finally:

@@ -38,6 +38,10 @@ from account_tax.storage.files import canonical_sha256
 TOKENIZE_ROWS = 10_000  # rows a tokenizer call; bounds the memory that Python's lists take
 
 
+class LengthError(DataError):
+    """A ledger can't be read as a base would: all cut off, all lines are the same to it."""
+
+
 @without_quotes
 def read_seen_ledger(data: dict[str, Any], model: dict[str, Any]) -> Ledger:
     """Return the ledger with its repeats found among what the base reads of the texts.
@@ -47,12 +51,17 @@ def read_seen_ledger(data: dict[str, Any], model: dict[str, Any]) -> Ledger:
         model: train.model; used are name, revision, sha256 and prefix.
 
     Raises:
-        DataError: As `read_ledger`.
+        DataError: As `read_ledger`; LengthError, one of them, if the base can't take max_length.
         BaseModelError: If the base can't be had.
     """
-    return read_ledger(
-        data, lambda texts: read_tokens(texts, load_base(model)[1], data["max_length"])
-    )
+
+    def read(texts: Sequence[str]) -> pa.ListArray:
+        _, tokenizer = load_base(model)
+        if faults := check_length(data["max_length"], tokenizer, model["name"]):
+            raise LengthError(faults)
+        return read_tokens(texts, tokenizer, data["max_length"])
+
+    return read_ledger(data, read)
 
 
 def read_tokens(

@@ -184,7 +184,7 @@ def choose_threshold(
     chosen = {"threshold": None, "coverage": 0.0, "precision": None}
     for start, risk in STARTS:
         first = max(start, least_rows(target_precision, guarantee) / max(1, len(scores)))
-        steps = [*np.arange(first, 1.0, STEP), 1.0] if first <= 1 else []
+        steps = [*np.arange(first, 1.0, STEP), 1.0] if first <= 1 and points else []
         for place in np.searchsorted(shares, np.array(steps) - 1e-9):
             point = points[place]
             rows = round(point["coverage"] * len(scores))

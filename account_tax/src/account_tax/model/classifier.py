@@ -193,6 +193,11 @@ def resolve_pin(pin: Mapping[str, Any]) -> BaseReference:
 
 def _package_folder(name: str) -> Path:
     package, _, folder = name.removeprefix(PACKAGE_SCHEME).partition("/")
+    if not package.isidentifier() or {"..", "/"} & {*Path(folder).parts}:
+        raise BaseModelError(
+            f"train.model.name = {name}: expected {PACKAGE_SCHEME}PACKAGE/FOLDER, a folder within "
+            "the package. Give a folder elsewhere by its path."
+        )
     spec = importlib.util.find_spec(package)  # finds a top-level package without importing it
     if spec is None or not spec.submodule_search_locations:
         raise BaseModelError(

@@ -50,20 +50,8 @@ def fit_ngrams(
     Raises:
         NgramsError: If no n-gram is in enough rows, or there are too many classes.
     """
-    room = min(params["max_features"], MOST_WEIGHTS // classes)
-    if room < min(FEWEST_FEATURES, params["max_features"]):
-        raise NgramsError(
-            f"train.ngrams: {classes:,} accounts leave room for {room} n-grams, of "
-            f"{MOST_WEIGHTS:,} weights. Set train.ngrams.enable to false."
-        )
+    hashes, rows_with = choose_ngrams(texts, len(texts), classes, params)
     sizes = torch.tensor([params["word"], params["char"]])
-    least = 1 if len(texts) < FEW_ROWS else params["min_rows"]
-    hashes, rows_with = _choose(texts, sizes, least, room)
-    if not len(hashes):
-        raise NgramsError(
-            f"train.ngrams: none of the n-grams is in {least} of the {len(texts):,} training rows. "
-            "Lower train.ngrams.min_rows, or set train.ngrams.enable to false."
-        )
     idf = np.log((1 + len(texts)) / (1 + rows_with)) + 1
     shape = (len(hashes), classes)
     empty = Ngrams(
@@ -74,6 +62,39 @@ def fit_ngrams(
     matrix = csr_matrix((values, (rows, columns)), shape=(len(texts), len(hashes)))
     empty.weights[:], empty.bias[:] = map(torch.from_numpy, _fit(matrix, ids, shape))
     return empty
+
+
+def choose_ngrams(
+    texts: Sequence[str], rows: int, classes: int, params: Mapping[str, Any]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the hashes of the n-grams to fit to, rising, and how many of the texts have each.
+
+    Args:
+        texts: Of the train split, the first ones or all.
+        rows: How many it has.
+        classes: See `fit_ngrams`.
+        params: Likewise.
+
+    Raises:
+        NgramsError: As `fit_ngrams`.
+    """
+    room = min(params["max_features"], MOST_WEIGHTS // classes)
+    if room < min(FEWEST_FEATURES, params["max_features"]):
+        raise NgramsError(
+            f"train.ngrams: {classes:,} accounts leave room for {room} n-grams, of "
+            f"{MOST_WEIGHTS:,} weights. Set train.ngrams.enable to false."
+        )
+    sizes = torch.tensor([params["word"], params["char"]])
+    least = 1 if rows < FEW_ROWS else params["min_rows"]
+    hashes, rows_with = _choose(texts, sizes, least, room)
+    if not len(hashes):
+        mend = "Shorten train.ngrams.word or char" if least == 1 else "Lower train.ngrams.min_rows"
+        raise NgramsError(
+            f"train.ngrams: of words of {params['word']} and characters of {params['char']} none "
+            f"is in {least:,} of the {rows:,} training rows. {mend}, or set "
+            "train.ngrams.enable to false."
+        )
+    return hashes, rows_with
 
 
 def _choose(

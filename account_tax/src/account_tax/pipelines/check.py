@@ -44,7 +44,8 @@ def check(values: dict[str, Any]) -> dict[str, Any]:
     train, data = values.get("train", {}), values.get("data")
     model = train.get("model", {})
     if data is not None:
-        plan = plan_prepared(data, train) or plan_data(data, {"num_labels": None, **model})
+        named = {"num_labels": None, **model}
+        plan = plan_prepared(data, train) or plan_data(data, named, train.get("ngrams"))
         report["faults"] += plan.faults
         gates = values.get("registry", {}).get("gates")
         if words := floors_in_words(gates, plan.test_rows) if gates else "":

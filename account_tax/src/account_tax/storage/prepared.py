@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from .files import read_json
+from .files import read_json, sha256_of
 from .names import DATASET_METADATA_FILE, NGRAMS_FILE, SPLITS
 
 
@@ -34,11 +34,26 @@ def _is_whole(folder: Path, version: str) -> bool:
     datasets = folder / "tokenized_datasets" / version / "tokenized_datasets"
     tokenizer = folder / "tokenizer" / version / "tokenizer"
     ngrams = folder / NGRAMS_FILE / version / NGRAMS_FILE
-    needed = [tokenizer / "tokenizer_config.json", datasets / "dataset_dict.json", ngrams]
+    needed = [tokenizer / "tokenizer_config.json", datasets / "dataset_dict.json"]
     for split in SPLITS:
         state = datasets / split / "state.json"
         if not state.is_file():
             return False
         files = json.loads(state.read_text("utf-8"))["_data_files"]
         needed += [datasets / split / file["filename"] for file in files]
-    return all(path.is_file() for path in needed)
+    return all(path.is_file() for path in needed) and is_intact(ngrams)
+
+
+def digest_file(file: Path) -> Path:
+    """Return where the sha256 of a file stands, beside it."""
+    return file.with_name(f"{file.name}.sha256")
+
+
+def is_intact(file: Path) -> bool:
+    """Return whether a file is there, and as it was written."""
+    expected = digest_file(file)
+    return (
+        file.is_file()
+        and expected.is_file()
+        and expected.read_text(encoding="ascii") == sha256_of(file)
+    )

@@ -18,6 +18,7 @@ from account_tax.ledger.dates import describe_days
 from account_tax.ledger.reading import DataError, Ledger, read_ledger, source_digest
 from account_tax.ledger.splitting import split_ledger, splits_in_words
 from account_tax.ledger.tokens import (
+    LengthError,
     check_labels,
     load_base,
     read_seen_ledger,
@@ -31,6 +32,7 @@ from account_tax.storage.prepared import find_prepared
 
 # Part of `inputs_sha256`: raise it when the same inputs give another dataset.
 PREPARE_VERSION = 7
+LOOKED_ROWS = 1000  # in which some n-gram mostly comes again
 
 
 # --- plan ---------------------------------------------------------------------------------------
@@ -49,7 +51,9 @@ class DataPlan:
     test_rows: dict[str, int] = field(default_factory=dict)
 
 
-def plan_data(data: dict[str, Any], model: dict[str, Any]) -> DataPlan:
+def plan_data(
+    data: dict[str, Any], model: dict[str, Any], ngrams: Mapping[str, Any] | None = None
+) -> DataPlan:
     """Return what prepare would make of the parameters, or every fault it would stop at."""
     try:
         ledger = _read(data, model)
@@ -61,14 +65,31 @@ def plan_data(data: dict[str, Any], model: dict[str, Any]) -> DataPlan:
         labels = sorted(ledger.frame["label"].unique())
         return DataPlan(err.faults + check_labels(model["num_labels"], labels), labels)
     test_rows = splits["test"]["label"].value_counts().to_dict()
+    faults = _ngram_faults(ledger, splits["train"], len(labels), ngrams or {})
     return DataPlan(
-        check_labels(model["num_labels"], labels),
+        check_labels(model["num_labels"], labels) + faults,
         labels,
         {name: len(rows) for name, rows in splits.items()},
         _facts(ledger, splits),
         ledger.source_sha256,
         _measured(dict.fromkeys(labels, 0) | test_rows, ledger.rare),
     )
+
+
+def _ngram_faults(
+    ledger: Ledger, train: pd.DataFrame, classes: int, ngrams: Mapping[str, Any]
+) -> list[str]:
+    """Return why train.ngrams has nothing to fit; a few rows mostly say that it has."""
+    from account_tax.model.ngrams import NgramsError, choose_ngrams, sample_rows
+
+    faults, rows = [], sample_rows(len(train))
+    for some in (rows[:LOOKED_ROWS], rows) if ngrams.get("enable") else ():
+        try:
+            choose_ngrams(ledger.texts.of(train.iloc[some]), len(rows), classes, ngrams)
+            return []
+        except NgramsError as err:
+            faults = [str(err)]
+    return faults
 
 
 def plan_prepared(data: dict[str, Any], train: dict[str, Any]) -> DataPlan | None:
@@ -115,10 +136,10 @@ def _read(data: dict[str, Any], model: dict[str, Any]) -> Ledger:
     """Return the ledger, its repeats by its texts where there is no base to read them."""
     try:
         return read_seen_ledger(data, model)
-    except DataError:
-        raise
-    except Exception:  # the check of the base says what is wrong with it
-        return read_ledger(data)
+    except Exception as err:
+        if isinstance(err, DataError) and not isinstance(err, LengthError):
+            raise
+        return read_ledger(data)  # the check of the base says what is wrong with it
 
 
 def inputs_sha256(data: dict[str, Any], train: dict[str, Any], source_sha256: str) -> str:

@@ -59,10 +59,13 @@ def describe_version(facts: Facts) -> str:
 
 def _summary(facts: Facts) -> str:
     evaluation, metrics = facts["evaluation"], facts["metrics"]
+    calibration = facts["settings"].get("calibration") or {}
     names = ("accuracy", "f1", "precision", "recall", "loss")
+    # What training measured has no n-grams in it.
+    validation = "validation" + ", the encoder alone" * ("fusion" in calibration)
     rows = [
         [split, *(format_number(metrics.get(f"{key}/{name}")) for name in names)]
-        for split, key in (("test", "test"), ("validation", "eval"))
+        for split, key in (("test", "test"), (validation, "eval"))
     ]
     return (
         f"# {facts['name']}\n\n"
@@ -70,7 +73,7 @@ def _summary(facts: Facts) -> str:
         f"F1, precision and recall are {evaluation['average']} averages; the test split has "
         f"{evaluation['rows']:,} rows, the loss is in nats.\n\n"
         + markdown_table(["split", *names], rows)
-        + _parts(metrics, facts["settings"].get("calibration") or {})
+        + _parts(metrics, calibration)
         + _suppliers(metrics)
     )
 

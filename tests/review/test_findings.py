@@ -85,8 +85,12 @@ def test_rows_of_suppliers_new_to_train_are_scored_beside_the_others(evidence, g
     asked = gates | {"min_unseen_accuracy": 1.0}
     for least, names in ((5, []), (4, ["min_unseen_accuracy"])):
         some = replace(evidence, unseen=pd.Series(unseen))
-        outcomes = find(some, asked | {"class_floor_rows": least})["gates"]
-        found = [gate for gate in outcomes if gate["name"] == "min_unseen_accuracy"]
+        outcomes = find(some, asked | {"class_floor_rows": least})
+        assert outcomes["warnings"] == [
+            "The gate min_unseen_accuracy is not asked: 4 test rows are of suppliers that train "
+            "never saw, and it takes 5 (registry.gates.class_floor_rows)."
+        ] * (not names)
+        found = [gate for gate in outcomes["gates"] if gate["name"] == "min_unseen_accuracy"]
         assert [gate["name"] for gate in found] == names, "asked where there are enough rows"
         assert all(gate["found"] == f"{right[:4].mean():.4f}" for gate in found)
     none = find(replace(evidence, unseen=pd.Series(unseen & False)), gates)["slices"][

@@ -20,7 +20,7 @@ from account_tax.storage.names import CONTENT_TAG
 from .baselines import MAJORITY, TFIDF, TITLES
 from .differences import compare_records
 from .evidence import Contender, Evidence, Scored
-from .gates import UNSEEN, GateResult, Measured, evaluate_gates, judge
+from .gates import UNSEEN, UNSEEN_GATE, GateResult, Measured, evaluate_gates, judge
 from .statistics import (
     compare_by_mcnemar,
     confuse,
@@ -64,7 +64,7 @@ def find(evidence: Evidence, gates: Mapping[str, Any]) -> Findings:
         "disagreements": _disagree(evidence),
         "cost": _costs(evidence),
         "differences": compare_records(evidence.challenger.record, champion and champion.record),
-        "warnings": _warnings(evidence),
+        "warnings": _warnings(evidence, gates),
     }
     outcomes = evaluate_gates(gates, _measured(evidence, findings, gates["class_floor_rows"]))
     return findings | {
@@ -245,7 +245,7 @@ def _cost(contender: Contender, scored: Scored | None) -> dict[str, str]:
     }
 
 
-def _warnings(evidence: Evidence) -> list[str]:
+def _warnings(evidence: Evidence, gates: Mapping[str, Any]) -> list[str]:
     """Return what a reader has to know before the numbers."""
     rows, champion, warnings = len(evidence.truth), evidence.champion, []
     if champion and "champion" not in evidence.answers:
@@ -269,6 +269,12 @@ def _warnings(evidence: Evidence) -> list[str]:
         warnings.append(
             f"The baselines were trained on {MOST_ROWS:,} of the {evidence.train_rows:,} "
             "training rows."
+        )
+    least, unseen = gates["class_floor_rows"], evidence.unseen
+    if unseen is not None and gates.get(UNSEEN_GATE) and (some := int(unseen.sum())) < least:
+        warnings.append(
+            f"The gate {UNSEEN_GATE} is not asked: {some:,} test rows are of {UNSEEN}, and it "
+            f"takes {least:,} (registry.gates.class_floor_rows)."
         )
     return warnings
 

@@ -104,7 +104,7 @@ def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",  # as stages have it, so that one warm Python serves all
         # A server's queues for jobs nobody asks for are seven processes, 1.2 GB.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         **(changes or {}),

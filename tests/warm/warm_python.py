@@ -50,7 +50,7 @@ OTHERS = {
     *("account_tax.processes.warm", "account_tax.pipelines.check", "verify.py"),
     *("deepspeed.launcher.runner", "deepspeed.launcher.launch", "launch.py", "ranks.py"),
 }
-GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd")  # CUDA can't be used in a fork
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg", "/dev/accel")  # no CUDA in a fork
 # Variables that no library reads but when it is asked for something.
 LATE = (
     *("MLFLOW_", "ACCOUNT_TAX_", "GIT_", "PYTEST_", "WARM_", "PWD", "OLDPWD", "SHLVL", "_"),

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -44,8 +44,8 @@ def wait_until(condition: Callable[[], object]) -> None:
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory) -> Callable[..., subprocess.Popen[str]]:
-    """Return what starts the script, once there is a warm Python for it."""
+def start(tmp_path_factory) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Yield what starts the script, once there is a warm Python for it."""
     folder = tmp_path_factory.mktemp("script")
     script, place = folder / "verify.py", folder / "warm"
     script.write_text(SCRIPT)
@@ -65,7 +65,8 @@ def start(tmp_path_factory) -> Callable[..., subprocess.Popen[str]]:
     for _ in range(2):
         assert begin().communicate("")[1].startswith("False")
     wait_until(lambda: [file for file in place.iterdir() if file.is_socket()])
-    return begin
+    yield begin
+    shutil.rmtree(place)  # whose end the warm one waits for
 
 
 def test_it_sees_what_any_command_sees_and_ends_like_it(start):

@@ -58,9 +58,9 @@ def launch_ranks(world_size: int, log: Path, *words: str) -> None:
         *(sys.executable, "-m", "deepspeed.launcher.runner", f"--num_gpus={world_size}"),
         *("--no_local_rank", f"--master_port={free_port()}", *words),
     ]
-    places = [str(ROOT / "account_tax/src"), str(ROOT), *sys.path, os.environ.get("PYTHONPATH", "")]
+    places = [str(ROOT / "account_tax/src"), str(ROOT), *sys.path, os.environ.get("PYTHONPATH")]
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(places),
+        "PYTHONPATH": os.pathsep.join(filter(None, places)),
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
     }

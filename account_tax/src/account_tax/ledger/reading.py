@@ -130,13 +130,12 @@ def read_ledger(data: dict[str, Any], tokenize: Tokenize | None = None) -> Ledge
         label_map = _label_map_of(data, faults)
         files = _open_files(data, _set_by(data), Path(scratch), faults)
         tables = _Tables(data, files)
-        frames, texts = _read_windows(tables, data, tokenize)
+        frame, texts = _read_windows(tables, data, tokenize)
         digest = files.digest()
     if faults := faults + tables.faults + tables.reject_faults():
         raise DataError(faults)
     typed = {"mind this": words} if (words := mind_texts(tables.first)) else {}
-    frame = _settle_suppliers(pd.concat(frames, ignore_index=True), data, typed)
-    frames.clear()  # else there are two of all of them from here on
+    _settle_suppliers(frame, data, typed)
     if data.get("amount_column"):
         frame["amount"], typed["amounts"] = read_amounts(frame["amount"])
     if data.get("time_column"):
@@ -222,13 +221,14 @@ def _source_fault(data: dict[str, Any], fault: object) -> str:
 
 def _read_windows(
     tables: _Tables, data: dict[str, Any], tokenize: Tokenize | None
-) -> tuple[list[pd.DataFrame], Texts]:
-    """Return the rows of each window, and their texts."""
+) -> tuple[pd.DataFrame, Texts]:
+    """Return the rows of all windows, and their texts; no column where nothing can be read."""
     try:
         texts = Texts(tokenize)
-        return [_pick_rows(window, ids, data, texts) for window, ids in tables.windows()], texts
+        frames = [_pick_rows(window, ids, data, texts) for window, ids in tables.windows()]
     except Refused as err:  # where the texts are kept
         raise DataError([str(err)]) from None
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(), texts
 
 
 def _pick_rows(window: Window, ids: np.ndarray, data: dict[str, Any], texts: Texts) -> pd.DataFrame:
@@ -355,22 +355,20 @@ def _other_columns(data: dict[str, Any]) -> dict[str, str]:
 # --- rows ---------------------------------------------------------------------------------------
 
 
-def _settle_suppliers(
-    frame: pd.DataFrame, data: dict[str, Any], typed: dict[str, str]
-) -> pd.DataFrame:
-    """Return the rows, with suppliers where there are some, and note how many in `typed`.
+def _settle_suppliers(frame: pd.DataFrame, data: dict[str, Any], typed: dict[str, str]) -> None:
+    """Note in `typed` how many suppliers there are; take the column away if it holds free text.
 
-    A column that nobody has named for it and that mostly has another value holds free text.
+    It does where nobody has named it for suppliers and it mostly has another value.
     """
     if "supplier" not in frame:
-        return frame
+        return
     named = frame["supplier"].to_numpy()
     named = named[named != 0]
     count = np.unique(named).size
     if not data.get("supplier_column") and 2 * count > len(named):
-        return frame.drop(columns="supplier")
-    typed["suppliers"] = f"{count:,} in the column {_other_columns(data)['supplier']}"
-    return frame
+        del frame["supplier"]
+    else:
+        typed["suppliers"] = f"{count:,} in the column {_other_columns(data)['supplier']}"
 
 
 def _keep_out(

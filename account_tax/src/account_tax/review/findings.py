@@ -64,11 +64,11 @@ def find(evidence: Evidence, gates: Mapping[str, Any]) -> Findings:
         "disagreements": _disagree(evidence),
         "cost": _costs(evidence),
         "differences": compare_records(evidence.challenger.record, champion and champion.record),
-        "warnings": _warnings(evidence, gates),
     }
     outcomes = evaluate_gates(gates, _measured(evidence, findings, gates["class_floor_rows"]))
     return findings | {
         "worse": _worse(findings),
+        "warnings": _warnings(evidence) + _say_not_asked(evidence, gates, outcomes),
         "gates": [asdict(each) for each in outcomes],
         "outcome": judge([asdict(each) for each in outcomes])[0],
     }
@@ -245,7 +245,7 @@ def _cost(contender: Contender, scored: Scored | None) -> dict[str, str]:
     }
 
 
-def _warnings(evidence: Evidence, gates: Mapping[str, Any]) -> list[str]:
+def _warnings(evidence: Evidence) -> list[str]:
     """Return what a reader has to know before the numbers."""
     rows, champion, warnings = len(evidence.truth), evidence.champion, []
     if champion and "champion" not in evidence.answers:
@@ -270,13 +270,20 @@ def _warnings(evidence: Evidence, gates: Mapping[str, Any]) -> list[str]:
             f"The baselines were trained on {MOST_ROWS:,} of the {evidence.train_rows:,} "
             "training rows."
         )
-    least, unseen = gates["class_floor_rows"], evidence.unseen
-    if unseen is not None and gates.get(UNSEEN_GATE) and (some := int(unseen.sum())) < least:
-        warnings.append(
-            f"The gate {UNSEEN_GATE} is not asked: {some:,} test rows are of {UNSEEN}, and it "
-            f"takes {least:,} (registry.gates.class_floor_rows)."
-        )
     return warnings
+
+
+def _say_not_asked(
+    evidence: Evidence, gates: Mapping[str, Any], outcomes: Sequence[GateResult]
+) -> list[str]:
+    """Return why the gate of new suppliers, where they are known, is not among the outcomes."""
+    asked = UNSEEN_GATE in {each.name for each in outcomes}
+    if evidence.unseen is None or not gates.get(UNSEEN_GATE) or asked:
+        return []
+    return [
+        f"The gate {UNSEEN_GATE} is not asked: {evidence.unseen.sum():,} test rows are of {UNSEEN}"
+        f", and it takes {gates['class_floor_rows']:,} (registry.gates.class_floor_rows)."
+    ]
 
 
 def _measured(evidence: Evidence, findings: Findings, floor_rows: int) -> Measured:

@@ -58,26 +58,55 @@ def test_cpu_ranks_may_be_any_number(refuse):
     assert refuse(ranks=8) == []
 
 
-def test_cpu_ranks_need_a_compiler_gpu_ranks_do_not(refuse, no_tools):
-    (fault,) = refuse()
-    assert fault.startswith("C++ compiler = c++ (default): not found on PATH")
+def with_offload(device="cpu", what="offload_optimizer", **block):
+    return {"deepspeed": {"zero_optimization": {what: {"device": device}}, **block}}
+
+
+@pytest.mark.parametrize(
+    ("train", "gpus", "key"),
+    [
+        ({}, 0, None),
+        ({}, 1, None),
+        (with_offload(), 0, None),  # nothing to offload from
+        (with_offload(), 1, "offload_optimizer"),
+        (with_offload("none"), 1, None),
+        (with_offload(zero_force_ds_cpu_optimizer=False), 1, None),  # torch's own optimizer
+        (with_offload("nvme", zero_force_ds_cpu_optimizer=False), 1, "offload_optimizer"),
+        (with_offload(what="offload_param"), 1, None),
+        (with_offload("nvme", "offload_param"), 1, "offload_param"),
+    ],
+)
+def test_a_compiler_is_needed_where_operators_are_built(refuse, no_tools, train, gpus, key):
+    found = refuse(VALUES | {"train": VALUES["train"] | train}, CPU | {"gpus": gpus})
+    if key is None:
+        assert found == []
+        return
+    (fault,) = found
+    assert fault.startswith("C++ compiler = c++ (default): not found on PATH, and DeepSpeed")
+    assert key in fault
     assert "apt-get install g++" in fault
-    assert refuse(report=CPU | {"gpus": 1}) == []
+
+
+BUILT = {
+    "values": VALUES | {"train": VALUES["train"] | with_offload()},
+    "report": CPU | {"gpus": 1},
+}
 
 
 def test_the_compiler_is_the_one_torch_calls(refuse, no_tools, monkeypatch):
     add_tool(no_tools, "g++")
-    assert refuse(), "torch calls c++ unless CXX names another"
+    assert refuse(**BUILT), "torch calls c++ unless CXX names another"
     monkeypatch.setenv("CXX", "g++ -pipe")
-    assert refuse() == []
+    assert refuse(**BUILT) == []
     monkeypatch.setenv("CXX", "icpx")
-    (fault,) = refuse()
+    (fault,) = refuse(**BUILT)
     assert fault.startswith("C++ compiler = icpx (CXX): not found")
 
 
-def test_pythons_headers_are_needed_for_cpu_ranks(refuse, monkeypatch, tmp_path):
+def test_pythons_headers_are_needed_where_operators_are_built(refuse, monkeypatch, tmp_path):
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
-    (fault,) = refuse()
+    assert refuse() == []
+    (fault,) = refuse(**BUILT)
     assert "no Python.h" in fault
     assert "apt-get install python3-dev" in fault
 

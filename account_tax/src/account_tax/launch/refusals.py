@@ -11,6 +11,8 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
+from account_tax.processes.ranks import find_built
+
 MEBIBYTE = 2**20
 # Logs, tokenizer, plots and the registered copy, whatever the model's size.
 BASE_BYTES = 256 * MEBIBYTE
@@ -46,8 +48,7 @@ def find_machine_faults(
             f"num_gpus = {ranks}: this machine shows {gpus} GPU{'s' if gpus > 1 else ''}. "
             "Lower it, or let num_gpus=auto take those there are."
         )
-    if not gpus:
-        faults += _compiler_faults()
+    faults += _compiler_faults(values["train"], gpus)
     if isinstance(port, int) and (why := _why_not_bindable(port)):
         faults.append(
             f"master_port = {port}: {why}. Give another port, or master_port=auto for a free one."
@@ -58,22 +59,23 @@ def find_machine_faults(
     return faults + _disk_faults(values, project, size, saved_bytes, written)
 
 
-def _compiler_faults() -> list[str]:
-    """DeepSpeed builds its collective for CPU ranks when they start, even for one rank."""
+def _compiler_faults(train: dict[str, Any], gpus: int) -> list[str]:
+    """Return what is missing where DeepSpeed builds operators when ranks start."""
+    if not (built := find_built(train, gpus)):
+        return []
     # As torch.utils.cpp_extension looks for it; g++ under its own name alone does not help.
     compiler, source = os.environ.get("CXX", "c++"), "CXX" if "CXX" in os.environ else "default"
+    why = f"and DeepSpeed builds operators for {' and '.join(built)}"
     faults = []
     if not shutil.which(next(iter(shlex.split(compiler)), "")):
         faults.append(
-            f"C++ compiler = {compiler} ({source}): not found on PATH, and without a GPU "
-            "DeepSpeed builds its collective when ranks start. Install one, on Debian or Ubuntu "
-            "with: apt-get install g++, or set CXX to the one there is."
+            f"C++ compiler = {compiler} ({source}): not found on PATH, {why}. Install one, on "
+            "Debian or Ubuntu with: apt-get install g++, or set CXX to the one there is."
         )
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
         faults.append(
-            "Python headers: no Python.h for this interpreter, and without a GPU DeepSpeed builds "
-            "its collective when ranks start. Install them, on Debian or Ubuntu with: "
-            "apt-get install python3-dev"
+            f"Python headers: no Python.h for this interpreter, {why}. Install them, on Debian or "
+            "Ubuntu with: apt-get install python3-dev"
         )
     return faults
 

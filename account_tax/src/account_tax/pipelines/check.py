@@ -25,7 +25,7 @@ from account_tax.pipelines.prepare.nodes import inputs_sha256, plan_data, plan_p
 from account_tax.pipelines.train.rehearsal import find_loading_faults, find_trainer_faults
 from account_tax.pipelines.train.training_core import apply_lora_adapters, instantiate_model
 from account_tax.processes.guard import guard_stage
-from account_tax.processes.ranks import keep_operators_apart
+from account_tax.processes.ranks import find_built, keep_operators_apart
 from account_tax.provenance.signing import SignatureError, load_private_key
 from account_tax.storage.files import why_not_writable
 
@@ -57,7 +57,7 @@ def check(values: dict[str, Any]) -> dict[str, Any]:
     if data is not None and report["source_sha256"] and "base" in report:
         pinned = {**train, "model": {**model, **report["base"]}}
         report["inputs_sha256"] = inputs_sha256(data, pinned, report["source_sha256"])
-    report["faults"] += _training_faults(train) + _cache_faults(model, report)
+    report["faults"] += _training_faults(train) + _cache_faults(train, report)
     report["faults"] += _key_faults(values.get("registry", {}))
     return report
 
@@ -141,11 +141,13 @@ def _training_faults(train: dict[str, Any]) -> list[str]:
     return precision + others
 
 
-def _cache_faults(model: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
+def _cache_faults(train: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
     """Return the faults of folders outside the project that the run has to write to."""
-    keep_operators_apart()
-    folders = {"TORCH_EXTENSIONS_DIR": os.environ["TORCH_EXTENSIONS_DIR"]}
-    name = model.get("name") or ""
+    folders = {}
+    if find_built(train, torch.cuda.device_count()):
+        keep_operators_apart()
+        folders["TORCH_EXTENSIONS_DIR"] = os.environ["TORCH_EXTENSIONS_DIR"]
+    name = train.get("model", {}).get("name") or ""
     if "base" not in report and not (Path(name).is_dir() or name.startswith(PACKAGE_SCHEME)):
         folders["HF_HUB_CACHE"] = HF_HUB_CACHE  # a base that is there needs no writing
     return [

@@ -8,8 +8,10 @@ import os
 import socket
 import sys
 import traceback
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 # One process on its own: what a launcher would have set.
 _ONE_RANK = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
@@ -35,6 +37,36 @@ def join_as_one_rank() -> None:
         return
     os.environ.update(_ONE_RANK)
     os.environ.setdefault("MASTER_PORT", str(free_port()))
+
+
+def leave_out_collective() -> None:
+    """Keep DeepSpeed from building, and starting, its collective for CPU ranks.
+
+    Nothing calls it but layers that inference splits over ranks (deepspeed 0.19.8, comm/torch.py),
+    and it takes a compiler half a minute for each environment, and 66 MiB of /dev/shm a rank.
+    """
+    import deepspeed.ops
+
+    # It is read for that operator alone. Unless it is set, compilers are called to fill it.
+    deepspeed.ops.__compatible_ops__ = {}  # pyright: ignore
+
+
+def find_built(train: Mapping[str, Any], gpus: int) -> list[str]:
+    """Return the parameters for which DeepSpeed builds operators when ranks start.
+
+    Args:
+        train: The `train` section of training.yml.
+        gpus: Those there are; without one nothing is offloaded.
+    """
+    block = train.get("deepspeed") or {}
+    zero = block.get("zero_optimization") or {}
+    optimizer = ["nvme", *["cpu"] * block.get("zero_force_ds_cpu_optimizer", True)]
+    devices = {"offload_optimizer": optimizer, "offload_param": ["nvme"]}
+    return [
+        f"train.deepspeed.zero_optimization.{key}"
+        for key, built in devices.items()
+        if gpus and (zero.get(key) or {}).get("device") in built
+    ]
 
 
 def keep_operators_apart() -> None:
@@ -83,20 +115,6 @@ class Baton:
         """Give the lock back."""
         self._path.unlink(missing_ok=True)
         os.close(self._handle)
-
-
-def free_shared_memory() -> None:
-    """Take this rank's buffer of DeepSpeed's CPU collective off /dev/shm; the ranks keep it mapped.
-
-    DeepSpeed 0.19.8 (csrc/cpu/comm/shm.cpp) never does: 66 MiB of memory a rank and run stay taken.
-    """
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is None or not distributed.is_initialized():
-        return
-    distributed.barrier()  # every rank has opened those of the others
-    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
-    name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{os.environ['RANK']}"
-    Path("/dev/shm", name).unlink(missing_ok=True)
 
 
 def end_rank(status: int = 0) -> None:

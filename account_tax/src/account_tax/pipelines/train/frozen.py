@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from account_tax.processes.ranks import free_shared_memory, is_rank0
+from account_tax.processes.ranks import is_rank0
 
 from .batches import Rows, place_states
 
@@ -60,7 +60,6 @@ class FrozenLayers(TrainerCallback):
         layers = frozen_layers(self._trainer.model)
         if not layers:
             return
-        free_shared_memory()  # or a kill meanwhile would leave it
         started = time.monotonic()
         why_not = self._why_not(layers, args, state) or self._keep(layers)
         said = f"layers 0 to {len(layers) - 1} are the same in every epoch"

@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import get_last_checkpoint
 
 from account_tax.processes.guard import Stopped, saves_before_it_ends, told_to_end
-from account_tax.processes.ranks import free_shared_memory, is_rank0
+from account_tax.processes.ranks import is_rank0
 from account_tax.storage.files import write_json
 from account_tax.storage.names import FAULT_FILE, INTERRUPTED_FILE
 from account_tax.tracking.metric_sender import close_metrics
@@ -34,8 +34,7 @@ class StopCallback(TrainerCallback):
         self._signum = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take SIGTERM as a notice from now on, and leave nothing behind if killed."""
-        free_shared_memory()
+        """Take SIGTERM as a notice from now on."""
         saves_before_it_ends(True)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

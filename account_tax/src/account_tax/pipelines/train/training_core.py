@@ -35,10 +35,12 @@ from account_tax.faults import hint
 from account_tax.model.classifier import BaseModelError, build_classifier, resolve_base
 from account_tax.model.metrics import compute_classification_metrics
 from account_tax.processes.ranks import (
+    find_built,
     get_mlflow_env,
     is_rank0,
     join_as_one_rank,
     keep_operators_apart,
+    leave_out_collective,
 )
 from account_tax.storage.checkpoints import ATTEMPT_FILE, RANKS_LOCK
 from account_tax.storage.files import hold, read_json
@@ -111,7 +113,9 @@ def run_training_pipeline(
         Metrics under the specification's names (`train/loss`, `eval/f1`, ...).
     """
     join_as_one_rank()
-    keep_operators_apart()
+    leave_out_collective()
+    if find_built(train_params, torch.cuda.device_count()):
+        keep_operators_apart()
     open_metrics(Path(artifacts_root))
     training = train_params["training"]
     (enable_full_determinism if training.get("full_determinism") else set_seed)(training["seed"])

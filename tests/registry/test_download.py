@@ -151,6 +151,20 @@ def test_a_temporary_folder_without_space_is_said_in_a_line():
     assert re.fullmatch(r".* version 2: its files don't fit into .*TMPDIR.*", str(refused.value))
 
 
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("account-tax version 2: MLmodel: not what it lists.", "MLmodel: not what it lists."),
+        ("this is not the classifier: a: missing", "this is not the classifier: a: missing"),
+    ],
+)
+def test_a_version_is_named_once(said, expected):
+    title = "model = models:/account-tax/2 (-P model): account-tax version 2"
+    with pytest.raises(Refused) as refused, refuse_broken(title):
+        raise TamperedModelError(said)
+    assert str(refused.value) == f"{title}: {expected}"
+
+
 def test_foreign_code_is_refused_also_where_the_versions_tags_were_made_to_fit(shop, tmp_path):
     version = version_of(shop)
     with put_back(model_folder(shop), tmp_path / "kept") as folder:

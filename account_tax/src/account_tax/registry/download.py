@@ -113,8 +113,8 @@ def refuse_broken(title: str) -> Iterator[None]:
     try:
         yield
     except (TamperedModelError, BaseModelError, SignatureError) as err:
-        text = str(err)
-        raise Refused(text if text.startswith(title) else f"{title}: {text}") from err
+        named, _, rest = str(err).partition(": ")
+        raise Refused(f"{title}: {rest if named in title else err}") from err
     except (OSError, MlflowException) as err:
         if getattr(err, "error_code", "") in DENIED:
             raise

@@ -23,7 +23,8 @@ pytestmark = pytest.mark.integration
 
 ADAPTER = "adapter_model.safetensors"
 ROWS = {"train": 48, "validation": 17}
-# Dropout draws from every random number generator; intervals that share no factor with the epoch.
+# Dropout and noise draw from every random number generator; no interval shares a factor with the
+# epoch.
 RESUMABLE = {
     "model.config": {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1},
     "lora.dropout": 0.1,
@@ -34,6 +35,7 @@ RESUMABLE = {
     "training.save_steps": 2,
     "training.logging_steps": 3,
     "training.learning_rate": 1e-2,
+    "training.neftune_noise_alpha": 5.0,
 }
 TIMES = ("runtime", "per_second")
 
@@ -118,7 +120,7 @@ def test_from_any_checkpoint_the_same_adapter_and_history(whole, world_size, tmp
 # --- the command, killed --------------------------------------------------------------------------
 
 STEPWISE = [
-    *("max_steps=30", "epochs=100", "lora_dropout=0.1"),
+    *("max_steps=30", "epochs=100", "lora_dropout=0.1", "train.training.neftune_noise_alpha=5"),
     *("train.training.eval_strategy=steps", "train.training.eval_steps=2"),
     *("train.training.save_strategy=steps", "train.training.save_steps=2"),
 ]

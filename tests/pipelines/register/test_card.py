@@ -42,11 +42,13 @@ def test_training_without_lora_is_said(facts):
     assert "| adaptation | every weight |" in write_card(facts)
 
 
-def test_what_the_labels_were_smoothed_by_is_said(facts):
-    training = facts["train"]["training"] | {"label_smoothing_factor": 0.1}
-    smoothed = facts | {"train": facts["train"] | {"training": training}}
-    assert "| label smoothing | 0.1 |" in write_card(smoothed)
-    assert "label smoothing" not in write_card(facts)
+def test_smoothing_and_noise_are_said_where_there_are_any(facts):
+    given = {"label_smoothing_factor": 0.1, "neftune_noise_alpha": 5.0}
+    training = facts["train"]["training"] | given
+    card = write_card(facts | {"train": facts["train"] | {"training": training}})
+    for title, value in (("label smoothing", 0.1), ("noise on embeddings", 5.0)):
+        assert f"| {title} | {value} |" in card
+        assert title not in write_card(facts)
 
 
 def test_a_pipe_in_a_label_does_not_break_the_table(facts):

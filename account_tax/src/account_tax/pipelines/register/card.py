@@ -159,6 +159,7 @@ def _base_and_parameters(facts: Facts) -> str:
         "batch": f"{micro_batch} rows x {accumulation} accumulated, a rank",
         "precision": settings["precision"],
         "label smoothing": training.get("label_smoothing_factor"),
+        "noise on embeddings": training.get("neftune_noise_alpha"),
         "class weights": train.get("loss", {}).get("class_weights"),
         "longest input": f"{settings['max_length']} tokens",
         "seed": training.get("seed"),

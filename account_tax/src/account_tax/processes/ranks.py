@@ -60,12 +60,15 @@ def find_built(train: Mapping[str, Any], gpus: int) -> list[str]:
     """
     block = train.get("deepspeed") or {}
     zero = block.get("zero_optimization") or {}
-    optimizer = ["nvme", *["cpu"] * block.get("zero_force_ds_cpu_optimizer", True)]
-    devices = {"offload_optimizer": optimizer, "offload_param": ["nvme"]}
+    own_optimizer = block.get("zero_force_ds_cpu_optimizer", True)
+    built = {
+        "offload_optimizer": ("cpu", "nvme") if own_optimizer else ("nvme",),
+        "offload_param": ("nvme",),
+    }
     return [
         f"train.deepspeed.zero_optimization.{key}"
-        for key, built in devices.items()
-        if gpus and (zero.get(key) or {}).get("device") in built
+        for key, devices in built.items()
+        if gpus and (zero.get(key) or {}).get("device") in devices
     ]
 
 

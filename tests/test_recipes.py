@@ -5,6 +5,7 @@ import pytest
 import yaml
 
 from account_tax.model.classifier import resolve_base
+from account_tax.parameters.batch import share_batch
 from account_tax.parameters.config import resolve
 
 REPOSITORY = Path(__file__).parents[1]
@@ -80,8 +81,7 @@ def test_a_recipe_builds_real_arguments(recipe, tmp_path, tiny_base):
     model = apply_lora_adapters(model, train["lora"])
     assert model.get_nb_trainable_parameters()[0] > 0
     arguments = build_training_arguments(train, str(tmp_path))
-    block = train["deepspeed"]
-    assert arguments.per_device_train_batch_size == block["train_micro_batch_size_per_gpu"]
-    assert arguments.gradient_accumulation_steps == block["gradient_accumulation_steps"]
+    rows = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
+    assert rows == share_batch(train["deepspeed"], ranks=1)
     assert arguments.learning_rate == train["training"]["learning_rate"]
     assert arguments.hf_deepspeed_config.config["zero_optimization"]["stage"] in range(4)

@@ -1,5 +1,6 @@
 import base64
 import json
+import os
 import sys
 
 import pytest
@@ -29,7 +30,8 @@ def test_the_environment_and_the_options_tell_the_place(tmp_path):
 def test_a_study_in_a_job_has_a_worker_on_each_node_or_one_on_all(tmp_path):
     place = find_place(LaunchOptions(), JOB, workers=2)
     assert isinstance(place, EachNode)
-    assert (place.world_size(0), place.world_size(3)) == (1, 3)  # of one node
+    assert (place.world_size(1), place.world_size(3)) == (1, 3)  # of one node
+    assert place.worker_environment(2) == {}  # a node each
     ((command, log),) = place.start_workers(["kedro", "tune"], 2, tmp_path / "study")
     for option in ("--ntasks=2", "--nodes=2", "--ntasks-per-node=1", "--kill-on-bad-exit=0"):
         assert option in command
@@ -46,7 +48,9 @@ def test_workers_of_one_machine_share_its_cores_and_no_gpu(tmp_path):
         (["kedro"], tmp_path / "worker-0.log"),
         (["kedro"], tmp_path / "worker-1.log"),
     ]
-    cores = place.threads(1)
+    cores = len(os.sched_getaffinity(0))
+    assert place.worker_environment(1) == {}  # its ranks share them
+    assert place.worker_environment(cores * 2) == {"OMP_NUM_THREADS": "1"}
     assert place.workers_faults(cores, 0) == place.workers_faults(1, 1) == []
     assert "expected 1 where there is a GPU" in place.workers_faults(2, 1)[0]
     assert f"at most {cores}, a core each" in place.workers_faults(cores + 1, 0)[0]
@@ -82,10 +86,10 @@ def test_ranks_take_the_visible_gpus_only(tmp_path):
     assert world_of(command) == {"localhost": ["3", "GPU-5"]}
 
 
-def test_one_machine_takes_its_gpus_or_what_was_asked_for():
-    assert find().world_size(0) == 1
+def test_one_machine_takes_its_devices_or_what_was_asked_for():
+    assert find().world_size(1) == 1
     assert find().world_size(3) == 3
-    assert find(num_gpus=2).world_size(0) == 2
+    assert find(num_gpus=2).world_size(1) == 2
     assert find(num_gpus=2).ranks_here(2) == 2
 
 

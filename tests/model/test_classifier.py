@@ -6,6 +6,8 @@ import ctypes
 import json
 import shutil
 import subprocess
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -54,6 +56,29 @@ def trained(tmp_path):
     """The folder of a classifier as registration leaves it."""
     base = make_base(tmp_path / "base", "bert")
     return train_in_process(base, tmp_path / "run", **changes("bert", "cls", "plain"))
+
+
+def test_batches_computed_at_once_have_the_bits_of_batches_alone(trained, monkeypatch):
+    monkeypatch.setitem(classifier.BATCH_TOKENS, "cpu", 24)
+    loaded = read_classifier(trained)
+    rows = [[number % 5] * (1 + number % 7) for number in range(100)]
+    alone = loaded.logits_of_ids(rows)  # tests have one thread
+    seen, answer = set(), loaded._logits
+
+    def note(batch):
+        seen.add((threading.get_ident(), torch.get_num_threads()))
+        time.sleep(0.001)
+        return answer(batch)
+
+    monkeypatch.setattr(loaded, "_logits", note)
+    torch.set_num_threads(2)
+    try:
+        assert (loaded.logits_of_ids(rows) == alone).all()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert len(seen) == 2
+    assert {threads for _, threads in seen} == {1}
 
 
 def edit(file, **fields):

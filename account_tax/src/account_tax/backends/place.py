@@ -23,8 +23,12 @@ from account_tax.parameters.config import LaunchOptions
 class Place(Protocol):
     """What the launcher asks of a place."""
 
-    def world_size(self, gpus: int) -> int:
-        """Return how many ranks there will be, where this machine shows so many GPUs."""
+    def world_size(self, devices: int) -> int:
+        """Return how many ranks there will be.
+
+        Args:
+            devices: GPUs that this machine shows; without one, ranks that its cores are worth.
+        """
         ...
 
     def ranks_here(self, world_size: int) -> int:
@@ -63,9 +67,9 @@ class OneMachine:
     options: LaunchOptions
     visible_devices: str = ""
 
-    def world_size(self, gpus: int) -> int:
-        """Return what was asked for, else the GPUs, else one CPU rank."""
-        return max(1, gpus) if self.options.num_gpus == "auto" else self.options.num_gpus
+    def world_size(self, devices: int) -> int:
+        """Return what was asked for, else a rank for each of its devices."""
+        return devices if self.options.num_gpus == "auto" else self.options.num_gpus
 
     def ranks_here(self, world_size: int) -> int:
         """Return all of them."""
@@ -111,9 +115,10 @@ class OneMachine:
         """Return the commands that start a study's workers, and the log of each."""
         return [([*command], worker_log(logs, number)) for number in range(count)]
 
-    def threads(self, workers: int) -> int:
-        """Return a worker's share of the cores."""
-        return max(1, len(os.sched_getaffinity(0)) // workers)
+    def worker_environment(self, workers: int) -> dict[str, str]:
+        """Return what gives each of several workers its share of the cores."""
+        share = max(1, len(os.sched_getaffinity(0)) // workers)
+        return {"OMP_NUM_THREADS": str(share)} if workers > 1 else {}
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,7 @@ class OneRank(OneMachine):
 
     started: int = 1
 
-    def world_size(self, gpus: int) -> int:
+    def world_size(self, devices: int) -> int:
         """Return how many ranks whatever started this one has started."""
         return self.started
 
@@ -173,9 +178,9 @@ class EachNode(OneMachine):
         """Return srun's command, which starts them all."""
         return [(self.job.start_workers(command, worker_log(logs, "%t")), logs / "workers.log")]
 
-    def threads(self, workers: int) -> int:
-        """Return all the cores of a node; there is one worker."""
-        return super().threads(1)
+    def worker_environment(self, workers: int) -> dict[str, str]:
+        """Return nothing: each has a node's cores to itself."""
+        return {}
 
 
 def worker_log(folder: Path, number: int | str) -> Path:

@@ -17,11 +17,8 @@ import yaml
 from account_tax.backends.place import OneMachine, Place, find_place
 from account_tax.confidential import secrets_in
 from account_tax.errors import Failed
-from account_tax.parameters.config import (
-    ConfigError,
-    Resolved,
-    batch_faults,
-)
+from account_tax.parameters.batch import batch_faults, cpu_ranks
+from account_tax.parameters.config import ConfigError, Resolved
 from account_tax.parameters.options import text_of
 from account_tax.processes.answers import last_lines
 from account_tax.processes.groups import run_stage
@@ -134,10 +131,11 @@ def make_plan(
         place: Place = find_place(resolved.launch, workers=workers)
     except ConfigError as err:
         faults, place = faults + err.faults, OneMachine(resolved.launch)
-    world_size = place.world_size(report["gpus"])
+    block = resolved.values["train"].get("deepspeed")
+    world_size = place.world_size(report["gpus"] or cpu_ranks(block, _free_cores()))
     found = list(report["faults"])
     if not any(fault.startswith("num_gpus") for fault in faults):
-        found += batch_faults(resolved.values, world_size)
+        found += batch_faults(block, world_size)
     ranks_here, port = place.ranks_here(world_size), resolved.launch.master_port
     schedule = Schedule.read(resolved.values, report, world_size)
     found += find_machine_faults(
@@ -156,6 +154,11 @@ def make_plan(
     pinned, code = _pin_base(resolved, report["base"]), describe_code(project)
     refuse_secrets(code)
     return Plan(pinned, report, place, world_size, schedule, environment, code)
+
+
+def _free_cores() -> int:
+    """Return the cores that ranks may share; one where threads were handed out already."""
+    return 1 if "OMP_NUM_THREADS" in os.environ else len(os.sched_getaffinity(0))
 
 
 def refuse_secrets(code: Code) -> None:

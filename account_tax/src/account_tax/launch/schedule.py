@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from account_tax.parameters.batch import share_batch
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -31,7 +33,7 @@ class Schedule:
         rows = (report.get("rows") or {}).get("train")
         if not (block and training and rows):
             return None
-        micro, steps = block["train_micro_batch_size_per_gpu"], block["gradient_accumulation_steps"]
+        micro, steps = share_batch(block, world_size)
         return cls(training, rows, micro * steps * world_size)
 
     @property

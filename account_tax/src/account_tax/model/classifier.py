@@ -20,6 +20,7 @@ import zlib
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -818,21 +819,31 @@ class LoadedClassifier:
             return encoder
         return fuse(encoder, self.ngrams.logits(texts), self.calibration["fusion"])
 
-    @torch.inference_mode()
     def logits_of_ids(self, input_ids: Sequence[Sequence[int]]) -> np.ndarray:
         """Return the encoder's logits of token id lists, (N, C), float32, in the rows' order."""
         device = next(self.model.parameters()).device
         lengths = np.array([len(ids) for ids in input_ids], dtype=np.int64)
         order = np.argsort(-lengths, kind="stable")  # little padding
-        logits = np.zeros((len(input_ids), len(self.labels)), dtype=np.float32)
+        batches = list[np.ndarray]()
         while len(order):
             fitting = BATCH_TOKENS[device.type] // max(1, lengths[order[0]])
             rows, order = np.split(order, [max(1, fitting)])
-            ids, mask = self._pad([input_ids[row] for row in rows])
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
-                output = self.model(input_ids=ids.to(device), attention_mask=mask.to(device))
-            logits[rows] = output.logits.float().cpu().numpy()
+            batches.append(rows)
+        logits = np.zeros((len(input_ids), len(self.labels)), dtype=np.float32)
+        with batch_threads(device.type, len(batches)) as compute:
+            found = compute(self._logits, ([input_ids[row] for row in rows] for rows in batches))
+            for rows, answer in zip(batches, found, strict=True):
+                logits[rows] = answer
         return logits
+
+    @torch.inference_mode()
+    def _logits(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
+        """Return the encoder's logits of a batch."""
+        device = next(self.model.parameters()).device
+        ids, mask = self._pad(rows)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
+            output = self.model(input_ids=ids.to(device), attention_mask=mask.to(device))
+        return output.logits.float().cpu().numpy()
 
     def _pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Return ids and mask, (B, T), of token id lists, as the tokenizer's own slow `pad`."""
@@ -848,6 +859,24 @@ class LoadedClassifier:
 def fuse(encoder: np.ndarray, ngrams: np.ndarray, fusion: Mapping[str, float]) -> np.ndarray:
     """Return both parts' logits, (N, C), summed with their weights, float32."""
     return np.float32(fusion["encoder"]) * encoder + np.float32(fusion["ngrams"]) * ngrams
+
+
+@contextmanager
+def batch_threads(device: str, batches: int) -> Iterator[Any]:
+    """Give a `map` that on a CPU computes several batches at once, each with one thread.
+
+    Cores that share the products of one batch of short lines wait for each other
+    (docs/results.md, "A rank and a batch for each core").
+    """
+    threads = torch.get_num_threads()
+    if device != "cpu" or threads == 1 or batches == 1:
+        yield map
+        return
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool.map
+    finally:
+        torch.set_num_threads(threads)  # the pool's would be that of later threads, too
 
 
 def has_bf16(device: str) -> bool:

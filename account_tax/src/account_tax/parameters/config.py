@@ -216,22 +216,6 @@ def _usable(resolved: Resolved, faulty: Sequence[str]) -> Resolved:
     return replace(resolved, values=values | {"train": parts})
 
 
-def batch_faults(values: Tree, world_size: int) -> list[str]:
-    """Return what is wrong with the batch settings for this many ranks; usually nothing."""
-    block = values["train"].get("deepspeed")
-    if block is None:  # it has a fault of its own
-        return []
-    micro, steps = block["train_micro_batch_size_per_gpu"], block["gradient_accumulation_steps"]
-    total, product = block.get("train_batch_size"), micro * steps * world_size
-    if total in (None, product):
-        return []
-    return [
-        f"train.deepspeed.train_batch_size = {total}: {micro} (train_micro_batch_size_per_gpu) x "
-        f"{steps} (gradient_accumulation_steps) x {world_size} (ranks) is {product}. "
-        "Leave train_batch_size out, or make them agree."
-    ]
-
-
 def read_aliases(project: Path) -> dict[str, str]:
     """Return key -> short name, from conf/base/short_names.yml."""
     file = project / "conf" / "base" / "short_names.yml"

@@ -142,7 +142,8 @@ class LaunchOptions:
 
     recipe: Annotated[Name, Help("A file of recipes/, by its name.")] = "starter"
     num_gpus: Annotated[
-        Literal["auto"] | Count, Help("Ranks; auto: the GPUs there are, or one CPU rank.")
+        Literal["auto"] | Count,
+        Help("Ranks; auto: the GPUs there are, else as many as train_batch_size gives cores work."),
     ] = "auto"
     register: Annotated[
         bool | Literal["evaluate"],
@@ -279,8 +280,8 @@ class DeepSpeed(TypedDict):
     from deepspeed/runtime/zero/config.py.
     """
 
-    train_micro_batch_size_per_gpu: Count
-    gradient_accumulation_steps: Count
+    train_micro_batch_size_per_gpu: Count | None
+    gradient_accumulation_steps: Count | None
     gradient_clipping: NonNegative
     wall_clock_breakdown: bool
     train_batch_size: NotRequired[Count | None]

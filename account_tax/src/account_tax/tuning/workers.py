@@ -41,7 +41,7 @@ class Workers:
             Failed: If one of them ends badly; the others have ended then too.
             Preempted: If their nodes were taken away.
         """
-        settings = {"OMP_NUM_THREADS": str(self.place.threads(self.count)), **environment}
+        settings = {**self.place.worker_environment(self.count), **environment}
         settings.pop("MLFLOW_RUN_ID", None)  # the study's, or the job's
         for log in self.folder.glob("worker*.log"):  # an earlier call's; each trial has its own
             log.unlink()

@@ -66,7 +66,7 @@ class Allocation:
             environment.get("SLURM_CPUS_PER_TASK", ""),
         )
 
-    def world_size(self, gpus: int) -> int:
+    def world_size(self, devices: int) -> int:
         """Return the job's tasks."""
         return self.tasks
 

@@ -42,7 +42,7 @@ class Hosts:
     slots: Mapping[str, int]
     ssh: Sequence[str]
 
-    def world_size(self, gpus: int) -> int:
+    def world_size(self, devices: int) -> int:
         """Return the slots of all hosts."""
         return sum(self.slots.values())
 

@@ -10,6 +10,7 @@ from typing import Any
 from account_tax.ledger.reading import describe_rare
 from account_tax.model.calibration import least_rows
 from account_tax.model.licence import base_licence
+from account_tax.parameters.batch import share_batch
 from account_tax.provenance.environment import environment_tags
 from account_tax.reporting.description import compose
 from account_tax.reporting.markdown import code, escape_cell, format_number, markdown_table
@@ -137,13 +138,18 @@ def _data(dataset: Facts) -> str:
     )
 
 
+def _batch(deepspeed: Facts) -> str:
+    if total := deepspeed.get("train_batch_size"):
+        return f"{total} rows"
+    micro_batch, steps = share_batch(deepspeed, ranks=1)
+    return f"{micro_batch} rows x {steps} accumulated, a rank"
+
+
 def _base_and_parameters(facts: Facts) -> str:
     base, settings = facts["settings"]["base"], facts["settings"]
     train, metrics = facts["train"], facts["metrics"]
     training, deepspeed = train["training"], train["deepspeed"]
     averaged = train.get("averaging", {}).get("enable", False)
-    micro_batch = deepspeed["train_micro_batch_size_per_gpu"]
-    accumulation = deepspeed.get("gradient_accumulation_steps", 1)
     rows = {
         "base": code(base["name"]),
         "base revision": base["revision"] and f"`{base['revision']}`",
@@ -156,7 +162,7 @@ def _base_and_parameters(facts: Facts) -> str:
         "learning rate": training["learning_rate"],
         "epochs": training.get("num_train_epochs"),
         "max steps": training.get("max_steps"),
-        "batch": f"{micro_batch} rows x {accumulation} accumulated, a rank",
+        "batch": _batch(deepspeed),
         "precision": settings["precision"],
         "label smoothing": training.get("label_smoothing_factor"),
         "noise on embeddings": training.get("neftune_noise_alpha"),

@@ -1,0 +1,72 @@
+"""How the rows of a step are shared out among ranks and micro-batches.
+
+Of DeepSpeed's three sizes two may be left out, and follow from the others as DeepSpeed has it
+(0.19.8, runtime/config.py). With `train_batch_size` a step has the same rows on any machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# With fewer rows a step's fixed costs outweigh what a CPU rank more would do (docs/results.md).
+ROWS_A_CPU_RANK = 16
+
+Block = Mapping[str, Any]
+
+
+def share_batch(block: Block, ranks: int) -> tuple[int, int]:
+    """Return the rows a rank computes at once, and how many times it does so in a step.
+
+    Args:
+        block: The `train.deepspeed` section.
+        ranks: Those that share a step.
+    """
+    total, micro, steps = _sizes(block)
+    if micro is None:
+        steps = steps or 1
+        micro = (total or 0) // (steps * ranks)
+    elif steps is None:
+        steps = total // (micro * ranks) if total else 1
+    return micro, steps
+
+
+def batch_faults(block: Block | None, ranks: int) -> list[str]:
+    """Return what is wrong with the batch settings for this many ranks; usually nothing."""
+    if block is None:  # it has a fault of its own
+        return []
+    total, micro, _ = _sizes(block)
+    if total is None:
+        missing = "null, and train_batch_size as well. Set one of them"
+        key = "train.deepspeed.train_micro_batch_size_per_gpu"
+        return [f"{key} = null: {missing}."] if micro is None else []
+    micro, steps = share_batch(block, ranks)
+    if (product := micro * steps * ranks) == total:
+        return []
+    return [
+        f"train.deepspeed.train_batch_size = {total}: {micro} (train_micro_batch_size_per_gpu) x "
+        f"{steps} (gradient_accumulation_steps) x {ranks} (ranks) is {product}. "
+        "Make them agree, or leave one of them out (null)."
+    ]
+
+
+def cpu_ranks(block: Block | None, cores: int) -> int:
+    """Return how many ranks these cores are worth, a thread or more each.
+
+    A core has no other to wait for then. It takes a step whose rows are fixed, so that ranks do not
+    add to them.
+    """
+    total, micro, steps = _sizes(block or {})
+    if not total or micro:
+        return 1
+    rows = total // (steps or 1)
+    fitting = range(1, min(cores, rows // ROWS_A_CPU_RANK) + 1)
+    return max((ranks for ranks in fitting if rows % ranks == 0), default=1)
+
+
+def _sizes(block: Block) -> tuple[int | None, int | None, int | None]:
+    return (
+        block.get("train_batch_size"),
+        block.get("train_micro_batch_size_per_gpu"),
+        block.get("gradient_accumulation_steps"),
+    )

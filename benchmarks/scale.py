@@ -77,6 +77,7 @@ def be_a_rank(stage: int, steps: int, results: Path) -> None:
     train = values["train"]
     train["deepspeed"] |= {
         "zero_optimization": {"stage": stage},
+        "train_batch_size": None,
         "gradient_accumulation_steps": 1,
         "train_micro_batch_size_per_gpu": 32,
     }

@@ -4,8 +4,9 @@
     python benchmarks/train_speed.py --rounds 5 --steps 60
     python benchmarks/train_speed.py --only starter upper    # those whose names begin so
 
-Every measurement is a process of its own that trains on the sample ledger; the first third of its
-steps warms up and does not count. The first alternative is plain transformers.Trainer with PEFT.
+Every measurement trains on the sample ledger in processes of its own: one, and for what is ours as
+many ranks as `kedro train` takes here. The first third of its steps warms up and does not count.
+The first alternative is plain transformers.Trainer with PEFT.
 
 MFU is the useful work over the rate of a large bf16 product here, measured in each process: a token
 of a frozen base costs 4 operations a linear weight (forward, and backward to the activations) and
@@ -30,6 +31,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "account_tax/src")]
+
+from account_tax.processes.ranks import end_rank  # noqa: E402
 
 BATCH = 32
 AS_THE_MODEL_SAYS = {"train.model.config": "null", "train.lora.dropout": "0.05"}
@@ -122,7 +125,7 @@ def measure_one(alternative: str, steps: int) -> dict[str, float]:
     overrides = ALTERNATIVES.get(alternative, {})
     values = resolve(ROOT, list(overrides.items())).values
     splits, tokenizer, _ = prepare(values)
-    clock = Clock(steps // 3)
+    clock = Clock(steps // 3, BATCH // int(os.environ.get("WORLD_SIZE", 1)))
     build = build_trainer
     if alternative in PLAIN:
         build = partial(build_plain_trainer, **{"bf16": False, **PLAIN[alternative]})
@@ -286,13 +289,41 @@ def build_plain_trainer(
 
 
 def measure(alternative: str, steps: int, **environment: str) -> dict[str, float]:
-    """Train in a process of its own, with a changed environment, and return the speed."""
+    """Train in processes of their own, with a changed environment, and return the speed."""
     command = [sys.executable, __file__, "--one", alternative, "--steps", str(steps)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=True, env=os.environ | environment
-    )
-    line = next(x for x in done.stdout.splitlines() if x.startswith("RESULT "))
-    return json.loads(line.removeprefix("RESULT "))
+    ranks = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | its)
+        for its in rank_environments(alternative, environment)
+    ]
+    found = list[dict[str, float]]()
+    for rank in ranks:
+        said, _ = rank.communicate()
+        line = next(x for x in said.splitlines() if x.startswith("RESULT "))
+        found.append(json.loads(line.removeprefix("RESULT ")))
+    rates = {key: sum(each[key] for each in found) for key in ("tokens_per_sec", "rows_per_sec")}
+    return {key: statistics.fmean(each[key] for each in found) for key in found[0]} | rates
+
+
+def rank_environments(alternative: str, environment: dict[str, str]) -> list[dict[str, str]]:
+    """Return what each rank of an alternative finds in its environment; one finds nothing more."""
+    from account_tax.parameters.batch import cpu_ranks
+    from account_tax.parameters.config import resolve
+    from account_tax.processes.ranks import free_port
+
+    overrides, cores = ALTERNATIVES.get(alternative), len(os.sched_getaffinity(0))
+    if overrides is None or "OMP_NUM_THREADS" in os.environ | environment:
+        return [environment]
+    values = resolve(ROOT, list(overrides.items())).values
+    if (count := cpu_ranks(values["train"]["deepspeed"], cores)) == 1:
+        return [environment]
+    world = {
+        **environment,
+        "WORLD_SIZE": str(count),
+        "OMP_NUM_THREADS": str(cores // count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+    return [world | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
 
 def main() -> None:
@@ -304,7 +335,8 @@ def main() -> None:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
-        print("RESULT " + json.dumps(measure_one(given.one, given.steps)))
+        print("RESULT " + json.dumps(measure_one(given.one, given.steps)), flush=True)
+        end_rank()
         return
     chosen = [name for name in (*PLAIN, *ALTERNATIVES) if name.startswith(tuple(given.only))]
     speeds: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}

@@ -18,12 +18,12 @@ from account_tax.ledger.tokens import (
     load_base_tokenizer,
     read_seen_ledger,
     read_tokens,
-    split_digest,
     token_ids,
     tokenize_splits,
     tokenizer_digest,
 )
 from account_tax.parameters.config import resolve
+from account_tax.storage.prepared import split_digest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -180,7 +180,7 @@ def test_a_split_digest_sees_every_change(tokenizer, column):
     rows = pd.DataFrame({"text": ["taxi", "rent"], "label": ["a", "b"], "row_id": [0, 1]})
     changed = rows.assign(**{column: rows[column].tolist()[::-1]})
     digests = {
-        split_digest(tokenize_splits({"train": frame}, ["a", "b"], tokenizer, 8)["train"])
+        split_digest(tokenize_splits({"train": frame}, ["a", "b"], tokenizer, 8)["train"].data)
         for frame in (rows, changed, rows.copy())
     }
     assert len(digests) == 2
@@ -190,7 +190,7 @@ def test_a_split_digest_sees_where_rows_end():
     rows = {"labels": [0, 1], "row_id": [0, 1]}
     early = Dataset.from_dict(rows | {"input_ids": [[1], [2, 3]], "length": [1, 2]})
     late = Dataset.from_dict(rows | {"input_ids": [[1, 2], [3]], "length": [2, 1]})
-    assert split_digest(early) != split_digest(late)
+    assert split_digest(early.data) != split_digest(late.data)
 
 
 def test_a_split_digest_survives_saving(prepared, tmp_path):
@@ -198,7 +198,7 @@ def test_a_split_digest_survives_saving(prepared, tmp_path):
     tokenized.save_to_disk(tmp_path / "saved", num_shards={"train": 3, "validation": 1, "test": 2})
     loaded = load_from_disk(tmp_path / "saved")
     for name, dataset in loaded.items():
-        assert split_digest(dataset) == facts["splits"][name]["sha256"]
+        assert split_digest(dataset.data) == facts["splits"][name]["sha256"]
 
 
 def test_a_tokenizers_digest_does_not_change_by_use(model):

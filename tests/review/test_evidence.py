@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from account_tax.errors import Refused
 from account_tax.ledger.reading import read_ledger
 from account_tax.ledger.splitting import split_ledger
-from account_tax.ledger.tokens import split_digest, tokenize_splits
+from account_tax.ledger.tokens import tokenize_splits
 from account_tax.model.classifier import LoadedClassifier
 from account_tax.registry.record import Difference, Record
 from account_tax.review.evidence import (
@@ -23,6 +23,7 @@ from account_tax.review.evidence import (
     read_slices,
     remake_test_split,
 )
+from account_tax.storage.prepared import split_digest
 from tests.conftest import WORDS
 
 ACCOUNTS = {"meals": WORDS[:5], "travel": WORDS[5:10], "office": WORDS[10:]}
@@ -86,7 +87,7 @@ def make_contender(data, tokenizer, number=2, labels=("meals", "office", "travel
     ledger = read_ledger(data)
     splits, names = split_ledger(ledger, data)
     texts = ledger.with_texts(splits)
-    digest = split_digest(tokenize_splits(texts, names, tokenizer, data["max_length"])["test"])
+    digest = split_digest(tokenize_splits(texts, names, tokenizer, data["max_length"])["test"].data)
     version = ModelVersion("account-tax", number, 0)
     digests = {"data/source": ledger.source_sha256, "data/test": digest}
     settings = {**data, "labels": list(labels)}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
+from datasets import load_from_disk
 from kedro.io.core import DatasetError
 
 from account_tax.datasets import TensorsDataset
@@ -78,3 +80,32 @@ def test_metadata_that_is_no_json_is_passed_over(write_version, tmp_path):
     broken.mkdir()
     (broken / "dataset_metadata.json").write_text('{"inputs_sha256": "')
     assert find_prepared(folder, key) == "2026-01-01T00.00.00.000Z"
+
+
+@pytest.mark.parametrize("change", ["an account", "a token", "cut", "no table", "names"])
+def test_rows_that_were_changed_afterwards_are_not_trained_on(write_version, tmp_path, change):
+    folder = tmp_path / "features"
+    old, new = "2026-01-01T00.00.00.000Z", "2026-01-02T00.00.00.000Z"
+    write_version(old)
+    key = write_version(new)
+    split = folder / "tokenized_datasets" / new / "tokenized_datasets" / "train"
+    file, info = split / "data-00000-of-00001.arrow", split / "dataset_info.json"
+    if change == "names":
+        known = json.loads(info.read_text())
+        known["features"]["labels"]["names"].reverse()
+        info.write_text(json.dumps(known))
+    elif change == "cut":
+        file.write_bytes(file.read_bytes()[:-200])
+    elif change == "no table":
+        file.write_bytes(b"x" * 100)
+    else:
+        column = {"an account": "labels", "a token": "input_ids"}[change]
+        rows = load_from_disk(split)
+        values = rows[column][:]
+        values[-1] = (values[-1] + 1) % 3 if column == "labels" else [*values[-1][:-1], 1]
+        other = rows.remove_columns(column).add_column(
+            column, values, feature=rows.features[column]
+        )
+        other.save_to_disk(tmp_path / "other")
+        shutil.copy(tmp_path / "other" / file.name, file)
+    assert find_prepared(folder, key) == old

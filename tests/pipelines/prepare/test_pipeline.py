@@ -7,9 +7,8 @@ from kedro.io import DataCatalog, MemoryDataset
 from kedro.runner import SequentialRunner
 
 from account_tax.ledger.reading import DataError
-from account_tax.ledger.tokens import split_digest
 from account_tax.pipelines.prepare.pipeline import create_pipeline
-from account_tax.storage.prepared import find_prepared
+from account_tax.storage.prepared import find_prepared, split_digest
 
 NGRAMS = {"enable": True, "word": [1, 2], "char": [2, 4], "min_rows": 2, "max_features": 500}
 VERSION = "2026-01-01T00.00.00.000Z"
@@ -56,7 +55,7 @@ def test_the_pipeline_writes_a_version_that_is_found_again(
     facts = catalog.load("dataset_metadata")
     assert find_prepared(tmp_path / "features", facts["inputs_sha256"]) == VERSION
     tokenized = catalog.load("tokenized_datasets")
-    assert split_digest(tokenized["test"]) == facts["splits"]["test"]["sha256"]
+    assert split_digest(tokenized["test"].data) == facts["splits"]["test"]["sha256"]
     assert catalog.load("tokenizer").vocab_size > 30_000
     assert len(catalog.load("ngrams")["hashes"]) == facts["ngrams"] > 50
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from account_tax.model.classifier import BaseReference
 from account_tax.confidential import without_quotes
 from account_tax.storage.files import canonical_sha256
+from account_tax.storage.prepared import split_digest
 
 TOKENIZE_ROWS = 10_000  # rows a tokenizer call; bounds the memory that Python's lists take
 
@@ -201,7 +201,7 @@ def tokenize_splits(
         info = DatasetInfo(features=features)
         whole = InMemoryTable(kept.table())
         # Left to find a fingerprint of its own, Dataset pickles all rows.
-        digest = split_digest(Dataset(whole, info, fingerprint=name))
+        digest = split_digest(whole)
         tokenized[name] = Dataset(whole, info, NamedSplit(name), fingerprint=digest[:16])
     return DatasetDict(tokenized)
 
@@ -266,21 +266,6 @@ def _all_cores() -> Iterator[None]:
         yield
     finally:
         os.environ[name] = before or "false"
-
-
-def split_digest(dataset: Dataset) -> str:
-    """Return the sha256 of a split's content: the same for the same rows on any machine.
-
-    Hashed are, as little-endian integers, the number of rows (int64), then all lengths (int32),
-    all token ids (int32), all label ids (int64) and all row ids (int64).
-    """
-    digest = hashlib.sha256(np.int64(len(dataset)).astype("<i8").tobytes())
-    columns = {"length": "<i4", "input_ids": "<i4", "labels": "<i8", "row_id": "<i8"}
-    for column, kind in columns.items():
-        for chunk in dataset.data.column(column).chunks:
-            values = chunk.flatten() if isinstance(chunk, pa.ListArray) else chunk
-            digest.update(values.to_numpy(zero_copy_only=False).astype(kind).tobytes())
-    return digest.hexdigest()
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -21,7 +21,6 @@ from account_tax.ledger.splitting import split_ledger
 from account_tax.ledger.tokens import (
     load_base_tokenizer,
     read_seen_ledger,
-    split_digest,
     tokenize_splits,
 )
 from account_tax.model.classifier import BaseModelError, TamperedModelError
@@ -32,6 +31,7 @@ from account_tax.registry.download import download_version, model_of
 from account_tax.registry.record import Difference, Record
 from account_tax.reporting.markdown import format_number
 from account_tax.storage.names import CONTENT_TAG, PROBE_FILE
+from account_tax.storage.prepared import split_digest
 
 from .differences import first_cause
 
@@ -137,7 +137,7 @@ def check_metrics(classifier: Path, record: Record) -> Rung:
         if found := source_difference(record, ledger.source_sha256):
             return Rung("R2", FAIL, found.text, (found,))
         test, texts = _make_test_split(ledger, data, train["model"])
-        if (digest := split_digest(test)) != expected:
+        if (digest := split_digest(test.data)) != expected:
             return _failed("R2", "code", f"test split: sha256 {digest} instead of {expected}")
         evaluation = evaluate_test_split(test, texts, classifier, train["metrics"]["average"])
     except DataError as err:

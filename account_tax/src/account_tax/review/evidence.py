@@ -21,7 +21,7 @@ from account_tax.errors import Refused
 from account_tax.ledger.reading import DataError, read_columns, read_ledger
 from account_tax.ledger.splitting import split_ledger
 from account_tax.ledger.texts import Tokenize, number
-from account_tax.ledger.tokens import read_tokens, split_digest, tokenize_splits
+from account_tax.ledger.tokens import read_tokens, tokenize_splits
 from account_tax.model.calibration import compute_cross_entropy, softmax
 from account_tax.model.classifier import (
     LoadedClassifier,
@@ -30,6 +30,7 @@ from account_tax.model.classifier import (
 )
 from account_tax.registry.download import download_version, refuse_broken
 from account_tax.registry.record import Record, read_record
+from account_tax.storage.prepared import split_digest
 
 from .baselines import predict_baselines
 
@@ -251,7 +252,7 @@ def _split_faults(
     tokenized = tokenize_splits(
         {"test": test}, labels, classifier.tokenizer, classifier.settings["max_length"]
     )
-    found, recorded = split_digest(tokenized["test"]), record.digest("data/test")
+    found, recorded = split_digest(tokenized["test"].data), record.digest("data/test")
     if found != recorded:
         faults.append(f"its test split has sha256 {found}, recorded is {recorded}.")
     return faults

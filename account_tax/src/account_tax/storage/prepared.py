@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
 
 from .files import read_json, sha256_of
 from .names import DATASET_METADATA_FILE, NGRAMS_FILE, SPLITS
@@ -18,7 +23,7 @@ def find_prepared(folder: Path, key: str) -> str | None:
     """
     for version in sorted((folder / DATASET_METADATA_FILE).glob("*"), reverse=True):
         metadata = read_json(version / DATASET_METADATA_FILE)  # empty where it was not finished
-        if metadata.get("inputs_sha256") == key and _is_whole(folder, version.name):
+        if metadata.get("inputs_sha256") == key and _is_whole(folder, metadata, version.name):
             return version.name
     return None
 
@@ -30,18 +35,47 @@ def publish_prepared(scratch: Path, folder: Path, version: str) -> None:
         (scratch / dataset / version).rename(folder / dataset / version)
 
 
-def _is_whole(folder: Path, version: str) -> bool:
+def _is_whole(folder: Path, metadata: Mapping[str, Any], version: str) -> bool:
     datasets = folder / "tokenized_datasets" / version / "tokenized_datasets"
     tokenizer = folder / "tokenizer" / version / "tokenizer"
     ngrams = folder / NGRAMS_FILE / version / NGRAMS_FILE
     needed = [tokenizer / "tokenizer_config.json", datasets / "dataset_dict.json"]
-    for split in SPLITS:
-        state = datasets / split / "state.json"
-        if not state.is_file():
-            return False
-        files = json.loads(state.read_text("utf-8"))["_data_files"]
-        needed += [datasets / split / file["filename"] for file in files]
-    return all(path.is_file() for path in needed) and is_intact(ngrams)
+    return (
+        all(path.is_file() for path in needed)
+        and is_intact(ngrams)
+        and all(_has_its_rows(datasets / split, metadata["splits"][split]) for split in SPLITS)
+    )
+
+
+def _has_its_rows(folder: Path, split: Mapping[str, Any]) -> bool:
+    """Return whether a split still is what its metadata says, so also what a version will say."""
+    try:
+        info, state = (read_json(folder / name) for name in ("dataset_info.json", "state.json"))
+        files = [folder / each["filename"] for each in state["_data_files"]]
+        tables = [pa.ipc.open_stream(pa.memory_map(str(file))).read_all() for file in files]
+        names = info["features"]["labels"]["names"]
+        digest = split_digest(pa.concat_tables(tables))
+    except (OSError, KeyError, pa.ArrowException):
+        return False
+    return names == list(split["classes"]) and digest == split["sha256"]
+
+
+def split_digest(table: Any) -> str:
+    """Return the sha256 of a split's content: the same for the same rows on any machine.
+
+    Hashed are, as little-endian integers, the number of rows (int64), then all lengths (int32),
+    all token ids (int32), all label ids (int64) and all row ids (int64).
+
+    Args:
+        table: An Arrow table, or what datasets has for one.
+    """
+    digest = hashlib.sha256(np.int64(table.num_rows).astype("<i8").tobytes())
+    columns = {"length": "<i4", "input_ids": "<i4", "labels": "<i8", "row_id": "<i8"}
+    for column, kind in columns.items():
+        for chunk in table.column(column).chunks:
+            values = chunk.flatten() if isinstance(chunk, pa.ListArray) else chunk
+            digest.update(values.to_numpy(zero_copy_only=False).astype(kind).tobytes())
+    return digest.hexdigest()
 
 
 def digest_file(file: Path) -> Path:

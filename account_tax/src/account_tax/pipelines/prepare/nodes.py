@@ -22,13 +22,12 @@ from account_tax.ledger.tokens import (
     check_labels,
     load_base,
     read_seen_ledger,
-    split_digest,
     token_ids,
     tokenizer_digest,
 )
 from account_tax.storage.files import canonical_sha256, read_json, sha256_of
 from account_tax.storage.names import DATASET_METADATA_FILE, PREPARED_FOLDER
-from account_tax.storage.prepared import find_prepared
+from account_tax.storage.prepared import find_prepared, split_digest
 
 # Part of `inputs_sha256`: raise it when the same inputs give another dataset.
 PREPARE_VERSION = 7
@@ -267,7 +266,7 @@ def _describe_split(dataset: Dataset) -> dict[str, Any]:
     counts = np.bincount(np.asarray(dataset.data["labels"]), minlength=len(names))
     return {
         "rows": len(dataset),
-        "sha256": split_digest(dataset),
+        "sha256": split_digest(dataset.data),
         "classes": dict(zip(names, counts.tolist(), strict=True)),
     }
 

@@ -29,6 +29,7 @@ GIT_IDENTITY = ("-c", "user.name=test", "-c", "user.email=test@localhost")
 SHORT = {
     "max_steps": "4",
     "micro_batch_size": "8",
+    "grad_accum": "1",
     "num_gpus": "2",
     "train.training.logging_steps": "1",
     "train.lora.target_modules": "query,value",

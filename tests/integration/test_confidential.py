@@ -79,7 +79,7 @@ def marked(new_project, tiny_base, tmp_path_factory) -> tuple[Project, Path, str
         assert status is None or done.returncode == status, done.output
 
     ledger = write_marked(outside / "ledger.csv")
-    short = {"max_steps": "4", "micro_batch_size": "8", "num_gpus": "1"}
+    short = {"max_steps": "4", "micro_batch_size": "8", "grad_accum": "1", "num_gpus": "1"}
     given = {"data": str(ledger), "model": str(tiny_base), **short}
     options = [f"{name}={value}" for name, value in given.items()]
     options += [*PARAMETERS, "train.lora.target_modules=query,value"]

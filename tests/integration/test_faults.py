@@ -90,7 +90,7 @@ REFUSALS = {
             "Rename the column or set data.label_column.",
             "train.deepspeed.train_batch_size = 7 (--train.deepspeed.train_batch_size): "
             "8 (train_micro_batch_size_per_gpu) x 1 (gradient_accumulation_steps) x 2 (ranks) is "
-            "16. Leave train_batch_size out, or make them agree.",
+            "16. Make them agree, or leave one of them out (null).",
         ],
         b"text,account\nlunch,meals\n",
     ),

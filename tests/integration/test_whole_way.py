@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ EACH_STEP = {
     *("train/loss", "train/learning_rate", "train/grad_norm", "speed/tokens_per_sec"),
     *("time/forward_ms", "time/backward_ms", "time/step_ms"),
 }
+CORES = len(os.sched_getaffinity(0))
 SCORES = ("loss", "accuracy", "f1", "precision", "recall")
 EVALUATED = {f"eval/{name}" for name in SCORES}
 TESTED = {f"test/{name}" for name in SCORES}
@@ -337,7 +339,7 @@ def test_what_is_not_registered(main_job, main_project, tiny, register, tested):
 
 
 def test_dry_run_shows_the_plan_and_leaves_nothing(project, tiny):
-    given = ["lora_r=4", "grad_accum=3", *tiny]
+    given = ["lora_r=4", "grad_accum=3", *(word for word in tiny if "grad_accum" not in word)]
     finished = project.kedro_train("--dry-run=full", *kedro_words(given))
     assert finished.returncode == 0, finished.output
     lines = [" ".join(line.split()) for line in finished.output.splitlines()]
@@ -362,6 +364,23 @@ def test_dry_run_shows_the_plan_and_leaves_nothing(project, tiny):
     assert "(-P lora_r)" in finished.output
     assert [run.info.status for run in project.runs()] == ["FINISHED"]
     assert not (project.folder / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "ranks", "rows"),
+    [
+        (["num_gpus=auto"], min(2, CORES), 32),  # the recipe's rows, 16 for each of two cores
+        (["micro_batch_size=8", "grad_accum=2", "num_gpus=3"], 3, 48),
+    ],
+)
+def test_cores_share_the_rows_of_a_step(project, tiny, given, ranks, rows):
+    where = [word for word in tiny if word.startswith(("data=", "model="))]
+    words = ["env", "-u", "OMP_NUM_THREADS", "kedro", "train", "--dry-run"]
+    finished = project.run(*words, *kedro_words([*where, *given, "lora_target_modules=query"]))
+    lines = [" ".join(line.split()) for line in finished.output.splitlines()]
+    assert finished.returncode == 0, finished.output
+    assert f"world size {ranks} (CPU)" in lines
+    assert f"global batch {rows}" in lines
 
 
 # --- by hand --------------------------------------------------------------------------------------

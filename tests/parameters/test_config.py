@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from account_tax.parameters.batch import SIZES
 from account_tax.parameters.config import (
     ConfigError,
     LaunchOptions,
@@ -485,6 +486,31 @@ def test_a_file_that_cannot_be_read_is_named(project, text):
     write(project / "recipes/bad.yml", text)
     (line,) = faults(project, "--recipe=bad")
     assert line.startswith("recipes/bad.yml: can't be read as YAML")
+
+
+@pytest.mark.parametrize(
+    ("given", "sizes"),
+    [
+        ([], (32, None, None)),
+        (["--micro_batch_size=8"], (32, 8, None)),
+        (["--grad_accum=2"], (32, None, 2)),
+        (["--micro_batch_size=8", "--grad_accum=2"], (None, 8, 2)),
+        (["--train.deepspeed.train_batch_size=64"], (64, None, None)),
+        (["--recipe=two"], (None, 8, 4)),
+        (["--recipe=two", "--train.deepspeed.train_batch_size=64"], (64, 8, None)),
+        (["--recipe=two", "--train.deepspeed.train_batch_size=64", "--grad_accum=2"], (64, 8, 2)),
+    ],
+)
+def test_a_batch_size_that_follows_from_those_given_is_left_open(project, given, sizes):
+    steps = {"train_micro_batch_size_per_gpu": None, "gradient_accumulation_steps": None}
+    write(project / "recipes/two.yml", "train: {lora: {r: 4}}")
+    recipe = {"train": {"deepspeed": {"train_batch_size": 32, **steps}}}
+    write(project / "recipes/starter.yml", yaml.safe_dump(recipe))
+    found = run(project, *given)
+    assert tuple(map(found.values["train"]["deepspeed"].get, SIZES)) == sizes
+    if not sizes[0]:
+        return
+    assert "train.deepspeed.train_batch_size" in found.sources
 
 
 # --- the result ---

@@ -6,13 +6,22 @@ Of DeepSpeed's three sizes two may be left out, and follow from the others as De
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 # With fewer rows a step's fixed costs outweigh what a CPU rank more would do (docs/results.md).
 ROWS_A_CPU_RANK = 16
 
+SIZES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 Block = Mapping[str, Any]
+
+
+def sizes_that_follow(given: Set[str]) -> list[str]:
+    """Return the sizes that what sets these ones leaves open, whatever a lower layer says."""
+    total, micro, steps = SIZES
+    if total in given:
+        return [steps]
+    return [total] if {micro, steps} <= given else []
 
 
 def share_batch(block: Block, ranks: int) -> tuple[int, int]:
@@ -25,8 +34,8 @@ def share_batch(block: Block, ranks: int) -> tuple[int, int]:
     total, micro, steps = _sizes(block)
     if micro is None:
         steps = steps or 1
-        micro = (total or 0) // (steps * ranks)
-    elif steps is None:
+        return (total or 0) // (steps * ranks), steps
+    if steps is None:
         steps = total // (micro * ranks) if total else 1
     return micro, steps
 
@@ -64,9 +73,5 @@ def cpu_ranks(block: Block | None, cores: int) -> int:
     return max((ranks for ranks in fitting if rows % ranks == 0), default=1)
 
 
-def _sizes(block: Block) -> tuple[int | None, int | None, int | None]:
-    return (
-        block.get("train_batch_size"),
-        block.get("train_micro_batch_size_per_gpu"),
-        block.get("gradient_accumulation_steps"),
-    )
+def _sizes(block: Block) -> list[int | None]:
+    return [block.get(size) for size in SIZES]

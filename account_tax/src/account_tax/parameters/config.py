@@ -17,6 +17,7 @@ from account_tax.errors import Refused
 from account_tax.faults import hint, nearest, tell
 from account_tax.storage.files import canonical_sha256
 
+from .batch import SIZES, sizes_that_follow
 from .conflicts import conflicts
 from .kinds import Section, cast_text, convert, describe
 from .schema import LAUNCH_FLAGS, LaunchOptions, everything, refusal
@@ -366,7 +367,7 @@ def _merge(layers: Sequence[Layer]) -> tuple[Tree, dict[str, str]]:
     tree: Tree = {}
     sources: dict[str, str] = {}
     for layer in layers:
-        layer = _drop_pins(layer, tree)
+        layer = _drop_sizes(_drop_pins(layer, tree), tree)
         tree = _overlay(tree, layer.tree)
         sources |= layer.sources
     return tree, {key: sources.get(key, "") for key, _ in _leaves(tree)}
@@ -384,10 +385,26 @@ def _drop_pins(layer: Layer, below: Tree) -> Layer:
     if name is None or name == before.get(BASE):
         return layer
     pins = tuple(f"train.model.{key}" for key in ("revision", "sha256", "prefix"))
-    stale = [pin for pin in pins if pin not in now and before.get(pin) is not None]
-    cleared: Tree = {"train": {"model": {pin.rpartition(".")[2]: None for pin in stale}}}
-    sources = dict.fromkeys(stale, layer.sources[BASE])
-    return Layer(_overlay(layer.tree, cleared), {**layer.sources, **sources})
+    return _clear(layer, pins, before, layer.sources[BASE])
+
+
+def _drop_sizes(layer: Layer, below: Tree) -> Layer:
+    """Return the layer with the batch size cleared that follows from those it sets."""
+    now, before = dict(_leaves(layer.tree)), dict(_leaves(below))
+    given = {size: f"train.deepspeed.{size}" for size in SIZES}
+    given = {size: key for size, key in given.items() if now.get(key) is not None}
+    keys = [f"train.deepspeed.{size}" for size in sizes_that_follow(given.keys())]
+    return _clear(layer, keys, before, " and ".join({layer.sources[key] for key in given.values()}))
+
+
+def _clear(layer: Layer, keys: Iterable[str], before: Mapping[str, Any], source: str) -> Layer:
+    """Return the layer with null for those of the keys that it does not set, and lower ones do."""
+    now, tree = dict(_leaves(layer.tree)), layer.tree
+    stale = [key for key in keys if key not in now and before.get(key) is not None]
+    for key in stale:
+        top, section, name = key.split(".")
+        tree = _overlay(tree, {top: {section: {name: None}}})
+    return Layer(tree, {**layer.sources, **dict.fromkeys(stale, source)})
 
 
 def _overlay(below: Tree, above: Tree) -> Tree:

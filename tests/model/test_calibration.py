@@ -311,12 +311,31 @@ def test_the_sum_of_two_parts_is_better_than_each():
     assert right[0] > max(right[1:]) + 0.02
 
 
+def test_a_few_rows_more_or_less_do_not_decide_whether_a_part_counts():
+    weights = []
+    for seed in range(20):
+        labels = np.random.RandomState(seed).randint(4, size=1000)
+        parts = make_part(labels, 4.0, 2 * seed + 100), make_part(labels, 1.0, 2 * seed + 101)
+        weights.append(fit_fusion(*parts, labels)["ngrams"])
+    assert min(weights) > 0.05  # 0.25 is as sure as it is right
+
+
+def test_a_part_that_makes_answers_worse_is_weighed_less():
+    # It turns a hundred answers that are barely right, and lowers the loss of fifty wrong ones more.
+    labels = np.zeros(1000, dtype=int)
+    encoder, ngrams = (np.tile(np.float32([sure, 0.0]), (1000, 1)) for sure in (3.0, 1.0))
+    encoder[:100], ngrams[:100] = [0.01, 0.0], [0.0, 0.2]
+    encoder[100:150], ngrams[100:150] = [0.0, 5.0], [4.0, 0.0]
+    assert fit_fusion(encoder, ngrams, labels) == {"encoder": 1.0, "ngrams": 0.0}
+
+
 @pytest.mark.parametrize("signals", [(3.0, 0.0), (0.0, 3.0), (0.5, 0.5), (9.0, 9.0)])
 @pytest.mark.parametrize("rows", [3, 40])
-def test_the_sum_is_never_right_less_often_than_the_better_part(signals, rows):
+def test_the_sum_is_not_right_less_often_than_the_better_part_but_by_chance(signals, rows):
     labels = np.random.RandomState(rows).randint(4, size=rows)
     parts = [make_part(labels, signal, seed) for seed, signal in enumerate(signals)]
     weights = fit_fusion(*parts, labels).values()
     fused = sum(weight * part for weight, part in zip(weights, parts, strict=True))
-    right = [(logits.argmax(-1) == labels).sum() for logits in (fused, *parts)]
-    assert right[0] >= max(right[1:])
+    right = [logits.argmax(-1) == labels for logits in (fused, *parts)]
+    better = max(right[1:], key=np.sum)
+    assert right[0].sum() >= better.sum() - 2 * (right[0] != better).sum() ** 0.5

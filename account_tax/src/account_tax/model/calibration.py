@@ -53,7 +53,8 @@ def fit_fusion(encoder: np.ndarray, ngrams: np.ndarray, labels: np.ndarray) -> d
     """Return the weights of two parts' logits in their sum, `encoder` and `ngrams`.
 
     They have the least negative log likelihood, up to their scale, which the temperature sets. As
-    long as the sum is right less often than the better part, the other part's weight is lowered.
+    long as the sum is right so much less often than the better part that chance does not explain
+    it, by two standard errors, the other part's weight is lowered.
 
     Args:
         encoder: Logits of rows that neither part was trained on, (N, C).
@@ -67,13 +68,18 @@ def fit_fusion(encoder: np.ndarray, ngrams: np.ndarray, labels: np.ndarray) -> d
         method="L-BFGS-B",
     )
 
-    def right(weights: np.ndarray) -> int:
-        return int(((weights[0] * encoder + weights[1] * ngrams).argmax(-1) == labels).sum())
+    def right(weights: np.ndarray) -> np.ndarray:
+        return (weights[0] * encoder + weights[1] * ngrams).argmax(-1) == labels
 
-    better = max(np.eye(2), key=right)
+    better = max(np.eye(2), key=lambda part: right(part).sum())
+    best = right(better)
+
+    def worse(weights: np.ndarray) -> bool:
+        lost, won = (best & ~right(weights)).sum(), (right(weights) & ~best).sum()
+        return lost - won > 2 * math.sqrt(lost + won)
+
     towards = (share * better * found.x + (1 - share) * found.x for share in (0, 0.25, 0.5, 0.75))
-    least = right(better)
-    weights = next((each for each in towards if each.any() and right(each) >= least), better)
+    weights = next((each for each in towards if each.any() and not worse(each)), better)
     weights = weights / (weights[0] or weights[1])
     return {
         part: float(f"{weight:.{DIGITS}g}")

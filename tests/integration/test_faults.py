@@ -89,8 +89,9 @@ REFUSALS = {
             "expected the columns ['label', 'text'], found ['account', 'text']. "
             "Rename the column or set data.label_column.",
             "train.deepspeed.train_batch_size = 7 (--train.deepspeed.train_batch_size): "
-            "8 (train_micro_batch_size_per_gpu) x 1 (gradient_accumulation_steps) x 2 (ranks) is "
-            "16. Make them agree, or leave one of them out (null).",
+            "can't be shared by 8 (train_micro_batch_size_per_gpu, --micro_batch_size) x 1 "
+            "(gradient_accumulation_steps, --grad_accum) x 2 (ranks, num_gpus). Expected 16, or "
+            "other factors.",
         ],
         b"text,account\nlunch,meals\n",
     ),

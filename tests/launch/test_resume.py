@@ -47,7 +47,12 @@ class Checkout:
     client: MlflowClient
 
     def plan(
-        self, wanted: str = "auto", lora_r: int = 8, inputs: str = DATA, ranks: int = 1
+        self,
+        wanted: str = "auto",
+        lora_r: int = 8,
+        inputs: str = DATA,
+        ranks: int = 1,
+        any_ranks: bool = False,
     ) -> Any:
         values = {"artifacts_root": "models", "train": {"training": {}, "lora": {"r": lora_r}}}
         resolved = Resolved(LaunchOptions(resume=wanted), values, {})
@@ -55,6 +60,7 @@ class Checkout:
             resolved=resolved,
             report={"inputs_sha256": inputs},
             world_size=ranks,
+            any_ranks=any_ranks,
             code=Code(CODE["commit"], patch=CODE["patch"]),
         )
 
@@ -207,9 +213,16 @@ def test_a_checkpoint_of_the_model_only_is_not_gone_on_from(checkout, capsys):
     assert "it has no optimizer (train.training.save_only_model)" in capsys.readouterr().err
 
 
+def test_where_nobody_asked_for_ranks_they_are_the_checkpoints(checkout):
+    first, _ = checkout.train("KILLED", (20,), ranks=2, any_ranks=True)
+    again, start = checkout.train("FINISHED", ranks=1, any_ranks=True)
+    assert (again, start.world_size, start.checkpoint.name) == (first, 2, "checkpoint-20")
+    assert checkout.train("FAILED", ranks=1, any_ranks=True)[1].world_size == 1
+
+
 def test_other_ranks_are_refused_with_what_to_do(checkout):
     first, _ = checkout.train("FAILED", (20,))
-    with pytest.raises(Refused, match=r"1 ranks.*would have 2.*num_gpus=1 goes on.*resume=never"):
+    with pytest.raises(Refused, match=r"= 2: .*by 1 rank, .*num_gpus=1 goes on.*resume=never"):
         checkout.train("FAILED", ranks=2)
     assert checkout.train("FAILED", ranks=2, wanted="never")[0] != first
 

@@ -48,3 +48,9 @@ def test_checkpoints_are_counted_from_the_save_settings(training, checkpoints):
 def test_what_has_a_fault_of_its_own_is_passed_over():
     assert Schedule.read({"train": {"deepspeed": BATCH}}, {"rows": {"train": 1}}, 1) is None
     assert Schedule.read({"train": {"deepspeed": BATCH, "training": {}}}, {"rows": {}}, 1) is None
+
+
+def test_rows_that_ranks_can_not_share_make_no_schedule():
+    block = {"train_batch_size": 32, "train_micro_batch_size_per_gpu": 48}
+    values = {"train": {"deepspeed": block, "training": {"max_steps": 1}}}
+    assert Schedule.read(values, {"rows": {"train": 9}}, 1) is None

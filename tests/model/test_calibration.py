@@ -321,7 +321,7 @@ def test_a_few_rows_more_or_less_do_not_decide_whether_a_part_counts():
 
 
 def test_a_part_that_makes_answers_worse_is_weighed_less():
-    # It turns a hundred answers that are barely right, and lowers the loss of fifty wrong ones more.
+    # It turns a hundred answers that are barely right, and gains more loss in fifty wrong ones.
     labels = np.zeros(1000, dtype=int)
     encoder, ngrams = (np.tile(np.float32([sure, 0.0]), (1000, 1)) for sure in (3.0, 1.0))
     encoder[:100], ngrams[:100] = [0.01, 0.0], [0.0, 0.2]

@@ -29,16 +29,18 @@ def test_sizes_that_are_left_out_follow_from_the_others(sizes, ranks, shared):
 @pytest.mark.parametrize(
     ("sizes", "ranks", "words"),
     [
-        ((64, 8, 4), 4, "train_batch_size = 64: 8 (train_micro_batch_size_per_gpu) x 4 "),
-        ((64, 8, 4), 4, "x 4 (ranks) is 128. Make them agree"),
-        ((32, None, None), 3, "train_batch_size = 32: 10 (train_micro_batch_size_per_gpu) x 1 "),
-        ((32, None, None), 64, "x 64 (ranks) is 0."),
-        ((32, 5, None), 1, "x 6 (gradient_accumulation_steps) x 1 (ranks) is 30."),
+        ((64, 8, 4), 4, "train.deepspeed.train_batch_size = 64: can't be shared by 8 (train_mic"),
+        ((64, 8, 4), 4, " x 4 (gradient_accumulation_steps) x 4 (ranks, num_gpus). Expected 128,"),
+        ((32, None, None), 3, "can't be shared by 3 (ranks, num_gpus). Expected 30 or 33, or othe"),
+        ((32, None, None), 64, "can't be shared by 64 (ranks, num_gpus). Expected 64, or other"),
+        ((32, 5, None), 1, "by 5 (train_micro_batch_size_per_gpu, --it) x 1 (ranks, num_gpus). Ex"),
+        ((32, 48, None), 1, "Expected 48, or other factors."),
         ((None, None, 4), 1, "train_micro_batch_size_per_gpu = null: null, and train_batch_size"),
     ],
 )
 def test_sizes_that_contradict_each_other_or_the_ranks_are_refused(sizes, ranks, words):
-    (line,) = batch_faults(block(*sizes), ranks)
+    sources = {"train.deepspeed.train_micro_batch_size_per_gpu": "--it"} if sizes[2] is None else {}
+    (line,) = batch_faults(block(*sizes), ranks, sources)
     assert words in line
 
 

@@ -151,7 +151,10 @@ def test_building_arguments_leaves_the_parameters_alone(tiny_base, tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to offload from")
 def test_nothing_is_offloaded_where_there_is_no_gpu():
-    block = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
+    block = {
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}},
+    }
     config = build_deepspeed_config(block, {"bf16": True})
     assert "offload_optimizer" not in config["zero_optimization"]
     assert config["bf16"] == {"enabled": True}

@@ -94,7 +94,7 @@ def run_stages(
     """
     with begin(project, plan, run) as start:
         run.set_tags({f"{TAG}command": shlex.join(["kedro", "train", *args])})
-        _run_plan(project, plan, run, start, judge)
+        _run_plan(project, replace(plan, world_size=start.world_size), run, start, judge)
 
 
 def _run_plan(

@@ -17,7 +17,7 @@ import yaml
 from account_tax.backends.place import OneMachine, Place, find_place
 from account_tax.confidential import secrets_in
 from account_tax.errors import Failed
-from account_tax.parameters.batch import batch_faults, cpu_ranks
+from account_tax.parameters.batch import batch_faults, cpu_ranks, share_batch
 from account_tax.parameters.config import ConfigError, Resolved
 from account_tax.parameters.options import text_of
 from account_tax.processes.answers import last_lines
@@ -67,6 +67,16 @@ class Plan:
         """What the ranks run on."""
         return "GPU" if self.report["gpus"] else "CPU"
 
+    @property
+    def any_ranks(self) -> bool:
+        """Whether another number of ranks would do: nobody asked for one, and rows are fixed."""
+        return (
+            type(self.place) is OneMachine
+            and not self.report["gpus"]
+            and self.resolved.launch.num_gpus == "auto"
+            and bool(self.resolved.values["train"]["deepspeed"].get("train_batch_size"))
+        )
+
     def facts(self) -> dict[str, Any]:
         """Return what a person wants to know before the start, by name."""
         report = self.report
@@ -78,13 +88,18 @@ class Plan:
             **report["ledger"],
             "classes": len(report["labels"]),
             "world size": f"{self.world_size} ({self.device})",
-            "global batch": self.schedule.global_batch_size,
+            "global batch": self._batch_in_words(),
             "optimizer steps": self.schedule.steps,
             "trainable parameters": f"{trainable:,} of {everything:,} ({share:.2%})",
             "padding token": report["padding_token"],
             "environment": environment_in_words(self.environment),
             "code": code_in_words(self.code.tags()),
         }
+
+    def _batch_in_words(self) -> str:
+        rows, times = share_batch(self.resolved.values["train"]["deepspeed"], self.world_size)
+        factors = f"rows {rows} x micro-batches {times} x ranks {self.world_size}"
+        return f"{self.schedule.global_batch_size} ({factors})"
 
     def show(self) -> None:
         """Print the facts."""
@@ -135,7 +150,7 @@ def make_plan(
     world_size = place.world_size(report["gpus"] or cpu_ranks(block, _free_cores()))
     found = list(report["faults"])
     if not any(fault.startswith("num_gpus") for fault in faults):
-        found += batch_faults(block, world_size)
+        found += batch_faults(block, world_size, resolved.sources)
     ranks_here, port = place.ranks_here(world_size), resolved.launch.master_port
     schedule = Schedule.read(resolved.values, report, world_size)
     found += find_machine_faults(

@@ -46,10 +46,12 @@ class Start:
     Attributes:
         folder: The run's checkpoints, relative to the project where output_dir is.
         checkpoint: The one it goes on from; None where it begins anew.
+        world_size: Ranks.
     """
 
     folder: Path
     checkpoint: Path | None
+    world_size: int
 
     def say(self, run_id: str) -> None:
         """Print where it goes on, if it does."""
@@ -80,7 +82,7 @@ def begin(project: Path, plan: Plan, run: OwnedRun) -> Iterator[Start]:
         "code": plan.code.identity(),
     }
     with _sole_launcher(project / store) as sign:
-        search = Search(project / store, run, facts, plan.world_size)
+        search = Search(project / store, run, facts, plan.world_size, plan.any_ranks)
         try:
             found = search.find(wanted)
         finally:
@@ -91,7 +93,8 @@ def begin(project: Path, plan: Plan, run: OwnedRun) -> Iterator[Start]:
             run.go_on(found.parent.name, f"step {step_of(found)}")
         sign({"run_id": run.run_id, "host": socket.gethostname()})
         _tag(run, search, found, facts.get("code_before"))
-        start = Start(store / run.run_id, found and store / run.run_id / found.name)
+        checkpoint = found and store / run.run_id / found.name
+        start = Start(store / run.run_id, checkpoint, search.world_size)
         attempt = {
             "facts": facts | {"run_id": run.run_id},
             "resume_from": found.name if found else None,
@@ -161,11 +164,15 @@ class Search:
         store: The checkpoints of the configuration.
         run: The command's run, which knows the states of the others.
         facts: Of this training; `inputs_sha256` has to be a checkpoint's too.
-        world_size: Ranks.
+        world_size: Ranks; in the end those of the checkpoint.
+        any_ranks: Whether another number of them will do.
     """
 
-    def __init__(self, store: Path, run: OwnedRun, facts: dict[str, Any], world_size: int):
-        self._store, self._run, self._facts, self._world_size = store, run, facts, world_size
+    def __init__(
+        self, store: Path, run: OwnedRun, facts: dict[str, Any], world_size: int, any_ranks: bool
+    ):
+        self._store, self._run, self._facts = store, run, facts
+        self.world_size, self._any_ranks = world_size, any_ranks
         self.notes: list[str] = []
         self.damaged: list[str] = []
 
@@ -260,11 +267,13 @@ class Search:
 
     def _require_ranks(self, checkpoint: Path) -> Path:
         theirs = read_json(checkpoint / MANIFEST_FILE)["world_size"]
-        if theirs != self._world_size:
+        if self._any_ranks:
+            self.world_size = theirs
+        if theirs != self.world_size:
             raise Refused(
-                f"num_gpus: {checkpoint.name} of run {checkpoint.parent.name} was saved by "
-                f"{theirs} ranks, and this training would have {self._world_size}; optimizer and "
-                f"order of rows are cut by ranks. num_gpus={theirs} goes on from it, {ANEW}."
+                f"num_gpus = {self.world_size}: {checkpoint.name} of run {checkpoint.parent.name} "
+                f"was saved by {theirs} rank{'s' * (theirs > 1)}, and optimizer and order of rows "
+                f"are cut by ranks. num_gpus={theirs} goes on from it, {ANEW}."
             )
         return checkpoint
 

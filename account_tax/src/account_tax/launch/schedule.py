@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from account_tax.parameters.batch import share_batch
+from account_tax.parameters.batch import batch_faults, share_batch
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Schedule:
         """Return the schedule of parameters and checked data; None where either has a fault."""
         block, training = (values["train"].get(name) for name in ("deepspeed", "training"))
         rows = (report.get("rows") or {}).get("train")
-        if not (block and training and rows):
+        if not (block and training and rows) or batch_faults(block, world_size):
             return None
         micro, steps = share_batch(block, world_size)
         return cls(training, rows, micro * steps * world_size)

@@ -863,20 +863,22 @@ def fuse(encoder: np.ndarray, ngrams: np.ndarray, fusion: Mapping[str, float]) -
 
 @contextmanager
 def batch_threads(device: str, batches: int) -> Iterator[Any]:
-    """Give a `map` that on a CPU computes several batches at once, each with one thread.
+    """Give a `map` that on a CPU computes several batches at once, each on its share of the cores.
 
     Cores that share the products of one batch of short lines wait for each other
     (docs/results.md, "A rank and a batch for each core").
     """
     threads = torch.get_num_threads()
-    if device != "cpu" or threads == 1 or batches == 1:
+    workers = min(threads, batches) if device == "cpu" else 1
+    if workers < 2:
         yield map
         return
+    share = threads // workers
     try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(workers, "", torch.set_num_threads, (share,)) as pool:
             yield pool.map
     finally:
-        torch.set_num_threads(threads)  # the pool's would be that of later threads, too
+        torch.set_num_threads(threads)  # MKL has one number for all threads
 
 
 def has_bf16(device: str) -> bool:

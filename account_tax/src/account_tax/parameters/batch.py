@@ -6,6 +6,7 @@ Of DeepSpeed's three sizes two may be left out, and follow from the others as De
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Set
 from typing import Any
 
@@ -13,7 +14,10 @@ from typing import Any
 ROWS_A_CPU_RANK = 16
 
 SIZES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+PLACE = "train.deepspeed."
+
 Block = Mapping[str, Any]
+EMPTY: Mapping[str, str] = {}
 
 
 def sizes_that_follow(given: Set[str]) -> list[str]:
@@ -40,22 +44,34 @@ def share_batch(block: Block, ranks: int) -> tuple[int, int]:
     return micro, steps
 
 
-def batch_faults(block: Block | None, ranks: int) -> list[str]:
-    """Return what is wrong with the batch settings for this many ranks; usually nothing."""
+def batch_faults(block: Block | None, ranks: int, sources: Mapping[str, str] = EMPTY) -> list[str]:
+    """Return what is wrong with the batch settings for this many ranks; usually nothing.
+
+    Args:
+        block: The `train.deepspeed` section.
+        ranks: Those that share a step.
+        sources: Where each dotted key was set.
+    """
     if block is None:  # it has a fault of its own
         return []
-    total, micro, _ = _sizes(block)
+    total, micro, steps = _sizes(block)
     if total is None:
-        missing = "null, and train_batch_size as well. Set one of them"
-        key = "train.deepspeed.train_micro_batch_size_per_gpu"
-        return [f"{key} = null: {missing}."] if micro is None else []
-    micro, steps = share_batch(block, ranks)
-    if (product := micro * steps * ranks) == total:
+        text = "null, and train_batch_size as well. Set one of them"
+        return [f"{PLACE}{SIZES[1]} = null: {text}."] if micro is None else []
+    if math.prod((*share_batch(block, ranks), ranks)) == total:
         return []
+    unit = math.prod((micro or 1, steps or 1, ranks))
+    given = [
+        f"{value} ({', '.join(filter(None, (size, sources.get(PLACE + size))))})"
+        for size, value in zip(SIZES[1:], (micro, steps), strict=True)
+        if value
+    ]
+    factors = " x ".join([*given, f"{ranks} (ranks, num_gpus)"])
+    fitting = {unit} if micro and steps else {total // unit * unit, (total // unit + 1) * unit}
+    wanted = " or ".join(str(each) for each in sorted(fitting) if each)
     return [
-        f"train.deepspeed.train_batch_size = {total}: {micro} (train_micro_batch_size_per_gpu) x "
-        f"{steps} (gradient_accumulation_steps) x {ranks} (ranks) is {product}. "
-        "Make them agree, or leave one of them out (null)."
+        f"{PLACE}{SIZES[0]} = {total}: can't be shared by {factors}. Expected {wanted}, or other "
+        "factors."
     ]
 
 

@@ -17,7 +17,7 @@ from account_tax.errors import Refused
 from account_tax.faults import hint, nearest, tell
 from account_tax.storage.files import canonical_sha256
 
-from .batch import SIZES, sizes_that_follow
+from .batch import PLACE, SIZES, sizes_that_follow
 from .conflicts import conflicts
 from .kinds import Section, cast_text, convert, describe
 from .schema import LAUNCH_FLAGS, LaunchOptions, everything, refusal
@@ -391,9 +391,9 @@ def _drop_pins(layer: Layer, below: Tree) -> Layer:
 def _drop_sizes(layer: Layer, below: Tree) -> Layer:
     """Return the layer with the batch size cleared that follows from those it sets."""
     now, before = dict(_leaves(layer.tree)), dict(_leaves(below))
-    given = {size: f"train.deepspeed.{size}" for size in SIZES}
+    given = {size: f"{PLACE}{size}" for size in SIZES}
     given = {size: key for size, key in given.items() if now.get(key) is not None}
-    keys = [f"train.deepspeed.{size}" for size in sizes_that_follow(given.keys())]
+    keys = [f"{PLACE}{size}" for size in sizes_that_follow(given.keys())]
     return _clear(layer, keys, before, " and ".join({layer.sources[key] for key in given.values()}))
 
 

@@ -143,7 +143,7 @@ class LaunchOptions:
     recipe: Annotated[Name, Help("A file of recipes/, by its name.")] = "starter"
     num_gpus: Annotated[
         Literal["auto"] | Count,
-        Help("Ranks; auto: the GPUs there are, else as many as train_batch_size gives cores work."),
+        Help("Ranks; auto: the GPUs there are, else one for each core with 16 rows, or one."),
     ] = "auto"
     register: Annotated[
         bool | Literal["evaluate"],

@@ -34,7 +34,7 @@ from transformers import (
 from account_tax.faults import hint
 from account_tax.model.classifier import BaseModelError, build_classifier, resolve_base
 from account_tax.model.metrics import compute_classification_metrics
-from account_tax.parameters.batch import share_batch
+from account_tax.parameters.batch import batch_faults, share_batch
 from account_tax.processes.ranks import (
     find_built,
     get_mlflow_env,
@@ -342,7 +342,10 @@ def build_deepspeed_config(block: dict[str, Any], training: dict[str, Any]) -> d
     would build its CPU optimizer for a minute to no effect, so offloading is left out.
     """
     config = copy.deepcopy(block)
-    micro_batch, steps = share_batch(block, int(os.environ.get("WORLD_SIZE", 1)))
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    if faults := batch_faults(block, ranks):  # the launcher has found none
+        raise ValueError(" ".join(faults))
+    micro_batch, steps = share_batch(block, ranks)
     config |= {"train_micro_batch_size_per_gpu": micro_batch, "gradient_accumulation_steps": steps}
     # SpeedCallback counts; DeepSpeed's counter waits for the device twice in a micro-batch.
     config.setdefault("timers", {"throughput": {"enabled": False}})

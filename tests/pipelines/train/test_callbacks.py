@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 from transformers import TrainerControl, TrainerState
@@ -43,6 +44,14 @@ def test_the_last_evaluation_is_not_taken_for_one_that_goes_on(rank0):
     rank0("on_train_begin", 0)
     assert rank0("on_train_end", 9)["doing"] == "finishing"
     assert rank0("on_prediction_step", 9)["doing"] == "finishing"
+
+
+def test_the_time_left_is_reckoned_from_the_step_it_went_on_from(rank0, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    assert math.isnan(rank0("on_train_begin", 4)["eta_seconds"])
+    now[0] += 2.0
+    assert rank0("on_step_end", 5)["eta_seconds"] == 8.0
 
 
 def test_the_file_changes_with_every_second_of_work(rank0, monkeypatch):

@@ -183,12 +183,12 @@ class ProgressCallback(TrainerCallback):
         self.speed = speed
         self._file = os.environ.get(PROGRESS_VARIABLE) if is_rank0() else None
         self._loss = math.nan
-        self._started, self._written = time.monotonic(), 0.0
+        self._started, self._written, self._first = time.monotonic(), 0.0, 0
         self._beats, self._doing = 0, "starting"
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Start the clock of the remaining time."""
-        self._started = time.monotonic()
+        """Start the clock of the remaining time, where this attempt begins."""
+        self._started, self._first = time.monotonic(), state.global_step
         self._beat(state, "training")
 
     def on_log(
@@ -237,8 +237,8 @@ class ProgressCallback(TrainerCallback):
     def _write(self, state: TrainerState) -> None:
         assert self._file is not None
         self._written = time.monotonic()
-        done = state.global_step
-        each = (self._written - self._started) / done if done else math.nan
+        done, here = state.global_step, state.global_step - self._first
+        each = (self._written - self._started) / here if here else math.nan
         progress = {
             "step": done,
             "max_steps": state.max_steps,

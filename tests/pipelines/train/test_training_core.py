@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from datasets import DatasetDict
 from mlflow import MlflowClient
 from transformers import AutoTokenizer, EvalPrediction, TrainingArguments
 
@@ -23,11 +24,14 @@ from account_tax.pipelines.train.training_core import (
     build_training_arguments,
     compute_metrics,
     instantiate_model,
+    run_training_pipeline,
 )
 from account_tax.storage.names import METRICS_FOLDER
 from account_tax.tracking.metric_journal import journal_file, read_points
 from account_tax.tracking.metric_sender import close_metrics, open_metrics
 from tests.conftest import make_splits, train_params
+
+MICRO = "train_micro_batch_size_per_gpu"
 
 LORA = {"r": 4, "alpha": 8, "target_modules": ["query", "value"], "dropout": 0.0, "bias": "none"}
 
@@ -263,3 +267,18 @@ def test_only_fields_of_the_bases_own_configuration_are_taken(tiny_base, field, 
     config = {"name": str(tiny_base), "num_labels": 3, "config": {field: value}}
     with pytest.raises(ValueError, match=rf"train\.model\.config\.{field} = .*{said}"):
         instantiate_model(config, AutoTokenizer.from_pretrained(tiny_base))
+
+
+def test_rows_that_ranks_can_not_share_end_a_training_started_by_hand(monkeypatch, tmp_path):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    block = {"train_batch_size": 32}
+    with pytest.raises(ValueError, match=r"can't be shared by 3 \(ranks, num_gpus\)"):
+        run_training_pipeline(DatasetDict(), None, {"deepspeed": block}, str(tmp_path))
+
+
+@pytest.mark.parametrize("block", [{"train_batch_size": 32}, {"train_batch_size": 32, MICRO: 48}])
+def test_a_check_of_the_arguments_leaves_the_rows_of_a_step_to_the_plan(block):
+    config = build_deepspeed_config(block, {})
+    assert config.get("train_batch_size") is None
+    assert (config[MICRO], config["gradient_accumulation_steps"]) == (block.get(MICRO, 32), 1)

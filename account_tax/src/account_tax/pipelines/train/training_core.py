@@ -113,10 +113,7 @@ def run_training_pipeline(
     Returns:
         Metrics under the specification's names (`train/loss`, `eval/f1`, ...).
     """
-    join_as_one_rank()
-    leave_out_collective()
-    if find_built(train_params, torch.cuda.device_count()):
-        keep_operators_apart()
+    _become_a_rank(train_params)
     open_metrics(Path(artifacts_root))
     training = train_params["training"]
     (enable_full_determinism if training.get("full_determinism") else set_seed)(training["seed"])
@@ -342,11 +339,12 @@ def build_deepspeed_config(block: dict[str, Any], training: dict[str, Any]) -> d
     would build its CPU optimizer for a minute to no effect, so offloading is left out.
     """
     config = copy.deepcopy(block)
-    ranks = int(os.environ.get("WORLD_SIZE", 1))
-    if faults := batch_faults(block, ranks):  # the launcher has found none
-        raise ValueError(" ".join(faults))
-    micro_batch, steps = share_batch(block, ranks)
-    config |= {"train_micro_batch_size_per_gpu": micro_batch, "gradient_accumulation_steps": steps}
+    config.pop("train_batch_size", None)  # follows from the others, and is not this process's alone
+    rows, steps = share_batch(block, int(os.environ.get("WORLD_SIZE", 1)))
+    config |= {
+        "train_micro_batch_size_per_gpu": max(1, rows),  # else a fault, which the plan tells of
+        "gradient_accumulation_steps": max(1, steps),
+    }
     # SpeedCallback counts; DeepSpeed's counter waits for the device twice in a micro-batch.
     config.setdefault("timers", {"throughput": {"enabled": False}})
     for precision in ("bf16", "fp16"):
@@ -395,6 +393,16 @@ def _build_trainer(
     trainer.add_callback(StopCallback(root))
     trainer.add_callback(ProgressCallback(speed))  # after what asks for a checkpoint
     return trainer
+
+
+def _become_a_rank(train_params: dict[str, Any]) -> None:
+    """Set up what DeepSpeed is to find; raise ValueError if the ranks can't share a step's rows."""
+    join_as_one_rank()
+    if faults := batch_faults(train_params["deepspeed"], int(os.environ["WORLD_SIZE"])):
+        raise ValueError(" ".join(faults))  # started by hand: no launcher has looked
+    leave_out_collective()
+    if find_built(train_params, torch.cuda.device_count()):
+        keep_operators_apart()
 
 
 @contextmanager

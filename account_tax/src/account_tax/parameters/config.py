@@ -394,9 +394,8 @@ def _drop_sizes(layer: Layer, below: Tree) -> Layer:
     given = {size: f"{PLACE}{size}" for size in SIZES}
     given = {size: key for size, key in given.items() if now.get(key) is not None}
     keys = [f"{PLACE}{size}" for size in sizes_that_follow(given.keys())]
-    return _clear(
-        layer, keys, before, " and ".join(dict.fromkeys(map(layer.sources.get, given.values())))
-    )
+    source = " and ".join(dict.fromkeys(layer.sources[key] for key in given.values()))
+    return _clear(layer, keys, before, source)
 
 
 def _clear(layer: Layer, keys: Iterable[str], before: Mapping[str, Any], source: str) -> Layer:

@@ -306,12 +306,12 @@ def measure(alternative: str, steps: int, **environment: str) -> dict[str, float
 
 def rank_environments(alternative: str, environment: dict[str, str]) -> list[dict[str, str]]:
     """Return what each rank of an alternative finds in its environment; one finds nothing more."""
-    from account_tax.parameters.batch import cpu_ranks
+    from account_tax.parameters.batch import cpu_ranks, free_cores
     from account_tax.parameters.config import resolve
     from account_tax.processes.ranks import free_port
 
-    overrides, cores = ALTERNATIVES.get(alternative), len(os.sched_getaffinity(0))
-    if overrides is None or "OMP_NUM_THREADS" in os.environ | environment:
+    overrides, cores = ALTERNATIVES.get(alternative), free_cores()
+    if overrides is None:
         return [environment]
     values = resolve(ROOT, list(overrides.items())).values
     if (count := cpu_ranks(values["train"]["deepspeed"], cores)) == 1:

@@ -17,7 +17,7 @@ import yaml
 from account_tax.backends.place import OneMachine, Place, find_place
 from account_tax.confidential import secrets_in
 from account_tax.errors import Failed
-from account_tax.parameters.batch import batch_faults, cpu_ranks, share_batch
+from account_tax.parameters.batch import batch_faults, cpu_ranks, free_cores, share_batch
 from account_tax.parameters.config import ConfigError, Resolved
 from account_tax.parameters.options import text_of
 from account_tax.processes.answers import last_lines
@@ -147,7 +147,7 @@ def make_plan(
     except ConfigError as err:
         faults, place = faults + err.faults, OneMachine(resolved.launch)
     block = resolved.values["train"].get("deepspeed")
-    world_size = place.world_size(report["gpus"] or cpu_ranks(block, _free_cores()))
+    world_size = place.world_size(report["gpus"] or cpu_ranks(block, free_cores()))
     found = list(report["faults"])
     if not any(fault.startswith("num_gpus") for fault in faults):
         found += batch_faults(block, world_size, resolved.sources)
@@ -169,11 +169,6 @@ def make_plan(
     pinned, code = _pin_base(resolved, report["base"]), describe_code(project)
     refuse_secrets(code)
     return Plan(pinned, report, place, world_size, schedule, environment, code)
-
-
-def _free_cores() -> int:
-    """Return the cores that ranks may share; one where threads were handed out already."""
-    return 1 if "OMP_NUM_THREADS" in os.environ else len(os.sched_getaffinity(0))
 
 
 def refuse_secrets(code: Code) -> None:

@@ -75,8 +75,8 @@ def fit_fusion(encoder: np.ndarray, ngrams: np.ndarray, labels: np.ndarray) -> d
     best = right(better)
 
     def worse(weights: np.ndarray) -> bool:
-        lost, won = (best & ~right(weights)).sum(), (right(weights) & ~best).sum()
-        return lost - won > 2 * math.sqrt(lost + won)
+        here = right(weights)
+        return best.sum() - here.sum() > 2 * math.sqrt((best != here).sum())
 
     towards = (share * better * found.x + (1 - share) * found.x for share in (0, 0.25, 0.5, 0.75))
     weights = next((each for each in towards if each.any() and not worse(each)), better)

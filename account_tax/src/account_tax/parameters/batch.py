@@ -7,6 +7,7 @@ Of DeepSpeed's three sizes two may be left out, and follow from the others as De
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Set
 from typing import Any
 
@@ -87,6 +88,11 @@ def cpu_ranks(block: Block | None, cores: int) -> int:
     rows = total // (steps or 1)
     fitting = range(1, min(cores, rows // ROWS_A_CPU_RANK) + 1)
     return max((ranks for ranks in fitting if rows % ranks == 0), default=1)
+
+
+def free_cores() -> int:
+    """Return the cores that ranks may share; one where threads were handed out already."""
+    return 1 if "OMP_NUM_THREADS" in os.environ else len(os.sched_getaffinity(0))
 
 
 def _sizes(block: Block) -> list[int | None]:

@@ -43,21 +43,21 @@ def _is_whole(folder: Path, metadata: Mapping[str, Any], version: str) -> bool:
     return (
         all(path.is_file() for path in needed)
         and is_intact(ngrams)
-        and all(_has_its_rows(datasets / split, metadata["splits"][split]) for split in SPLITS)
+        and all(_has_its_rows(datasets / name, metadata, name) for name in SPLITS)
     )
 
 
-def _has_its_rows(folder: Path, split: Mapping[str, Any]) -> bool:
+def _has_its_rows(folder: Path, metadata: Mapping[str, Any], name: str) -> bool:
     """Return whether a split still is what its metadata says, so also what a version will say."""
     try:
-        info, state = (read_json(folder / name) for name in ("dataset_info.json", "state.json"))
+        info, state = (read_json(folder / file) for file in ("dataset_info.json", "state.json"))
         files = [folder / each["filename"] for each in state["_data_files"]]
         tables = [pa.ipc.open_stream(pa.memory_map(str(file))).read_all() for file in files]
         names = info["features"]["labels"]["names"]
-        digest = split_digest(pa.concat_tables(tables))
+        digest, split = split_digest(pa.concat_tables(tables)), metadata["splits"][name]
+        return names == list(split["classes"]) and digest == split["sha256"]
     except (OSError, KeyError, pa.ArrowException):
         return False
-    return names == list(split["classes"]) and digest == split["sha256"]
 
 
 def split_digest(table: Any) -> str:

@@ -69,7 +69,7 @@ def be_a_rank(stage: int, steps: int, results: Path) -> None:
     from transformers import TrainerCallback
 
     from account_tax.parameters.config import resolve
-    from account_tax.processes.ranks import end_rank
+    from account_tax.processes.ranks import end_stage
 
     torch.set_num_threads(1)
     values = resolve(ROOT, [("recipe", "english")]).values
@@ -100,7 +100,7 @@ def be_a_rank(stage: int, steps: int, results: Path) -> None:
         if os.environ["RANK"] == "0":
             found = {"ranks": everyone, "steps": steps - steps // 3, **weights}
             results.write_text(json.dumps(found))
-    end_rank()
+    end_stage()
 
 
 def time_calls() -> list[tuple[str, int, float]]:

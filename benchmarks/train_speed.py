@@ -32,7 +32,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "account_tax/src")]
 
-from account_tax.processes.ranks import end_rank  # noqa: E402
+from account_tax.processes.ranks import end_stage  # noqa: E402
 
 BATCH = 32
 AS_THE_MODEL_SAYS = {"train.model.config": "null", "train.lora.dropout": "0.05"}
@@ -336,7 +336,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.one:
         print("RESULT " + json.dumps(measure_one(given.one, given.steps)), flush=True)
-        end_rank()
+        end_stage()
         return
     chosen = [name for name in (*PLAIN, *ALTERNATIVES) if name.startswith(tuple(given.only))]
     speeds: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}

@@ -92,7 +92,7 @@ def main() -> None:
     from account_tax.model.classifier import load_tokenizer, resolve_base
     from account_tax.pipelines.train.frozen import FrozenLayers
     from account_tax.pipelines.train.training_core import run_training_pipeline
-    from account_tax.processes.ranks import end_rank
+    from account_tax.processes.ranks import end_stage
     from tests.conftest import make_splits, train_params
 
     torch.set_num_threads(1)
@@ -118,7 +118,7 @@ def main() -> None:
             )
     if os.environ["RANK"] == "0":
         Path(given["results"]).write_text(json.dumps(results))
-    end_rank()
+    end_stage()
 
 
 if __name__ == "__main__":

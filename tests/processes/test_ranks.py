@@ -107,7 +107,7 @@ def test_mlflow_env_reads_the_three_variables(monkeypatch):
 FAILS_AND_LINGERS = """
     import sys, threading, time
     import torch.distributed as distributed
-    from account_tax.processes.ranks import end_rank
+    from account_tax.processes.ranks import end_stage
 
     meeting = f"file://{sys.argv[1]}"
     distributed.init_process_group("gloo", init_method=meeting, rank=0, world_size=1)
@@ -115,7 +115,7 @@ FAILS_AND_LINGERS = """
     try:
         raise ValueError("no such schedule")
     except ValueError:
-        end_rank(1)
+        end_stage(1)
 """
 
 
@@ -133,10 +133,34 @@ def test_a_rank_that_has_failed_is_gone_at_once_whatever_still_runs_in_it(tmp_pa
     assert "ValueError: no such schedule" in done.stderr
 
 
+WORKS_AND_LINGERS = """
+    import os, threading, time
+    from account_tax.processes.ranks import end_stage
+    from account_tax.storage.names import LAUNCHER_VARIABLE
+
+    print("done")
+    end_stage()  # nobody waits for it
+    os.environ[LAUNCHER_VARIABLE] = "somebody"
+    end_stage(1)  # why it has failed is said by others
+    threading.Thread(target=time.sleep, args=(60,)).start()
+    end_stage()
+"""
+
+
+def test_a_stage_that_has_worked_is_gone_at_once_where_a_launcher_waits_for_it():
+    command = [sys.executable, "-c", textwrap.dedent(WORKS_AND_LINGERS)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    environment.pop("ACCOUNT_TAX_LAUNCHER", None)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=50, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
 def test_a_pipeline_that_fails_ends_its_rank(monkeypatch):
     ends = []
     monkeypatch.setattr(cli, "guard_stage", lambda: None)
-    monkeypatch.setattr(cli, "end_rank", ends.append)
+    monkeypatch.setattr(cli, "end_stage", ends.append)
     found = CliRunner().invoke(cli.run, ["--pipelines=none"])
     assert isinstance(found.exception, ValueError | SystemExit)
     assert ends == [1]

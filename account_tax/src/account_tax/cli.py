@@ -26,7 +26,7 @@ from account_tax.parameters.help import WordsCommand, train_options
 from account_tax.parameters.options import VERBOSE, Option, asks_for_all, options_of, read_options
 from account_tax.predict import options as predict_options
 from account_tax.processes.guard import Stopped, guard_stage
-from account_tax.processes.ranks import end_rank
+from account_tax.processes.ranks import end_stage
 from account_tax.reproduce import request as reproduce_request
 from account_tax.review import compare as review_compare
 from account_tax.review import request as review_request
@@ -215,9 +215,9 @@ def run(context: click.Context, **options: Any) -> None:
     except Stopped as err:
         click.echo(err)
     except Exception:
-        end_rank(1)
+        end_stage(1)
         raise
-    end_rank()
+    end_stage()
 
 
 def _prepared_version(options: dict[str, Any]) -> str | None:

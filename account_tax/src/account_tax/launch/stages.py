@@ -51,6 +51,7 @@ MODULES = (
     *("account_tax.pipelines.prepare.pipeline", "kedro_datasets.huggingface"),
     *("account_tax.pipelines.train.pipeline", "transformers.integrations.deepspeed"),
     *("deepspeed.launcher.launch", "kedro_mlflow", "account_tax.pipelines.register.pipeline"),
+    *("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store"),
 )
 
 # Of an attempt; the next one of the run may not be judged by it.

@@ -900,15 +900,20 @@ def load_classifier(folder: Path, device: str = "cpu") -> LoadedClassifier:
     return read_classifier(Path(folder), device)
 
 
-def read_classifier(folder: Path, device: str = "cpu") -> LoadedClassifier:
-    """Return a classifier as it lies in a folder; before it is registered it has no manifest."""
+def read_classifier(
+    folder: Path, device: str = "cpu", tokenizer: PreTrainedTokenizerBase | None = None
+) -> LoadedClassifier:
+    """Return a classifier as it lies in a folder; before it is registered it has no manifest.
+
+    A tokenizer of its base and prefix may be given by who has one: it takes long to load.
+    """
     settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
     if (folder / "adapter_config.json").exists():
         base = resolve_pin(settings["base"])
         if (folder / "tokenizer_config.json").exists():  # versions of before brought it
             tokenizer = read_tokenizer(folder)
         else:
-            tokenizer = load_tokenizer(base, settings.get("prefix"))
+            tokenizer = tokenizer or load_tokenizer(base, settings.get("prefix"))
         # Its configuration, not the base's: padding token and `train.model.config` are in it.
         plain = build_classifier(
             base, labels=settings["labels"], pooling=settings["pooling"], like=folder

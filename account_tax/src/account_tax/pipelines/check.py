@@ -25,7 +25,7 @@ from account_tax.pipelines.prepare.nodes import inputs_sha256, plan_data, plan_p
 from account_tax.pipelines.train.rehearsal import find_loading_faults, find_trainer_faults
 from account_tax.pipelines.train.training_core import apply_lora_adapters, instantiate_model
 from account_tax.processes.guard import guard_stage
-from account_tax.processes.ranks import find_built, keep_operators_apart
+from account_tax.processes.ranks import end_stage, find_built, keep_operators_apart
 from account_tax.provenance.signing import SignatureError, load_private_key
 from account_tax.storage.files import why_not_writable
 
@@ -192,6 +192,7 @@ def main() -> None:
     parameters, report = map(Path, sys.argv[1:])
     found = check(yaml.safe_load(parameters.read_text(encoding="utf-8")))
     report.write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
+    end_stage()
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from account_tax.storage.names import LAUNCHER_VARIABLE
+
 # One process on its own: what a launcher would have set.
 _ONE_RANK = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
 
@@ -120,18 +122,21 @@ class Baton:
         os.close(self._handle)
 
 
-def end_rank(status: int = 0) -> None:
-    """End this process at once, if it is a rank; what it had to do or say is done and said.
+def end_stage(status: int = 0) -> None:
+    """End this process at once, if it is a launcher's; what it had to do or say is done and said.
 
-    torch's libraries now and then abort in their teardown (2.13 for CUDA on a machine without a
-    GPU: "terminate called without an active exception"), and a good run would count as failed; or
-    they wait there for ever, and a rank that has failed would keep the others waiting.
+    Taking its libraries apart takes a second, for which the launcher waits. In a rank torch's now
+    and then abort meanwhile (2.13 for CUDA on a machine without a GPU: "terminate called without an
+    active exception"), and a good run would count as failed; or they wait there for ever, and a
+    rank that has failed would keep the others waiting.
 
     Args:
-        status: Its exit status; with another than 0 the exception being handled is shown.
+        status: Its exit status; with another than 0 only a rank ends here, and the exception being
+            handled is shown.
     """
     distributed = sys.modules.get("torch.distributed")
-    if distributed is None or not distributed.is_initialized():
+    rank = distributed is not None and distributed.is_initialized()
+    if not rank and (status or LAUNCHER_VARIABLE not in os.environ):
         return
     if status:
         traceback.print_exc()

@@ -21,6 +21,7 @@ import mlflow
 import numpy as np
 from mlflow.artifacts import download_artifacts
 from mlflow.models import Model
+from mlflow.utils.requirements_utils import warn_dependency_requirement_mismatches
 
 # Largest difference allowed between a trainer's logits and the registered model's, which computes
 # in float32. In half precision it is relative to the largest logit: rounding a six-layer encoder
@@ -109,6 +110,10 @@ def main(arguments: list[str]) -> int:
         import torch  # noqa: F401
         import transformers  # noqa: F401
 
+        if "sql" in os.environ.get("MLFLOW_TRACKING_URI", "").partition("://")[0]:
+            import mlflow.store.model_registry.sqlalchemy_store
+            import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+        warn_dependency_requirement_mismatches(["mlflow"])  # it lists what is installed, once
         gc.enable()
         order = json.loads(sys.stdin.readline())
         os.environ.update(order["environment"])
@@ -124,4 +129,6 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    exit_status = main(sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(exit_status)  # to take the libraries apart takes two seconds, for which others wait

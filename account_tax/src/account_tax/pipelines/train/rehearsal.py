@@ -80,7 +80,7 @@ def _save_and_load(built: LoadedClassifier, base: BaseReference, folder: Path) -
     built.tokenizer.save_pretrained(folder)  # as Trainer does
     complete_folder(folder, model, base, {**built.settings, "base": base.to_dict()})
     model.to("meta")
-    return read_classifier(folder)
+    return read_classifier(folder, tokenizer=built.tokenizer)
 
 
 def _length_faults(built: LoadedClassifier, length: int) -> list[str]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
 from transformers.trainer_utils import EvalLoopOutput
 
+from .adapters import AdapterProducts
 from .batches import IGNORED_LABEL, STATES, GlobalBatchSampler, Rows
 from .callbacks import SpeedCallback
 from .checkpointing import CheckpointedTrainer
@@ -81,6 +82,7 @@ class LedgerTrainer(CheckpointedTrainer):
         self._parameters: int | None = None
         self.add_callback(EngineCallback(self))
         self.add_callback(self.frozen)
+        self.add_callback(AdapterProducts(self))
 
     def _get_collator_with_removed_columns(
         self, data_collator: Any, description: Any = None

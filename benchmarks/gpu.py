@@ -283,11 +283,14 @@ def _train_one(
 
 def _trained_sha256(model: Any) -> str:
     """Return a digest of what was trained, for runs of one seed."""
+    from deepspeed.runtime.zero import GatheredParameters
+
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
-        if parameter.requires_grad and not hasattr(parameter, "ds_id"):  # ZeRO 3 holds a part
+        if parameter.requires_grad:
             digest.update(name.encode())
-            digest.update(parameter.detach().float().cpu().numpy().tobytes())
+            with GatheredParameters([parameter]):  # of ZeRO 3 a rank holds a part
+                digest.update(parameter.detach().float().cpu().numpy().tobytes())
     return digest.hexdigest()
 
 

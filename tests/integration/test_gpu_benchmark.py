@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -22,6 +23,8 @@ def test_every_case_of_a_size_trains_without_a_gpu(tmp_path):
     cases = parts["0.6 B decoder"]
     assert parts["rates"]["bf16_tflops"] > 0
     assert not [case for case, found in cases.items() if "tokens_per_sec" not in found]
+    of_nothing = hashlib.sha256().hexdigest()
+    assert not [case for case, found in cases.items() if found["adapter_sha256"] == of_nothing]
     again = "ours, gradient checkpointing"  # recomputes the same numbers
     assert cases["ours, ZeRO 0"]["adapter_sha256"] == cases[again]["adapter_sha256"]
 

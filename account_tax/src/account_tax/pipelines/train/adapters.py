@@ -2,7 +2,7 @@
 
 PEFT makes the adapter's answer, scales it and adds it up, forward and backward: on short ledger
 lines these read and write as much as the base's own product. Here a product takes what is there and
-adds to it, and what is scaled is the adapter's few columns: an eighth more steps a second on a CPU
+adds to it, and what is scaled is the adapter's few columns: a fifth more steps a second on a CPU
 (docs/results.md).
 """
 

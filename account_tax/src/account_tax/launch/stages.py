@@ -211,6 +211,8 @@ class Stages:
                     f"ended by SIGTERM: {self.outcome_of_interruption()}", goes_on=False
                 )
             why = self._said("reason", FAULT_FILE)
+            if not why and _signal_in(status) in map(int, signal.Signals):  # no fault of the run's
+                why = f"{_in_words(status)}. The same command goes on from the newest checkpoint"
             why = why or (_in_words(status) if status else NO_RESULT)
             raise Failed(f"training failed: {why}.\n{self.last_lines()}")
         content = json.loads(marker.read_text(encoding="utf-8"))

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from account_tax import cli
 from account_tax.processes.ranks import Baton, get_mlflow_env, is_rank0, keep_operators_apart
+from account_tax.storage.names import LAUNCHER_VARIABLE
 
 BUILD = """
 from account_tax.processes.ranks import keep_operators_apart
@@ -150,7 +151,7 @@ WORKS_AND_LINGERS = """
 def test_a_stage_that_has_worked_is_gone_at_once_where_a_launcher_waits_for_it():
     command = [sys.executable, "-c", textwrap.dedent(WORKS_AND_LINGERS)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    environment.pop("ACCOUNT_TAX_LAUNCHER", None)
+    environment.pop(LAUNCHER_VARIABLE, None)
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=50, check=False
     )

@@ -211,10 +211,12 @@ class Stages:
                     f"ended by SIGTERM: {self.outcome_of_interruption()}", goes_on=False
                 )
             why = self._said("reason", FAULT_FILE)
-            if not why and _signal_in(status) in map(int, signal.Signals):  # no fault of the run's
-                why = f"{_in_words(status)}. The same command goes on from the newest checkpoint"
-            why = why or (_in_words(status) if status else NO_RESULT)
-            raise Failed(f"training failed: {why}.\n{self.last_lines()}")
+            again = ""
+            if not why:
+                why = _in_words(status) if status else NO_RESULT
+                if _signal_in(status):  # no fault of the run's
+                    again = " The same command goes on from the newest checkpoint."
+            raise Failed(f"training failed: {why}.{again}\n{self.last_lines()}")
         content = json.loads(marker.read_text(encoding="utf-8"))
         for name, sha256 in content["weights"].items():
             file = self.root / ADAPTER_FOLDER / name
@@ -266,22 +268,21 @@ class Stages:
         return "\n".join([*RANK_ENDED.findall(text), *map(_tail, said or [launched])])
 
 
-def _signal_in(status: int) -> int:
-    """Return the signal of a status.
+def _signal_in(status: int) -> signal.Signals | None:
+    """Return the signal of a status, None where it has none.
 
     A stage killed by signal n has -n; of a rank so killed `deepspeed` makes 256 - n, srun 128 + n.
     """
-    return -status if status < 0 else 256 - status if status > 192 else status - 128
+    number = -status if status < 0 else 256 - status if status > 192 else status - 128
+    return next((each for each in signal.Signals if each == number), None)
 
 
 def _in_words(status: int) -> str:
     """Return an exit status as a person reads it."""
-    signum = _signal_in(status)
-    if signum not in map(int, signal.Signals):
+    if not (ended_by := _signal_in(status)):
         return f"exit status {status}"
-    name = signal.Signals(signum).name
-    memory = " (if nobody did that, the machine ran out of memory)" if name == "SIGKILL" else ""
-    return f"a process of it was ended by {name}{memory}"
+    memory = " (if nobody did that, the machine ran out of memory)" * (ended_by == signal.SIGKILL)
+    return f"a process of it was ended by {ended_by.name}{memory}"
 
 
 def _tail(log: Path) -> str:

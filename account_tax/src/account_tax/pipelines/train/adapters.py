@@ -31,7 +31,7 @@ class AdapterProducts(TrainerCallback):
             return  # the one fuses by itself, the other has no rank hold a whole weight
         self._layers = [layer for layer in model.modules() if is_plain(layer)]
         for layer in self._layers:
-            layer.forward = partial(_answer, layer, layer.forward)
+            layer.forward = partial(_answer, layer, *_adapters(layer), layer.forward)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Let PEFT compute them again."""
@@ -47,13 +47,11 @@ def is_plain(layer: Any) -> bool:
     """
     if type(layer) is not Linear or type(layer.base_layer) is not nn.Linear:
         return False
-    adapters = [name for name in layer.active_adapters if name in layer.lora_A]
+    adapters = _adapters(layer)
     if len(adapters) != 1 or layer.disable_adapters or layer.merged or layer.lora_variant:
         return False
     down, up = layer.lora_A[adapters[0]], layer.lora_B[adapters[0]]
-    base = [
-        weight for weight in (layer.base_layer.weight, layer.base_layer.bias) if weight is not None
-    ]
+    base = list(layer.base_layer.parameters())
     return (
         isinstance(layer.lora_dropout[adapters[0]], nn.Identity)
         and up.bias is None
@@ -62,13 +60,16 @@ def is_plain(layer: Any) -> bool:
     )
 
 
-def _answer(layer: Any, of_peft: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _adapters(layer: Any) -> list[str]:
+    return [name for name in layer.active_adapters if name in layer.lora_A]
+
+
+def _answer(layer: Any, adapter: str, of_peft: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Return what the layer answers to (..., I): (..., O)."""
     weight = layer.base_layer.weight
     simple = layer.training and x.dtype == weight.dtype and not (args or kwargs)
     if not simple or torch.is_autocast_enabled(x.device.type):
         return of_peft(x, *args, **kwargs)
-    (adapter,) = (name for name in layer.active_adapters if name in layer.lora_A)
     down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
     scale = layer.scaling[adapter]
     return _Products.apply(x, weight, layer.base_layer.bias, down, up, scale)

@@ -348,7 +348,9 @@ def test_a_killed_rank_ends_the_others_and_the_run_fails_with_its_last_lines(lau
     assert_training_failed(
         train, "ended by SIGKILL (if nobody did that, the machine ran out of memory)"
     )
-    assert "rank1.log, last lines" in train.run().data.tags["account_tax.reason"]
+    reason = train.run().data.tags["account_tax.reason"]
+    assert "rank1.log, last lines" in reason
+    assert "The same command begins anew." in reason  # nothing was saved yet
 
 
 @pytest.mark.slow  # the kill matrix has it too

@@ -121,14 +121,21 @@ def test_changed_weights_are_a_failure(trained):
     [
         (1, "training failed: exit status 1"),
         # 256 - 9: deepspeed, for a killed rank
-        (247, "ended by SIGKILL .*ran out of memory.*same command goes on"),
+        (247, "ended by SIGKILL .*ran out of memory.*same command begins anew"),
         (245, "ended by SIGSEGV"),
-        (-9, "ended by SIGKILL .*ran out of memory.*same command goes on"),  # deepspeed itself
+        (-9, "ended by SIGKILL .*ran out of memory.*same command begins anew"),  # deepspeed itself
     ],
 )
 def test_an_exit_status_is_put_into_words(stages, status, words):
     with pytest.raises(Failed, match=words):
         stages.prove_training(status)
+
+
+def test_a_killed_run_says_where_the_same_command_goes_on(stages):
+    for step in (5, 40):
+        (stages.root / f"checkpoint-{step}").mkdir(parents=True)
+    with pytest.raises(Failed, match="The same command goes on from checkpoint-40"):
+        stages.prove_training(-9)
 
 
 def test_a_failure_has_the_last_lines_of_each_rank(stages):

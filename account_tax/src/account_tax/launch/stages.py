@@ -24,6 +24,7 @@ from account_tax.processes.identity import identify
 from account_tax.processes.warm import warm_interpreter
 from account_tax.provenance.code import python_path
 from account_tax.provenance.signing import PASSPHRASE_VARIABLE
+from account_tax.storage.checkpoints import list_checkpoints
 from account_tax.storage.files import read_json, sha256_of, write_json
 from account_tax.storage.names import (
     ADAPTER_FOLDER,
@@ -215,7 +216,9 @@ class Stages:
             if not why:
                 why = _in_words(status) if status else NO_RESULT
                 if _signal_in(status):  # no fault of the run's
-                    again = " The same command goes on from the newest checkpoint."
+                    kept = list_checkpoints(self.root)
+                    where = f"goes on from {kept[0].name}" if kept else "begins anew"
+                    again = f" The same command {where}."
             raise Failed(f"training failed: {why}.{again}\n{self.last_lines()}")
         content = json.loads(marker.read_text(encoding="utf-8"))
         for name, sha256 in content["weights"].items():

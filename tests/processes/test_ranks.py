@@ -134,6 +134,16 @@ def test_a_rank_that_has_failed_is_gone_at_once_whatever_still_runs_in_it(tmp_pa
     assert "ValueError: no such schedule" in done.stderr
 
 
+def test_a_rank_that_cannot_say_why_it_has_failed_is_gone_at_once_all_the_same(tmp_path):
+    command = [sys.executable, "-c", textwrap.dedent(FAILS_AND_LINGERS), str(tmp_path / "meeting")]
+    path = os.pathsep.join(sys.path)
+    with open("/dev/full", "w", encoding="utf-8") as full:  # a disk without room
+        done = subprocess.run(
+            command, env=os.environ | {"PYTHONPATH": path}, stdout=full, stderr=full, timeout=50
+        )
+    assert done.returncode == 1
+
+
 WORKS_AND_LINGERS = """
     import os, threading, time
     from account_tax.processes.ranks import end_stage

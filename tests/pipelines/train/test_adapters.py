@@ -114,3 +114,52 @@ def test_what_is_trained_whole_compiled_merged_or_of_two_adapters_is_left_alone(
     layer.merge()
     assert not is_plain(layer)
     assert not is_plain(layer.base_layer)
+
+
+def test_an_answer_may_be_changed_in_place_and_be_of_no_rows(tiny_base):
+    model = build(tiny_base, **{"lora.dropout": 0.0})
+    layer = next(layer for layer in model.modules() if is_plain(layer))
+    width = layer.base_layer.in_features
+    for shape in ((2, 3, width), (0, 3, width), (0, width), (width,)):
+        x = torch.randn(shape, requires_grad=True)
+        expected = layer(x) / 2
+        (of_peft,) = torch.autograd.grad(expected.sum(), x)
+        callback, _ = begin(model)
+        found = layer(x).div_(2)  # as Longformer and DeBERTa do
+        (of_products,) = torch.autograd.grad(found.sum(), x)
+        callback.on_train_end(None, None, None)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(of_products, of_peft)
+
+
+def test_a_layer_that_is_switched_meanwhile_answers_as_in_peft(tiny_base):
+    model = build(tiny_base, **{"lora.dropout": 0.0})
+    layer = next(layer for layer in model.modules() if is_plain(layer))
+    layer.update_layer("other", r=2, lora_alpha=2, config=model.peft_config["default"])
+    torch.nn.init.normal_(layer.lora_B["other"].weight)
+    x = torch.randn(2, layer.base_layer.in_features)
+
+    def answers():
+        with model.disable_adapter():
+            yield layer(x)
+        layer.set_adapter("other")
+        yield layer(x)
+        layer.set_adapter("default")
+        layer.merge()
+        yield layer(x)
+        layer.unmerge()
+
+    expected = list(answers())
+    begin(model)
+    assert "forward" in layer.__dict__
+    torch.testing.assert_close(list(answers()), expected)
+
+
+def test_a_second_derivative_is_refused(tiny_base):
+    model = build(tiny_base, **{"lora.dropout": 0.0})
+    layer = next(layer for layer in model.modules() if is_plain(layer))
+    begin(model)
+    x = torch.randn(2, layer.base_layer.in_features, requires_grad=True)
+    (gradient,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()

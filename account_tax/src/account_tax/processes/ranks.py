@@ -138,11 +138,13 @@ def end_stage(status: int = 0) -> None:
     rank = distributed is not None and distributed.is_initialized()
     if not rank and (status or LAUNCHER_VARIABLE not in os.environ):
         return
-    if status:
-        traceback.print_exc()
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    told = [traceback.print_exc] if status else []
+    flushed = [stream.flush for stream in (sys.stdout, sys.stderr) if stream]
+    for say in (*told, logging.shutdown, *flushed):
+        try:
+            say()
+        except Exception:  # a full disk, a closed pipe: no reason to stay
+            status = status or 1
     os._exit(status)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers import Trainer, TrainerCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
@@ -68,7 +69,8 @@ def _answer(layer: Any, adapter: str, of_peft: Any, x: Tensor, *args: Any, **kwa
     """Return what the layer answers to (..., I): (..., O)."""
     weight = layer.base_layer.weight
     simple = layer.training and x.dtype == weight.dtype and not (args or kwargs)
-    if not simple or torch.is_autocast_enabled(x.device.type):
+    switched = layer.disable_adapters or layer.merged or _adapters(layer) != [adapter]
+    if not simple or switched or torch.is_autocast_enabled(x.device.type):
         return of_peft(x, *args, **kwargs)
     down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
     scale = layer.scaling[adapter]
@@ -86,22 +88,29 @@ class _Products(torch.autograd.Function):
         """Return (..., O) for x (..., I), weight (O, I), down (R, I) and up (O, R)."""
         rows = x.reshape(-1, x.shape[-1])
         low = rows @ down.t()  # (N, R)
-        answer = nn.functional.linear(rows, weight, bias)
-        answer.addmm_(low, up.t(), alpha=scale)
+        # Not a view, which nobody might change in place, as Longformer does with its queries.
+        answer = x.new_empty(*x.shape[:-1], len(weight))
+        flat = answer.view(-1, len(weight))
+        if bias is None:
+            torch.mm(rows, weight.t(), out=flat)
+        else:
+            torch.addmm(bias, rows, weight.t(), out=flat)
+        flat.addmm_(low, up.t(), alpha=scale)
         ctx.save_for_backward(rows, low, weight, down, up)
         ctx.scale = scale
-        return answer.view(*x.shape[:-1], -1)
+        return answer
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of x, down and up; the base is frozen."""
         rows, low, weight, down, up = ctx.saved_tensors
-        shape = gradients[0].shape
-        gradient = gradients[0].reshape(-1, shape[-1])  # (N, O)
+        (*shape, width) = gradients[0].shape
+        gradient = gradients[0].reshape(-1, width)  # (N, O)
         of_low = (gradient @ up) * ctx.scale  # (N, R)
         of_x = None
         if ctx.needs_input_grad[0]:
             of_x = gradient @ weight
             of_x.addmm_(of_low, down)
-            of_x = of_x.view(*shape[:-1], -1)
+            of_x = of_x.view(*shape, rows.shape[1])
         return of_x, None, None, of_low.t() @ rows, (gradient.t() @ low) * ctx.scale, None

@@ -108,6 +108,44 @@ def test_what_is_no_expression_is_said_of_its_own_key(model, key, value):
         apply_lora_adapters(model, LORA | {key: value})
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (
+            {"rank_pattern": {"query": "abc"}},
+            r"rank_pattern.query = (abc|0): expected a whole number",
+        ),
+        ({"rank_pattern": {"query": 0}}, r"rank_pattern.query = (abc|0): expected a whole number"),
+        ({"alpha_pattern": {"query": -1}}, r"alpha_pattern.query = -1: expected a number above 0"),
+        ({"layers_to_transform": [0, 99]}, r"layers_to_transform = \[0, 99\]: the base has the l"),
+        ({"layers_to_transform": -1}, r"layers_to_transform = -1: the base has the layers 0 to 1"),
+        (
+            {"layers_to_transform": [0], "target_modules": "all-linear"},
+            r"layers_to_transform = \[0\]: set train.lora.target_modules to a list too, as in dens",
+        ),
+        ({"init_lora_weights": "foo"}, r"init_lora_weights = foo: "),
+        ({"use_dora": True, "lora_bias": True}, r"(use_dora|lora_bias) = True: "),
+        ({"layer_replication": [[0, 99]]}, r".*Given are .*layer_replication"),
+    ],
+)
+def test_what_peft_refuses_or_leaves_out_is_said_of_its_own_key(model, changed, said):
+    with pytest.raises(ValueError, match=r"^train\.lora.*" + said):
+        apply_lora_adapters(model, LORA | {"target_modules": ["query", "value"], **changed})
+
+
+def test_faults_of_lora_are_said_together(model):
+    wrong = {"target_modules": ["foo"], "modules_to_save": ["bar"], "rank_pattern": {"nosuch": 4}}
+    with pytest.raises(ValueError, match="called foo") as refused:
+        apply_lora_adapters(model, LORA | wrong)
+    lines = str(refused.value).splitlines()
+    assert [line.partition(" = ")[0].rpartition(".")[2] for line in lines] == [
+        "modules_to_save",
+        "target_modules",
+        "rank_pattern",
+    ]
+    assert "There are: 0" not in lines[0]
+
+
 def test_any_other_lora_field_is_accepted(model):
     peft_model = apply_lora_adapters(model, LORA | {"use_rslora": True})
     assert peft_model.peft_config["default"].use_rslora is True

@@ -110,7 +110,7 @@ def _check_model(
         if length <= tokenizer.model_max_length:  # else it has its fault
             report["faults"] += find_loading_faults(model, tokenizer, settings)
     except Exception as err:  # a folder that is no model fails in as many ways as there are files
-        report["faults"].append(_model_fault(err, name))
+        report["faults"] += _model_faults(err, name)
         return {}
     return {
         "base": {"revision": base.revision, "sha256": base.sha256},
@@ -120,15 +120,16 @@ def _check_model(
     }
 
 
-def _model_fault(err: Exception, name: str) -> str:
-    """Return an error as a line that starts with its parameter; this project's own do already."""
-    text = " ".join(str(err).split())
-    if text.startswith("train."):
-        return text
-    return (
-        f"train.model.name = {name}: can't be built as a classifier "
-        f"({type(err).__name__}: {text}). Check the model's files and train.model.config."
-    )
+def _model_faults(err: Exception, name: str) -> list[str]:
+    """Return an error as lines that start with their parameter; this project's own do already."""
+    lines = [" ".join(line.split()) for line in str(err).splitlines()]
+    if lines and all(line.startswith("train.") for line in lines):
+        return lines
+    why = f"{type(err).__name__}: {' '.join(lines)}"
+    return [
+        f"train.model.name = {name}: can't be built as a classifier ({why}). "
+        "Check the model's files and train.model.config."
+    ]
 
 
 def _training_faults(train: dict[str, Any]) -> list[str]:

@@ -102,7 +102,9 @@ class _Products(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # type: ignore[override]  # the decorator's ctx has no name
+        ctx: Any, *gradients: Tensor
+    ) -> tuple[Tensor | None, ...]:
         """Return the gradients of x, down and up; the base is frozen."""
         rows, low, weight, down, up = ctx.saved_tensors
         (*shape, width) = gradients[0].shape

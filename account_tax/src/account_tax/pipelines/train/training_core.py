@@ -215,21 +215,28 @@ def apply_lora_adapters(model: PreTrainedModel, lora_params: dict[str, Any]) -> 
         lora_params: The `lora` section of training.yml; any LoraConfig field is accepted.
 
     Raises:
-        ValueError: If a name of a module, in `target_modules` or another field, matches none.
+        ValueError: If a name or number of a layer matches none, or PEFT refuses a field: a line for
+            each fault, which starts with its key.
     """
     fields = {LORA_NAMES.get(key, key): value for key, value in lora_params.items()}
     fields.pop("enable", None)
     fields["task_type"] = TaskType[fields.get("task_type", "SEQ_CLS")]
     whole = _trained_whole(model, fields.get("modules_to_save") or [])
-    adaptable = _adaptable(model, whole)
-    for key in ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern"):
-        _require_known(key, fields.get(key), *adaptable)
+    faults = _find_lora_faults(model, fields, whole)
+    if faults:
+        raise ValueError("\n".join(faults))
     fields["modules_to_save"] = whole or None
     try:
         peft_model = get_peft_model(model, LoraConfig(**fields))
-    except ValueError as err:
-        targets = fields.get("target_modules")
-        raise ValueError(f"train.lora.target_modules = {targets}: {err}") from err
+    except Exception as err:  # each of its fields fails in ways of its own
+        why, given = str(err).rstrip("."), dict(lora_params)
+        words = set(re.findall(r"\w+", why))
+        named = [key for key in given if LORA_NAMES.get(key, key) in words]
+        if isinstance(err, ValueError) and not named:
+            named = ["target_modules"]
+        at_fault = f"train.lora.{named[0]} = {given.get(named[0])}" if named else "train.lora"
+        what = "" if named else f" Given are {', '.join(given)}."
+        raise ValueError(f"{at_fault}: {type(err).__name__}: {why}.{what}") from err
     if is_rank0():
         trainable, everything = peft_model.get_nb_trainable_parameters()
         log.info("trainable parameters: %s of %s", f"{trainable:,}", f"{everything:,}")
@@ -243,7 +250,6 @@ def _trained_whole(model: PreTrainedModel, given: list[str]) -> list[str]:
     any case; one that is wrapped twice can't be loaded.
     """
     names = [name for name, _ in model.named_modules() if name]
-    _require_known("modules_to_save", given, names, {name.rpartition(".")[2] for name in names})
     ends = (*getattr(model, "fresh_modules", []), *given, *HEADS)
     chosen = [name for name in names if name.endswith(ends)]
     return sorted(
@@ -251,8 +257,47 @@ def _trained_whole(model: PreTrainedModel, given: list[str]) -> list[str]:
     )
 
 
-def _require_known(key: str, given: Any, names: list[str], shown: set[str]) -> None:
-    """Raise ValueError unless each given name is the end of one that there is.
+def _find_lora_faults(
+    model: PreTrainedModel, fields: dict[str, Any], whole: list[str]
+) -> list[str]:
+    """Return a line for each key that names what the model has not, or gives it what can't be."""
+    everything = [name for name, _ in model.named_modules() if name]
+    ends = {name.rpartition(".")[2] for name in everything}
+    shown = {end for end in ends if not end.isdecimal()}
+    faults = _find_unknown("modules_to_save", fields.get("modules_to_save"), everything, shown)
+    adaptable, linear = _adaptable(model, whole)
+    for key in ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern"):
+        faults += _find_unknown(key, fields.get(key), adaptable, linear)
+    for key, kind, expected in (
+        ("rank_pattern", int, "a whole number of at least 1"),
+        ("alpha_pattern", (int, float), "a number above 0"),
+    ):
+        for name, value in (fields.get(key) or {}).items():
+            if isinstance(value, bool) or not isinstance(value, kind) or value <= 0:
+                faults.append(f"train.lora.{key}.{name} = {value}: expected {expected}.")
+    return faults + _find_layer_faults(model, fields, linear)
+
+
+def _find_layer_faults(
+    model: PreTrainedModel, fields: dict[str, Any], linear: set[str]
+) -> list[str]:
+    """Return why `layers_to_transform` does not fit; PEFT (0.21) leaves out what is not there."""
+    given = fields.get("layers_to_transform")
+    if given is None:
+        return []
+    layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    faults, start = list[str](), f"train.lora.layers_to_transform = {given}:"
+    numbers = given if isinstance(given, list) else [given]
+    if layers and not all(isinstance(n, int) and 0 <= n < layers for n in numbers):
+        faults.append(f"{start} the base has the layers 0 to {layers - 1}.")
+    if isinstance(fields.get("target_modules"), str):
+        names = ",".join(sorted(linear))
+        faults.append(f"{start} set train.lora.target_modules to a list too, as in {names}.")
+    return faults
+
+
+def _find_unknown(key: str, given: Any, names: list[str], shown: set[str]) -> list[str]:
+    """Return a fault unless each given name is the end of one that there is.
 
     PEFT (0.21) takes the keys of the patterns, and a text for a list, as expressions.
     """
@@ -267,8 +312,7 @@ def _require_known(key: str, given: Any, names: list[str], shown: set[str]) -> N
             continue
         if not as_text and not any(re.fullmatch(rf"(.*\.)?({ending.pattern})", n) for n in names):
             faults.append(f"no layer for it is called {word}. {hint(word, sorted(shown))}")
-    if faults:
-        raise ValueError(f"train.lora.{key} = {given}: {' '.join(faults)}")
+    return [f"train.lora.{key} = {given}: {' '.join(faults)}"] if faults else []
 
 
 def _adaptable(model: PreTrainedModel, whole: list[str]) -> tuple[list[str], set[str]]:

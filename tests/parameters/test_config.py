@@ -75,6 +75,11 @@ def test_lists_are_replaced_whole(project):
     assert run(project, "--recipe=mine").values["train"]["lora"]["target_modules"] == ["key"]
 
 
+def test_what_is_given_as_a_mapping_has_its_source_below_too(project):
+    resolved = resolve(project, [("train.lora.rank_pattern", "{query: 4}")])
+    assert resolved.sources["train.lora.rank_pattern.query"] == "--train.lora.rank_pattern"
+
+
 def test_every_value_has_a_source(project):
     resolved = run(project)
     assert set(resolved.flat()) <= set(resolved.sources)

@@ -308,14 +308,17 @@ def _read_recipe(project: Path, name: str, shared: Tree, faults: list[Fault]) ->
 
 def _command_layer(settings: Mapping[str, Setting], section: Section) -> Layer:
     tree: Tree = {}
+    sources: dict[str, str] = {}
     for setting in settings.values():
         *parents, name = setting.key.split(".")
         node = tree
         for parent in parents:
             below = cast(Tree, node[parent]) if isinstance(node.get(parent), dict) else Tree()
             node[parent] = node = below
-        node[name] = cast_text(setting.text, kind_of(setting.key, section))
-    return Layer(tree, {setting.key: setting.source for setting in settings.values()})
+        node[name] = value = cast_text(setting.text, kind_of(setting.key, section))
+        leaves = _leaves(cast(Tree, value), f"{setting.key}.") if isinstance(value, dict) else ()
+        sources |= dict.fromkeys([setting.key, *dict(leaves)], setting.source)
+    return Layer(tree, sources)
 
 
 # What a file raises that is no YAML with keys; OmegaConf (2.3) asserts that it is no number.

@@ -273,7 +273,11 @@ def _find_lora_faults(
         ("alpha_pattern", (int, float), "a number above 0"),
     ):
         for name, value in (fields.get(key) or {}).items():
-            if isinstance(value, bool) or not isinstance(value, kind) or value <= 0:
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, kind)
+                or not 0 < value < float("inf")
+            ):
                 faults.append(f"train.lora.{key}.{name} = {value}: expected {expected}.")
     return faults + _find_layer_faults(model, fields, linear)
 

@@ -155,6 +155,17 @@ def test_all_are_said_at_once_and_good_ones_not(bases):
     assert find_trainer_faults(train_params("any", **good)) == []
 
 
+def test_an_error_of_several_lines_is_one_fault_for_each_key_that_begins_one():
+    of_a_library = RuntimeError("train.lora.r = 9: no memory\nframe 0\n  frame 1")
+    assert checks._model_faults(of_a_library, "b") == [
+        "train.lora.r = 9: no memory frame 0 frame 1"
+    ]
+    two = ValueError("train.lora.r = 0: few.\ntrain.lora.alpha = 0: few.")
+    assert checks._model_faults(two, "b") == str(two).splitlines()
+    (other,) = checks._model_faults(KeyError("one\ntrain.lora.r"), "b")
+    assert other.startswith("train.model.name = b: can't be built as a classifier (KeyError: ")
+
+
 def test_nothing_is_left_behind(bases, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert faults(bases["bert"], **{"training.output_dir": "data/checkpoints"}) == []

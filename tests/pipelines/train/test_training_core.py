@@ -111,11 +111,8 @@ def test_what_is_no_expression_is_said_of_its_own_key(model, key, value):
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        (
-            {"rank_pattern": {"query": "abc"}},
-            r"rank_pattern.query = (abc|0): expected a whole number",
-        ),
-        ({"rank_pattern": {"query": 0}}, r"rank_pattern.query = (abc|0): expected a whole number"),
+        ({"rank_pattern": {"query": "abc"}}, r"rank_pattern.query = abc: expected a whole number"),
+        ({"rank_pattern": {"query": 0}}, r"rank_pattern.query = 0: expected a whole number"),
         ({"alpha_pattern": {"query": -1}}, r"alpha_pattern.query = -1: expected a number above 0"),
         (
             {"alpha_pattern": {"query": float("nan")}},

@@ -316,8 +316,7 @@ def _command_layer(settings: Mapping[str, Setting], section: Section) -> Layer:
             below = cast(Tree, node[parent]) if isinstance(node.get(parent), dict) else Tree()
             node[parent] = node = below
         node[name] = value = cast_text(setting.text, kind_of(setting.key, section))
-        leaves = _leaves(cast(Tree, value), f"{setting.key}.") if isinstance(value, dict) else ()
-        sources |= dict.fromkeys([setting.key, *dict(leaves)], setting.source)
+        sources |= _layer({setting.key: value}, setting.source).sources
     return Layer(tree, sources)
 
 

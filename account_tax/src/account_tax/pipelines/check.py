@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -122,10 +123,10 @@ def _check_model(
 
 def _model_faults(err: Exception, name: str) -> list[str]:
     """Return an error as lines that start with their parameter; this project's own do already."""
-    lines = [" ".join(line.split()) for line in str(err).splitlines()]
-    if lines and all(line.startswith("train.") for line in lines):
-        return lines
-    why = f"{type(err).__name__}: {' '.join(lines)}"
+    parts = [" ".join(part.split()) for part in re.split(r"\n(?=train\.)", str(err))]
+    if parts[0].startswith("train."):
+        return parts
+    why = f"{type(err).__name__}: {' '.join(parts)}"
     return [
         f"train.model.name = {name}: can't be built as a classifier ({why}). "
         "Check the model's files and train.model.config."

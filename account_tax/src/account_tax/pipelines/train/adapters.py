@@ -32,7 +32,7 @@ class AdapterProducts(TrainerCallback):
             return  # the one fuses by itself, the other has no rank hold a whole weight
         self._layers = [layer for layer in model.modules() if is_plain(layer)]
         for layer in self._layers:
-            layer.forward = partial(_answer, layer, *_adapters(layer), layer.forward)
+            layer.forward = partial(_answer, layer, _only_adapter(layer), layer.forward)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Let PEFT compute them again."""
@@ -48,29 +48,34 @@ def is_plain(layer: Any) -> bool:
     """
     if type(layer) is not Linear or type(layer.base_layer) is not nn.Linear:
         return False
-    adapters = _adapters(layer)
-    if len(adapters) != 1 or layer.disable_adapters or layer.merged or layer.lora_variant:
+    adapter = _only_adapter(layer)
+    if adapter is None or layer.lora_variant:
         return False
-    down, up = layer.lora_A[adapters[0]], layer.lora_B[adapters[0]]
+    down, up = layer.lora_A[adapter], layer.lora_B[adapter]
     base = list(layer.base_layer.parameters())
     return (
-        isinstance(layer.lora_dropout[adapters[0]], nn.Identity)
+        isinstance(layer.lora_dropout[adapter], nn.Identity)
         and up.bias is None
         and not any(weight.requires_grad for weight in base)
         and len({weight.dtype for weight in (*base, down.weight, up.weight)}) == 1
     )
 
 
-def _adapters(layer: Any) -> list[str]:
-    return [name for name in layer.active_adapters if name in layer.lora_A]
+def _only_adapter(layer: Any) -> str | None:
+    """Return the one adapter that a layer adds now; None if none, several or a merged one."""
+    if layer.disable_adapters or layer.merged:
+        return None
+    names = [name for name in layer.active_adapters if name in layer.lora_A]
+    return names[0] if len(names) == 1 else None
 
 
-def _answer(layer: Any, adapter: str, of_peft: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _answer(
+    layer: Any, adapter: str | None, of_peft: Any, x: Tensor, *args: Any, **kwargs: Any
+) -> Tensor:
     """Return what the layer answers to (..., I): (..., O)."""
     weight = layer.base_layer.weight
     simple = layer.training and x.dtype == weight.dtype and not (args or kwargs)
-    switched = layer.disable_adapters or layer.merged or _adapters(layer) != [adapter]
-    if not simple or switched or torch.is_autocast_enabled(x.device.type):
+    if not simple or _only_adapter(layer) != adapter or torch.is_autocast_enabled(x.device.type):
         return of_peft(x, *args, **kwargs)
     down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
     scale = layer.scaling[adapter]

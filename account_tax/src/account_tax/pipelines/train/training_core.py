@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -229,13 +230,13 @@ def apply_lora_adapters(model: PreTrainedModel, lora_params: dict[str, Any]) -> 
     try:
         peft_model = get_peft_model(model, LoraConfig(**fields))
     except Exception as err:  # each of its fields fails in ways of its own
-        why, given = str(err).rstrip("."), dict(lora_params)
+        why = str(err).rstrip(".")
         words = set(re.findall(r"\w+", why))
-        named = [key for key in given if LORA_NAMES.get(key, key) in words]
+        named = [key for key in lora_params if LORA_NAMES.get(key, key) in words]
         if isinstance(err, ValueError) and not named:
             named = ["target_modules"]
-        at_fault = f"train.lora.{named[0]} = {given.get(named[0])}" if named else "train.lora"
-        what = "" if named else f" Given are {', '.join(given)}."
+        at_fault = f"train.lora.{named[0]} = {lora_params.get(named[0])}" if named else "train.lora"
+        what = "" if named else f" Given are {', '.join(lora_params)}."
         raise ValueError(f"{at_fault}: {type(err).__name__}: {why}.{what}") from err
     if is_rank0():
         trainable, everything = peft_model.get_nb_trainable_parameters()
@@ -268,16 +269,12 @@ def _find_lora_faults(
     adaptable, linear = _adaptable(model, whole)
     for key in ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern"):
         faults += _find_unknown(key, fields.get(key), adaptable, linear)
-    for key, kind, expected in (
-        ("rank_pattern", int, "a whole number of at least 1"),
+    for key, kinds, expected in (
+        ("rank_pattern", (int,), "a whole number of at least 1"),
         ("alpha_pattern", (int, float), "a number above 0"),
     ):
         for name, value in (fields.get(key) or {}).items():
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, kind)
-                or not 0 < value < float("inf")
-            ):
+            if type(value) not in kinds or not 0 < value < inf:
                 faults.append(f"train.lora.{key}.{name} = {value}: expected {expected}.")
     return faults + _find_layer_faults(model, fields, linear)
 

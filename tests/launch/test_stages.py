@@ -201,6 +201,10 @@ def test_training_that_is_complete_says_what_is_left(trained):
     assert trained.outcome_of_interruption() == left
     with pytest.raises(Preempted, match=left):
         trained.prove_training(143)
+    (trained.root / "registration.json").write_text("{}")
+    left = "its results are registered; kedro register --run run would give the run its end"
+    assert trained.outcome_of_interruption() == left
+    (trained.root / "registration.json").unlink()
     (trained.root / "training_metrics.json").unlink()  # register would miss it
     assert trained.outcome_of_interruption().endswith("run the same command again")
 

@@ -253,6 +253,16 @@ def test_a_key_set_twice_with_two_values_is_refused(project, monkeypatch):
     assert same.flat()["train.lora.r"] == 8
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_key_and_one_below_it_are_not_both_given(project, turned):
+    words = ["--train.lora.rank_pattern={query: 4}", "--train.lora.rank_pattern.key=8"]
+    assert faults(project, *(reversed(words) if turned else words)) == [
+        "train.lora.rank_pattern.key = 8 (--train.lora.rank_pattern.key): "
+        "--train.lora.rank_pattern sets all of train.lora.rank_pattern; give one of them."
+    ]
+    assert "give one of them" in faults(project, "--train.lora=x", "--lora_r=8")[0]
+
+
 # --- faults ---
 
 
@@ -357,6 +367,15 @@ def test_a_fault_is_one_short_line_whatever_was_typed(project):
         ("--train.model.sha256=53aa", "64 hexadecimal digits, or null"),
         ("--train.lora.task_type=CAUSAL_LM", "SEQ_CLS, the only task here"),
         ("--train.lora=3", "keys below it (alpha, bias, "),
+        *(
+            (f"--train.lora.rank_pattern.query={rank}", "names, each to a whole number of at least")
+            for rank in ("abc", "0", "2.5", "true", "null")
+        ),
+        ("--train.lora.rank_pattern=3", "names, each to a whole number of at least"),
+        ("--train.lora.alpha_pattern={query: -1}", "names, each to a number above 0"),
+        ("--train.lora.alpha_pattern.query=.nan", "names, each to a number above 0"),
+        ("--train.lora.use_qalora=true", "not quantized"),
+        ("--train.lora.layer_replication=[[0,4]]", "the base has the layers it has"),
         ("--train.deepspeed.zero_optimization.offload_param.device=disk", "one of none, cpu, nvme"),
         *(
             (f"--registered_model_name={name}", "no quotes and none of / : @ # ? %")

@@ -153,10 +153,12 @@ def test_the_best_recipe_has_the_best_values_whoever_hands_over_the_words(
     take(study)
     end(study, take(study), "complete", 0.5)
     best = study.best(study.trials())
-    pairs = [("recipe", "english"), ("train.lora.alpha", "24"), ("num_gpus", "1")]
+    pattern = "train.lora.rank_pattern", "{layer.0.attention.self.query: 4}"
+    pairs = [("recipe", "english"), ("train.lora.alpha", "24"), pattern, ("num_gpus", "1")]
     train = yaml.safe_load(best_recipe(Path(__file__).parents[2], pairs, study, best))["train"]
     assert train["training"]["learning_rate"] == best.values[KEY]
     assert train["lora"]["alpha"] == 24
+    assert train["lora"]["rank_pattern"] == {"layer.0.attention.self.query": 4}
 
 
 def test_a_trial_is_ended_at_any_evaluation_but_the_last(study, tmp_path):

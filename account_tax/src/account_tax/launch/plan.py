@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from account_tax.backends.place import OneMachine, Place, find_place
 from account_tax.confidential import secrets_in
 from account_tax.errors import Failed
 from account_tax.parameters.batch import batch_faults, cpu_ranks, free_cores, share_batch
-from account_tax.parameters.config import ConfigError, Resolved
+from account_tax.parameters.config import ConfigError, Resolved, source_of
 from account_tax.parameters.options import text_of
 from account_tax.processes.answers import last_lines
 from account_tax.processes.groups import run_stage
@@ -230,8 +231,8 @@ def _check(project: Path, values: dict[str, Any]) -> dict[str, Any]:
 def _name_source(fault: str, resolved: Resolved) -> str:
     """Add to a fault of the form `key = value: ...` where that key was set."""
     key, equals, rest = fault.partition(" = ")
-    source = resolved.sources.get(key)
-    if not (equals and source):
+    source = source_of(key, resolved.sources)
+    value = re.match(r"(\{.*?\}|.*?): ", rest)  # a mapping holds colons itself
+    if not (equals and source and value) or f" ({source}): " in rest:
         return fault
-    value, colon, text = rest.partition(": ")
-    return f"{key} = {value} ({source}): {text}" if colon and "(" not in value else fault
+    return f"{key} = {value[1]} ({source}): {rest[value.end() :]}"

@@ -232,10 +232,11 @@ class Stages:
         step = self._said("step", INTERRUPTED_FILE)
         if step is not None:
             return f"interrupted at step {step}; the same command goes on from there"
+        command = f"kedro register --run {self.root.name}"
+        if (self.root / REGISTRATION_FILE).is_file():
+            return f"its results are registered; {command} would give the run its end"
         if all((self.root / name).is_file() for name in TRAINED):
-            run_id = self.root.name
-            how = f"kedro register --run {run_id} would evaluate and register it"
-            return f"training is complete; {how}"
+            return f"training is complete; {command} would evaluate and register it"
         return "interrupted without a save; run the same command again"
 
     def _said(self, key: str, name: str) -> Any:

@@ -247,6 +247,10 @@ def _read_settings(
             if earlier.text.lower() != setting.text.lower():
                 reason = f"{earlier.source} sets it to {earlier.text}; give it once"
                 faults.append(Fault(setting.key, reason, setting.text, setting.source))
+    for key, setting in settings.items():
+        for above in (other for other in settings if key.startswith(f"{other}.")):
+            reason = f"{settings[above].source} sets all of {above}; give one of them"
+            faults.append(Fault(key, reason, setting.text, setting.source))
     return settings
 
 
@@ -468,6 +472,12 @@ def _show(value: Any) -> str:
     return text if 0 < len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…" if text else "''"
 
 
+def source_of(key: str, sources: Mapping[str, str]) -> str:
+    """Return where a key, or the first of those below it, was set; "" where that is unknown."""
+    below = [text for name, text in sources.items() if name.startswith(f"{key}.")]
+    return sources.get(key) or next(iter(below), "")
+
+
 def _lines(
     faults: Iterable[Fault],
     sources: Mapping[str, str],
@@ -479,8 +489,7 @@ def _lines(
     for fault in faults:
         source = fault.source
         if source is None:
-            below = [text for key, text in sources.items() if key.startswith(f"{fault.key}.")]
-            source = sources.get(fault.key) or next(iter(below), "")
+            source = source_of(fault.key, sources)
         shown = "" if fault.shown is None else f" = {fault.shown}"
         place = f" ({source})" if source else ""
         help = suggest(fault.key, section, short_names) if fault.text == UNKNOWN else ""

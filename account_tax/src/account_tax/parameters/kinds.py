@@ -94,6 +94,8 @@ def describe(kind: Any) -> str:
         return ("one of " if len(args) > 1 else "") + ", ".join(some)
     if origin is list:
         return f"a list, each {describe(args[0])}"
+    if origin is dict and args[1] is not Any:
+        return f"a mapping of names, each to {describe(args[1])}"
     return PLAIN_WORDS.get(origin or kind, "a value")
 
 

@@ -320,6 +320,8 @@ class Lora(TypedDict):
         Literal["SEQ_CLS"], Words("SEQ_CLS, the only task here: a line is filed under one account")
     ]
     init_lora_weights: NotRequired[bool | Name]  # pissa_niter_16 and the like are open-ended
+    rank_pattern: NotRequired[dict[Name, Annotated[Count, Field(strict=True)]]]
+    alpha_pattern: NotRequired[dict[Name, Annotated[Positive, Field(strict=True)]]]
 
 
 class NgramModel(TypedDict):
@@ -488,6 +490,13 @@ REFUSED = {
     "train.training.resume_from_checkpoint": "set resume instead: auto, never, or the id of a run",
     "train.lora.lora_alpha": "set train.lora.alpha instead",
     "train.lora.lora_dropout": "set train.lora.dropout instead",
+    **dict.fromkeys(
+        [f"train.lora.{key}" for key in ("use_qalora", "qalora_group_size", "loftq_config")],
+        "not available here: the base is loaded in float32, not quantized",
+    ),
+    "train.lora.layer_replication": "not available here: a version is its base and an adapter, and "
+    "the base has the layers it has",
+    "train.lora.alora_invocation_tokens": "not available here: it is for models that write text",
     "train.deepspeed.bf16": "set train.training.bf16 (or precision) instead",
     "train.deepspeed.fp16": "set train.training.fp16 (or precision) instead",
     "train.deepspeed.optimizer": "set train.training.optim and learning_rate instead",

@@ -14,6 +14,7 @@ from account_tax.faults import in_a_line
 from account_tax.parameters.config import (
     RECIPE_SECTIONS,
     Pair,
+    Resolved,
     merge_trees,
     parse_command_line,
     resolve,
@@ -96,20 +97,25 @@ def best_recipe(project: Path, pairs: Sequence[Pair], study: Study, best: Trial)
     resolved = resolve(project, parse_command_line(words))
     name = resolved.launch.recipe
     tree = yaml.safe_load((project / "recipes" / f"{name}.yml").read_text(encoding="utf-8"))
-    flat, changes = resolved.flat(), dict[str, Any]()
-    for key in resolved.sources:
-        if resolved.given(key) and key.partition(".")[0] in RECIPE_SECTIONS:
-            changes = merge_trees(changes, _nested(key, flat[key]))
+    changes = _given({name: resolved.values[name] for name in RECIPE_SECTIONS}, resolved)
     said = f"# {name} with the best values of a study: trial {best.number}, run {best.run_id},\n"
     said += f"# {study.search['metric']} {format_number(best.value)} on validation.\n"
     merged = merge_trees(tree, changes)
     return said + yaml.safe_dump(merged, sort_keys=False, allow_unicode=True)
 
 
-def _nested(key: str, value: Any) -> dict[str, Any]:
-    for name in reversed(key.split(".")):
-        value = {name: value}
-    return value
+def _given(tree: dict[str, Any], resolved: Resolved, prefix: str = "") -> dict[str, Any]:
+    """Return the part of a tree that the command line has set; a name in it may hold dots."""
+    found = dict[str, Any]()
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict) and value:
+            value = _given(value, resolved, f"{key}.")
+            if value:
+                found[name] = value
+        elif resolved.given(key):
+            found[name] = value
+    return found
 
 
 def _draw_curves(study: Study, trials: Sequence[Trial], best: Trial) -> str:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from datasets import DatasetDict
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from torch import nn
 from transformers import (
     AutoConfig,
     EvalPrediction,
@@ -266,16 +267,18 @@ def _find_lora_faults(
     ends = {name.rpartition(".")[2] for name in everything}
     shown = {end for end in ends if not end.isdecimal()}
     faults = _find_unknown("modules_to_save", fields.get("modules_to_save"), everything, shown)
-    adaptable, linear = _adaptable(model, whole)
+    adaptable, layers = _adaptable(model, whole)
+    linear = {name.rpartition(".")[2] for name in layers}
     for key in ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern"):
         faults += _find_unknown(key, fields.get(key), adaptable, linear)
-    for key, kinds, expected in (
-        ("rank_pattern", (int,), "a whole number of at least 1"),
-        ("alpha_pattern", (int, float), "a number above 0"),
-    ):
-        for name, value in (fields.get(key) or {}).items():
-            if type(value) not in kinds or not 0 < value < inf:
-                faults.append(f"train.lora.{key}.{name} = {value}: expected {expected}.")
+    highest = max((min(at.in_features, at.out_features) for at in layers.values()), default=inf)
+    ranks = {"r": fields.get("r", 1)}
+    ranks |= {f"rank_pattern.{name}": r for name, r in (fields.get("rank_pattern") or {}).items()}
+    faults += [
+        f"train.lora.{key} = {r}: expected at most {highest}, the highest rank a layer has here."
+        for key, r in ranks.items()
+        if r > highest
+    ]
     return faults + _find_layer_faults(model, fields, linear)
 
 
@@ -316,15 +319,15 @@ def _find_unknown(key: str, given: Any, names: list[str], shown: set[str]) -> li
     return [f"train.lora.{key} = {given}: {' '.join(faults)}"] if faults else []
 
 
-def _adaptable(model: PreTrainedModel, whole: list[str]) -> tuple[list[str], set[str]]:
-    """Return the modules outside those that are trained whole; and what linear ones are called."""
+def _adaptable(model: PreTrainedModel, whole: list[str]) -> tuple[list[str], dict[str, nn.Linear]]:
+    """Return the names of the modules outside those trained whole, and the linear ones by name."""
     found = {
         name: module
         for name, module in model.named_modules()
         if not any(f"{name}.".startswith(f"{trained}.") for trained in whole)
     }
-    linear = [name for name, module in found.items() if isinstance(module, torch.nn.Linear)]
-    return list(found), {name.rpartition(".")[2] for name in linear}
+    linear = {name: module for name, module in found.items() if isinstance(module, nn.Linear)}
+    return list(found), linear
 
 
 def build_training_arguments(

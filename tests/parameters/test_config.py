@@ -215,6 +215,12 @@ def test_both_forms_of_an_option_are_read():
     assert parse_command_line(words) == pairs
 
 
+def test_what_mlflow_runs_users_type_is_read_too():
+    words = ["--dry-run", "-P", "lora_r=8", "-P", "a.b=c=d"]
+    assert parse_command_line(words) == [("dry_run", "true"), ("lora_r", "8"), ("a.b", "c=d")]
+    assert parse_command_line(["-P", "lora_r"]) == [("-P", None), ("lora_r", None)]
+
+
 def test_every_fault_of_the_command_line_is_told_with_those_of_the_values(project):
     words = ["lora_r", "lora_r=8", "--train.lora.r", "--=", "--train.lora.dropout", "2", "--model"]
     with pytest.raises(ConfigError) as caught:

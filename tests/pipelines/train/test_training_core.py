@@ -29,6 +29,7 @@ from account_tax.pipelines.train.training_core import (
 from account_tax.storage.names import METRICS_FOLDER
 from account_tax.tracking.metric_journal import journal_file, read_points
 from account_tax.tracking.metric_sender import close_metrics, open_metrics
+from tests.bases import make_base
 from tests.conftest import make_splits, train_params
 
 MICRO = "train_micro_batch_size_per_gpu"
@@ -127,6 +128,16 @@ def test_what_is_no_expression_is_said_of_its_own_key(model, key, value):
 def test_what_peft_refuses_or_leaves_out_is_said_of_its_own_key(model, changed, said):
     with pytest.raises(ValueError, match=r"^train\.lora.*" + said):
         apply_lora_adapters(model, LORA | {"target_modules": ["query", "value"], **changed})
+
+
+def test_layers_are_those_that_have_a_number_of_their_own(tmp_path):
+    base = make_base(tmp_path, "albert", num_hidden_layers=4)  # four times one layer
+    model = instantiate_model(
+        {"name": str(base), "num_labels": 2}, AutoTokenizer.from_pretrained(base)
+    )
+    with pytest.raises(ValueError, match=r"\[0, 3\]: the base has the layers 0 to 0\.$"):
+        apply_lora_adapters(model, LORA | {"layers_to_transform": [0, 3]})
+    assert apply_lora_adapters(model, LORA | {"layers_to_transform": []})  # all, says PEFT
 
 
 def test_faults_of_lora_are_said_together(model):

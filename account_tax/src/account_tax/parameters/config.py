@@ -128,7 +128,7 @@ class Layer:
 
 
 def parse_command_line(args: Sequence[str], flags: Iterable[str] = LAUNCH_FLAGS) -> list[Pair]:
-    """Return `--a.b c`, `--a.b=c` and bare flags, which mean true, as (name, text) pairs; and -v.
+    """Return `--a.b c`, `--a.b=c`, `-P a.b=c`, -v and bare flags, which mean true, as (name, text).
 
     A word that is no option, and an option without a value, stand there as typed, without a text.
     """
@@ -137,13 +137,15 @@ def parse_command_line(args: Sequence[str], flags: Iterable[str] = LAUNCH_FLAGS)
     while words:
         word = words.pop(0)
         word = "--verbose=true" if word == "-v" else word
+        if word == "-P" and words and "=" in words[0]:  # as `mlflow run` would have it
+            word = f"--{words.pop(0)}"
         name, equals, text = word.removeprefix("--").partition("=")
         name = name if "." in name else name.replace("-", "_")
         if not word.startswith("--") or not name:
             pairs.append((word, None))
         elif equals:
             pairs.append((name, text))
-        elif words and not words[0].startswith("--") and words[0] != "-v":
+        elif words and not words[0].startswith("--") and words[0] not in ("-v", "-P"):
             pairs.append((name, words.pop(0)))
         elif name in flags:
             pairs.append((name, "true"))

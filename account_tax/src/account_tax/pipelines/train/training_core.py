@@ -279,21 +279,19 @@ def _find_lora_faults(
         for key, r in ranks.items()
         if r > highest
     ]
-    return faults + _find_layer_faults(model, fields, linear)
+    return faults + _find_layer_faults(adaptable, fields, linear)
 
 
-def _find_layer_faults(
-    model: PreTrainedModel, fields: dict[str, Any], linear: set[str]
-) -> list[str]:
+def _find_layer_faults(names: list[str], fields: dict[str, Any], linear: set[str]) -> list[str]:
     """Return why `layers_to_transform` does not fit; PEFT (0.21) leaves out what is not there."""
     given = fields.get("layers_to_transform")
-    if given is None:
+    if given in (None, []):
         return []
-    layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    numbered = [re.match(r".*?\.[^.]*\.(\d+)\.", name) for name in names]  # as PEFT finds them
+    layers = {int(match[1]) for match in numbered if match}
     faults, start = list[str](), f"train.lora.layers_to_transform = {given}:"
-    numbers = given if isinstance(given, list) else [given]
-    if layers and not all(isinstance(n, int) and 0 <= n < layers for n in numbers):
-        faults.append(f"{start} the base has the layers 0 to {layers - 1}.")
+    if not layers.issuperset(given if isinstance(given, list) else [given]):
+        faults.append(f"{start} the base has the layers 0 to {max(layers, default=-1)}.")
     if isinstance(fields.get("target_modules"), str):
         names = ",".join(sorted(linear))
         faults.append(f"{start} set train.lora.target_modules to a list too, as in {names}.")

@@ -140,6 +140,19 @@ def test_layers_are_those_that_have_a_number_of_their_own(tmp_path):
     assert apply_lora_adapters(model, LORA | {"layers_to_transform": []})  # all, says PEFT
 
 
+@pytest.mark.parametrize(("rows", "epochs"), [(64, 18), (160, 9), (2000, 6)])
+def test_a_small_split_is_gone_through_more_often(tiny_base, tmp_path, rows, epochs):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    params = train_params(tiny_base, **{"training.num_train_epochs": "auto"})
+    arguments = TrainingArguments(
+        str(tmp_path), per_device_train_batch_size=8, report_to=[], use_cpu=True
+    )
+    splits = make_splits({"train": rows, "validation": 8})
+    model = instantiate_model({"name": str(tiny_base), "num_labels": 3}, tokenizer)
+    trainer = _build_trainer(model, tokenizer, arguments, splits, params, tmp_path)
+    assert trainer.args.num_train_epochs == epochs  # of 8 rows a step
+
+
 def test_faults_of_lora_are_said_together(model):
     wrong = {"target_modules": ["foo"], "modules_to_save": ["bar"], "rank_pattern": {"nosuch": 4}}
     with pytest.raises(ValueError, match="called foo") as refused:

@@ -90,7 +90,7 @@ class Plan:
             "classes": len(report["labels"]),
             "world size": f"{self.world_size} ({self.device})",
             "global batch": self._batch_in_words(),
-            "optimizer steps": self.schedule.steps,
+            "optimizer steps": self.schedule.in_words(),
             "trainable parameters": f"{trainable:,} of {everything:,} ({share:.2%})",
             "padding token": report["padding_token"],
             "environment": environment_in_words(self.environment),

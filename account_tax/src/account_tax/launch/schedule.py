@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from account_tax.parameters.batch import batch_faults, share_batch
+from account_tax.parameters.batch import batch_faults, count_epochs, share_batch
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,18 @@ class Schedule:
     @property
     def steps(self) -> int:
         """Updates of the whole training."""
-        epochs = self.training.get("num_train_epochs", 3)
-        return self.training.get("max_steps") or math.ceil(self._an_epoch * epochs)
+        return self.training.get("max_steps") or math.ceil(self._an_epoch * self.epochs)
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the split, if no number of steps is given."""
+        given = self.training.get("num_train_epochs", 3)
+        return count_epochs(given, self.rows, self.global_batch_size)
+
+    def in_words(self) -> str:
+        """Return the steps, and the epochs that they come from."""
+        epochs = "" if self.training.get("max_steps") else f" in {self.epochs:g} epochs"
+        return f"{self.steps}{epochs}"
 
     @property
     def checkpoints(self) -> int:

@@ -14,6 +14,10 @@ from typing import Any
 # With fewer rows a step's fixed costs outweigh what a CPU rank more would do (docs/results.md).
 ROWS_A_CPU_RANK = 16
 
+# What `num_train_epochs: auto` means: with fewer steps a small ledger is half learnt, and with more
+# epochs it is evaluated longer than trained (docs/results.md).
+EPOCHS, MOST_EPOCHS, ENOUGH_STEPS = 6, 18, 180
+
 SIZES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 PLACE = "train.deepspeed."
 
@@ -43,6 +47,14 @@ def share_batch(block: Block, ranks: int) -> tuple[int, int]:
     if steps is None:
         steps = total // (micro * ranks) if total else 1
     return micro, steps
+
+
+def count_epochs(given: float | str, rows: int, rows_a_step: int) -> float:
+    """Return the passes over a split; auto: six, or up to eighteen where fewer are few steps."""
+    if given != "auto":
+        return float(given)
+    enough = math.ceil(ENOUGH_STEPS / math.ceil(rows / rows_a_step))
+    return float(min(max(EPOCHS, enough), MOST_EPOCHS))
 
 
 def batch_faults(block: Block | None, ranks: int, sources: Mapping[str, str] = EMPTY) -> list[str]:

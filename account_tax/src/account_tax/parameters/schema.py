@@ -344,7 +344,7 @@ class Training(TypedDict):
     """Optimisation, beside the other fields of transformers.TrainingArguments."""
 
     output_dir: Name
-    num_train_epochs: Positive
+    num_train_epochs: Literal["auto"] | Positive
     max_steps: Count | None
     eval_strategy: Annotated[Literal["no", "steps", "epoch"], NoIsText]
     eval_steps: Steps

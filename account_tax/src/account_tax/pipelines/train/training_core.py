@@ -36,7 +36,7 @@ from transformers import (
 from account_tax.faults import hint
 from account_tax.model.classifier import BaseModelError, build_classifier, resolve_base
 from account_tax.model.metrics import compute_classification_metrics
-from account_tax.parameters.batch import batch_faults, share_batch
+from account_tax.parameters.batch import EPOCHS, batch_faults, count_epochs, share_batch
 from account_tax.processes.ranks import (
     find_built,
     get_mlflow_env,
@@ -345,6 +345,8 @@ def training_fields(train_params: dict[str, Any], artifacts_root: str) -> dict[s
     deepspeed = build_deepspeed_config(train_params["deepspeed"], given)
     if given.get("max_steps") is None:
         given["max_steps"] = -1
+    if given.get("num_train_epochs") == "auto":
+        given["num_train_epochs"] = EPOCHS  # until there are rows to count
     if (ratio := given.pop("warmup_ratio", None)) is not None:
         given.setdefault("warmup_steps", ratio)  # a fraction in [0, 1) is a share of the steps
     given.setdefault("per_device_eval_batch_size", EVAL_BATCH)
@@ -420,6 +422,10 @@ def _build_trainer(
     classes = splits["train"].features["labels"].num_classes
     kind = train_params.get("loss", {}).get("class_weights", "none")
     average = train_params.get("metrics", {}).get("average", "macro")
+    if train_params["training"].get("num_train_epochs") == "auto":
+        micro_batches = arguments.gradient_accumulation_steps * arguments.world_size
+        rows_a_step = arguments.train_batch_size * micro_batches
+        arguments.num_train_epochs = count_epochs("auto", len(train_rows), rows_a_step)
     trainer = LedgerTrainer(
         model=model,
         args=arguments,

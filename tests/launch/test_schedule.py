@@ -22,7 +22,7 @@ def schedule(rows=1000, world_size=1, **training):
         ({"max_steps": 7}, 7),
         ({"num_train_epochs": "auto"}, 750),  # 6 epochs
         ({"num_train_epochs": "auto", "rows": 161}, 189),  # 9 of 21 steps
-        ({"num_train_epochs": "auto", "rows": 20}, 54),  # 18 of 3
+        ({"num_train_epochs": "auto", "rows": 20}, 36),  # 12 of 3
     ],
 )
 def test_steps_are_counted_as_trainer_counts_them(given, steps):

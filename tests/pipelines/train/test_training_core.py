@@ -140,7 +140,7 @@ def test_layers_are_those_that_have_a_number_of_their_own(tmp_path):
     assert apply_lora_adapters(model, LORA | {"layers_to_transform": []})  # all, says PEFT
 
 
-@pytest.mark.parametrize(("rows", "epochs"), [(64, 18), (160, 9), (2000, 6)])
+@pytest.mark.parametrize(("rows", "epochs"), [(64, 12), (160, 9), (2000, 6)])
 def test_a_small_split_is_gone_through_more_often(tiny_base, tmp_path, rows, epochs):
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
     params = train_params(tiny_base, **{"training.num_train_epochs": "auto"})

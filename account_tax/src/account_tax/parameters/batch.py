@@ -16,7 +16,7 @@ ROWS_A_CPU_RANK = 16
 
 # What `num_train_epochs: auto` means: with fewer steps a small ledger is half learnt, and with more
 # epochs it is evaluated longer than trained (docs/results.md).
-EPOCHS, MOST_EPOCHS, ENOUGH_STEPS = 6, 18, 180
+EPOCHS, MOST_EPOCHS, ENOUGH_STEPS = 6, 12, 180
 
 SIZES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 PLACE = "train.deepspeed."
@@ -50,7 +50,7 @@ def share_batch(block: Block, ranks: int) -> tuple[int, int]:
 
 
 def count_epochs(given: float | str, rows: int, rows_a_step: int) -> float:
-    """Return the passes over a split; auto: six, or up to eighteen where fewer are few steps."""
+    """Return the passes over a split; auto: six, or up to twelve where fewer are few steps."""
     if given != "auto":
         return float(given)
     enough = math.ceil(ENOUGH_STEPS / math.ceil(rows / rows_a_step))

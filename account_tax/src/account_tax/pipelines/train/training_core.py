@@ -293,8 +293,8 @@ def _find_layer_faults(names: list[str], fields: dict[str, Any], linear: set[str
     if not layers.issuperset(given if isinstance(given, list) else [given]):
         faults.append(f"{start} the base has the layers 0 to {max(layers, default=-1)}.")
     if isinstance(fields.get("target_modules"), str):
-        names = ",".join(sorted(linear))
-        faults.append(f"{start} set train.lora.target_modules to a list too, as in {names}.")
+        as_in = ",".join(sorted(linear))
+        faults.append(f"{start} set train.lora.target_modules to a list too, as in {as_in}.")
     return faults
 
 

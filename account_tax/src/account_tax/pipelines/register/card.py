@@ -160,7 +160,7 @@ def _base_and_parameters(facts: Facts) -> str:
         "averaging": "the mean of the weights at the evaluations" * averaged or None,
         "trained parameters": format_number(metrics.get("train/trainable_parameters"), ",.0f"),
         "learning rate": training["learning_rate"],
-        "epochs": format_number(metrics.get("train/epoch")),
+        "epochs": format_number(metrics.get("train/epoch"), ",.3g"),
         "max steps": training.get("max_steps"),
         "batch": _batch(deepspeed),
         "precision": settings["precision"],

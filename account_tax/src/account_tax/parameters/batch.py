@@ -14,8 +14,8 @@ from typing import Any
 # With fewer rows a step's fixed costs outweigh what a CPU rank more would do (docs/results.md).
 ROWS_A_CPU_RANK = 16
 
-# What `num_train_epochs: auto` means: with fewer steps a small ledger is half learnt, and with more
-# epochs it is evaluated longer than trained (docs/results.md).
+# What `num_train_epochs: auto` means: with fewer steps a small ledger is half learnt, and more
+# epochs than twelve were no better (docs/results.md).
 EPOCHS, MOST_EPOCHS, ENOUGH_STEPS = 6, 12, 180
 
 SIZES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")

@@ -110,9 +110,8 @@ def _given(tree: dict[str, Any], resolved: Resolved, prefix: str = "") -> dict[s
     for name, value in tree.items():
         key = f"{prefix}{name}"
         if isinstance(value, dict) and value:
-            value = _given(value, resolved, f"{key}.")
-            if value:
-                found[name] = value
+            if below := _given(value, resolved, f"{key}."):
+                found[name] = below
         elif resolved.given(key):
             found[name] = value
     return found

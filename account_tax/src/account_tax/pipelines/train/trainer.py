@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
+from transformers import TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from .adapters import AdapterProducts
@@ -51,6 +52,11 @@ def global_batch_cross_entropy(
         label_smoothing=label_smoothing,
     )
     return total / num_items_in_batch
+
+
+def rows_a_step(args: TrainingArguments) -> int:
+    """Return the rows of a global batch: those of all ranks' micro-batches in a step."""
+    return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
 
 
 class LedgerTrainer(CheckpointedTrainer):
@@ -98,7 +104,7 @@ class LedgerTrainer(CheckpointedTrainer):
         args = self.args
         self.row_sampler = GlobalBatchSampler(
             cast(Rows, train_dataset or self.train_dataset),
-            args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            rows_a_step(args),
             seed=args.data_seed if args.data_seed is not None else args.seed,
             group_by_length=args.train_sampling_strategy == "group_by_length",
         )

@@ -63,7 +63,7 @@ from .callbacks import (
 )
 from .saving import answer_probe, precision_of, save_result
 from .stopping import NotFiniteCallback, StopCallback
-from .trainer import LedgerTrainer
+from .trainer import LedgerTrainer, rows_a_step
 
 __all__ = [
     "SpeedCallback",
@@ -423,9 +423,8 @@ def _build_trainer(
     kind = train_params.get("loss", {}).get("class_weights", "none")
     average = train_params.get("metrics", {}).get("average", "macro")
     if train_params["training"].get("num_train_epochs") == "auto":
-        micro_batches = arguments.gradient_accumulation_steps * arguments.world_size
-        rows_a_step = arguments.train_batch_size * micro_batches
-        arguments.num_train_epochs = count_epochs("auto", len(train_rows), rows_a_step)
+        epochs = count_epochs("auto", len(train_rows), rows_a_step(arguments))
+        arguments.num_train_epochs = epochs
     trainer = LedgerTrainer(
         model=model,
         args=arguments,

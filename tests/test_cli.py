@@ -22,13 +22,12 @@ HEAVY = {
         "mlflow.sklearn",
     ),
 }
+# What MLflow and Kedro's own commands import by themselves is 2,360 modules, up to 5 s of CPU: what is
+# imported is the same on any machine, how long it takes is not.
+MODULES = 2500
 REPORT = """
-import atexit, json, resource, sys
-def report():
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    seconds = sum(each.ru_utime + each.ru_stime for each in used)
-    print(json.dumps({"seconds": seconds, "modules": sorted(sys.modules)}))
-atexit.register(report)
+import atexit, json, sys
+atexit.register(lambda: print(json.dumps(sorted(sys.modules))))
 from kedro.framework.cli import main
 sys.argv[0] = "kedro"
 main()
@@ -111,9 +110,9 @@ def test_a_refusal_costs_no_torch_and_leaves_no_run(tmp_path, words, said):
     assert done.returncode == 2, done.stderr
     assert said in done.stderr
     assert "Traceback" not in done.stderr
-    spent = json.loads(done.stdout.splitlines()[-1])
-    assert HEAVY & {*spent["modules"]} == set()
-    assert spent["seconds"] < 3
+    imported = {*json.loads(done.stdout.splitlines()[-1])}
+    assert HEAVY & imported == set()
+    assert len(imported) < MODULES
     assert list(tmp_path.iterdir()) == []
 
 
@@ -121,9 +120,7 @@ def test_a_refusal_costs_no_torch_and_leaves_no_run(tmp_path, words, said):
 def test_what_needs_no_model_brings_no_torch(tmp_path, words):
     done = kedro("review", *words, MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path}/mlflow.db")
     assert "account-tax" in done.stderr
-    assert {"torch", "transformers"} & {
-        *json.loads(done.stdout.splitlines()[-1])["modules"]
-    } == set()
+    assert {"torch", "transformers"} & {*json.loads(done.stdout.splitlines()[-1])} == set()
 
 
 # --- help -----------------------------------------------------------------------------------------

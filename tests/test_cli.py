@@ -22,8 +22,8 @@ HEAVY = {
         "mlflow.sklearn",
     ),
 }
-# What MLflow and Kedro's own commands import by themselves is 2,360 modules, up to 5 s of CPU: what is
-# imported is the same on any machine, how long it takes is not.
+# What MLflow and Kedro's own commands import by themselves: 2,360 modules, up to 5 s of CPU. What
+# is imported is the same on any machine, how long it takes is not.
 MODULES = 2500
 REPORT = """
 import atexit, json, sys

@@ -380,7 +380,16 @@ def test_a_fault_is_one_short_line_whatever_was_typed(project):
         ("--train.lora.rank_pattern=3", "names, each to a whole number of at least"),
         ("--train.lora.alpha_pattern={query: -1}", "names, each to a number above 0"),
         ("--train.lora.alpha_pattern.query=.nan", "names, each to a number above 0"),
+        ("--train.training.adam_beta2=1.5", "at least 0 and below 1"),
+        ("--train.training.adam_epsilon=-1", "a number of at least 0"),
         ("--train.lora.use_qalora=true", "not quantized"),
+        *(
+            (f"--train.lora.init_lora_weights={name}", "gaussian, olora, orthogonal, mica")
+            for name in ("eva", "corda", "lora_ga", "loftq", "foo", "pissa_niter_")
+        ),
+        ("--train.lora.eva_config={rho: 2}", "initialised from rows of the ledger"),
+        ("--train.lora.inference_mode=true", "not yours to set"),
+        ("--train.lora.revision=main", "set train.model.revision instead"),
         ("--train.lora.layer_replication=[[0,4]]", "the base has the layers it has"),
         ("--train.deepspeed.zero_optimization.offload_param.device=disk", "one of none, cpu, nvme"),
         *(

@@ -78,12 +78,19 @@ def test_target_modules_that_match_nothing_are_refused_with_those_there_are(mode
 
 
 def test_every_name_of_target_modules_must_match_and_the_head_is_none_of_them(model):
-    near, all_there = "Did you mean value?", "There are: dense, key, query, value."
-    for targets, hint in ((["query", "valu"], near), (["query", "classifier"], all_there)):
+    for wrong, hint in (("valu", "Did you mean value?"), ("x", "dense, key, query, value.")):
         with pytest.raises(ValueError, match="no layer for it") as refused:
-            apply_lora_adapters(model, LORA | {"target_modules": targets})
-        assert f"is called {targets[1]}. {hint}" in str(refused.value)
-        assert "classifier" not in str(refused.value).partition("is called classifier")[2]
+            apply_lora_adapters(model, LORA | {"target_modules": ["query", wrong]})
+        assert f"is called {wrong}. " in str(refused.value)
+        assert str(refused.value).endswith(hint)
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"), [("classifier", {}), ("query", {"modules_to_save": ["query"]})]
+)
+def test_what_is_trained_whole_has_no_adapter(model, name, changed):
+    with pytest.raises(ValueError, match=rf"target_modules = .*: {name} is trained whole"):
+        apply_lora_adapters(model, LORA | {"target_modules": ["value", name], **changed})
 
 
 @pytest.mark.parametrize(
@@ -123,6 +130,8 @@ def test_what_is_no_expression_is_said_of_its_own_key(model, key, value):
         ({"init_lora_weights": "foo"}, r"init_lora_weights = foo: "),
         ({"use_dora": True, "lora_bias": True}, r"(use_dora|lora_bias) = True: "),
         ({"layer_replication": [[0, 99]]}, r".*Given are .*layer_replication"),
+        ({"trainable_token_indices": [77777]}, r"trainable_token_indices = \[77777\]: IndexErr"),
+        ({"trainable_token_indices": {"nothere": [1]}}, r"trainable_token_indices = \{'noth"),
     ],
 )
 def test_what_peft_refuses_or_leaves_out_is_said_of_its_own_key(model, changed, said):

@@ -123,6 +123,12 @@ RegisteredName = Annotated[
     AfterValidator(_registered_name),
     Words(f"a name of at most {LONGEST_NAME} characters, no quotes and none of / : @ # ? %"),
 ]
+# PEFT (0.21) takes eva, corda and lora_ga without a word, and begins as ever, or asks for rows.
+Initialization = Annotated[
+    str,
+    Field(pattern=r"^(gaussian|olora|orthogonal|mica|pissa(_niter_\d+)?)$"),
+    Words("gaussian, olora, orthogonal, mica, pissa or pissa_niter_16, of 16 iterations or others"),
+]
 Metric = Annotated[
     str, AfterValidator(_metric_name), Words(f"one of {', '.join(METRICS)} (eval_ may precede)")
 ]
@@ -319,7 +325,7 @@ class Lora(TypedDict):
     task_type: Annotated[
         Literal["SEQ_CLS"], Words("SEQ_CLS, the only task here: a line is filed under one account")
     ]
-    init_lora_weights: NotRequired[bool | Name]  # pissa_niter_16 and the like are open-ended
+    init_lora_weights: NotRequired[bool | Initialization]
     rank_pattern: NotRequired[dict[Name, Annotated[Count, Field(strict=True)]]]
     alpha_pattern: NotRequired[dict[Name, Annotated[Positive, Field(strict=True)]]]
 
@@ -364,6 +370,9 @@ class Training(TypedDict):
     load_best_model_at_end: bool
     metric_for_best_model: Metric
     greater_is_better: bool
+    adam_beta1: NotRequired[Share]
+    adam_beta2: NotRequired[Share]
+    adam_epsilon: NotRequired[NonNegative]
     label_smoothing_factor: NotRequired[Share]
     warmup_steps: NotRequired[NonNegative]
     per_device_eval_batch_size: NotRequired[Count]
@@ -462,6 +471,10 @@ def everything() -> Section:
     return Section({**launch.fields, **parameters().fields}, parameters().required)
 
 
+def _lora(reason: str, keys: str) -> dict[str, str]:
+    return {f"train.lora.{key}": reason for key in keys.split()}
+
+
 CONFIDENTIAL = "not available here: ledgers are confidential, nothing is sent to a hub"
 # Keys the libraries know and this project settles elsewhere, with where.
 REFUSED = {
@@ -490,10 +503,23 @@ REFUSED = {
     "train.training.resume_from_checkpoint": "set resume instead: auto, never, or the id of a run",
     "train.lora.lora_alpha": "set train.lora.alpha instead",
     "train.lora.lora_dropout": "set train.lora.dropout instead",
-    **dict.fromkeys(
-        [f"train.lora.{key}" for key in ("use_qalora", "qalora_group_size", "loftq_config")],
-        "not available here: the base is loaded in float32, not quantized",
+    "train.lora.base_model_name_or_path": "set train.model.name instead",
+    "train.lora.revision": "set train.model.revision instead",
+    **_lora(
+        "not yours to set: the training does", "peft_type peft_version auto_mapping inference_mode"
     ),
+    **_lora(
+        "not available here: the base is loaded in float32, not quantized",
+        "use_qalora qalora_group_size loftq_config",
+    ),
+    **_lora(
+        "not available here: nothing is initialised from rows of the ledger",
+        "eva_config corda_config lora_ga_config",
+    ),
+    **_lora("not available here: it is for layers of Megatron", "megatron_config megatron_core"),
+    "train.lora.arrow_config": "not available here: it chooses among adapters, and one is trained",
+    "train.lora.monteclora_config": "not available here: it has a loss of its own",
+    "train.lora.runtime_config": "not available here: a version is loaded as it was trained",
     "train.lora.layer_replication": "not available here: a version is its base and an adapter, and "
     "the base has the layers it has",
     "train.lora.alora_invocation_tokens": "not available here: it is for models that write text",

@@ -10,7 +10,7 @@ import copy
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from math import inf
@@ -234,6 +234,7 @@ def apply_lora_adapters(model: PreTrainedModel, lora_params: dict[str, Any]) -> 
         why = str(err).rstrip(".")
         words = set(re.findall(r"\w+", why))
         named = [key for key in lora_params if LORA_NAMES.get(key, key) in words]
+        named = named or [k for k, v in lora_params.items() if words & _words_of(v)][-1:]
         if isinstance(err, ValueError) and not named:
             named = ["target_modules"]
         at_fault = f"train.lora.{named[0]} = {lora_params.get(named[0])}" if named else "train.lora"
@@ -243,6 +244,11 @@ def apply_lora_adapters(model: PreTrainedModel, lora_params: dict[str, Any]) -> 
         trainable, everything = peft_model.get_nb_trainable_parameters()
         log.info("trainable parameters: %s of %s", f"{trainable:,}", f"{everything:,}")
     return peft_model
+
+
+def _words_of(value: Any) -> set[str]:
+    """Return what of a parameter's value an error about it would repeat."""
+    return {*re.findall(r"\w{3,}", str(value))}
 
 
 def _trained_whole(model: PreTrainedModel, given: list[str]) -> list[str]:
@@ -270,7 +276,7 @@ def _find_lora_faults(
     adaptable, layers = _adaptable(model, whole)
     linear = {name.rpartition(".")[2] for name in layers}
     for key in ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern"):
-        faults += _find_unknown(key, fields.get(key), adaptable, linear)
+        faults += _find_unknown(key, fields.get(key), adaptable, linear, everything)
     highest = max((min(at.in_features, at.out_features) for at in layers.values()), default=inf)
     ranks = {"r": fields.get("r", 1)}
     ranks |= {f"rank_pattern.{name}": r for name, r in (fields.get("rank_pattern") or {}).items()}
@@ -298,10 +304,13 @@ def _find_layer_faults(names: list[str], fields: dict[str, Any], linear: set[str
     return faults
 
 
-def _find_unknown(key: str, given: Any, names: list[str], shown: set[str]) -> list[str]:
+def _find_unknown(
+    key: str, given: Any, names: list[str], shown: set[str], everything: Iterable[str] = ()
+) -> list[str]:
     """Return a fault unless each given name is the end of one that there is.
 
-    PEFT (0.21) takes the keys of the patterns, and a text for a list, as expressions.
+    What is among everything, and not among the names, is trained whole. PEFT (0.21) takes the keys
+    of the patterns, and a text for a list, as expressions.
     """
     as_text = isinstance(given, str)
     words = [given] if as_text else given or []
@@ -312,7 +321,12 @@ def _find_unknown(key: str, given: Any, names: list[str], shown: set[str]) -> li
         except re.error as err:
             faults.append(f"{word} is no regular expression ({err}).")
             continue
-        if not as_text and not any(re.fullmatch(rf"(.*\.)?({ending.pattern})", n) for n in names):
+        ends = re.compile(rf"(.*\.)?({ending.pattern})").fullmatch
+        if as_text or any(map(ends, names)):
+            continue
+        if any(map(ends, everything)):
+            faults.append(f"{word} is trained whole, as train.lora.modules_to_save or the head.")
+        else:
             faults.append(f"no layer for it is called {word}. {hint(word, sorted(shown))}")
     return [f"train.lora.{key} = {given}: {' '.join(faults)}"] if faults else []
 

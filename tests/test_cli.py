@@ -4,6 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +14,7 @@ from account_tax.cli import cli
 from account_tax.parameters.options import asks_for_all
 from tests.test_mlproject import REPOSITORY
 
+KEDRO = Path(sys.executable).with_name("kedro")
 HEAVY = {
     *("torch", "transformers", "datasets", "deepspeed", "peft", "evaluate", "sklearn"),
     *(
@@ -25,24 +29,61 @@ HEAVY = {
 # What MLflow and Kedro's own commands import by themselves: 2,360 modules, up to 5 s of CPU. What
 # is imported is the same on any machine, how long it takes is not.
 MODULES = 2500
-REPORT = """
-import atexit, json, sys
-atexit.register(lambda: print(json.dumps(sorted(sys.modules))))
+# A command in a fork of what has imported these, which each of them does in any case. It takes an
+# order a line, and says how the command ended.
+TEMPLATE = """
+import atexit, json, os, sys
+import mlflow
 from kedro.framework.cli import main
-sys.argv[0] = "kedro"
-main()
+
+for line in sys.stdin:
+    order = json.loads(line)
+    if not (command := os.fork()):
+        for number, place in enumerate(order["streams"]):
+            os.dup2(os.open(place, os.O_RDWR), number)
+        os.environ.update(order["environment"])
+        sys.argv = ["kedro", *order["words"]]
+        atexit.register(lambda: print(json.dumps(sorted(sys.modules))))
+        main()
+    print(os.waitstatus_to_exitcode(os.waitpid(command, 0)[1]), flush=True)
 """
 
 
-def kedro(*words, **environment):
-    return subprocess.run(
-        [sys.executable, "-c", REPORT, *words],
+@pytest.fixture(scope="module")
+def template():
+    """A process that runs commands which have imported no more than they need."""
+    inherited = {k: v for k, v in os.environ.items() if k != "MLFLOW_RUN_ID"}
+    with subprocess.Popen(
+        [sys.executable, "-c", TEMPLATE],
         cwd=REPOSITORY,
-        env={k: v for k, v in os.environ.items() if k != "MLFLOW_RUN_ID"} | environment,
-        capture_output=True,
+        env=inherited,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        check=False,
-    )
+    ) as process:
+        yield process
+        process.stdin.close()
+
+
+@pytest.fixture
+def kedro(template, tmp_path_factory):
+    """Run `kedro WORDS` with these variables set: status, output, errors, imported modules."""
+
+    def run(*words, **environment):
+        streams = [tmp_path_factory.mktemp("streams") / name for name in ("in", "out", "err")]
+        for each in streams:
+            each.touch()
+        order = {"words": words, "environment": environment, "streams": [*map(str, streams)]}
+        template.stdin.write(f"{json.dumps(order)}\n")
+        template.stdin.flush()
+        status = int(template.stdout.readline())
+        out, err = (each.read_text(encoding="utf-8") for each in streams[1:])
+        *lines, modules = out.splitlines()
+        return SimpleNamespace(
+            status=status, out="\n".join(lines), err=err, modules={*json.loads(modules)}
+        )
+
+    return run
 
 
 # --- threads --------------------------------------------------------------------------------------
@@ -105,22 +146,21 @@ def test_openmp_is_told_how_to_wait_before_it_is_loaded(given, found):
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_a_refusal_costs_no_torch_and_leaves_no_run(tmp_path, words, said):
+def test_a_refusal_costs_no_torch_and_leaves_no_run(kedro, tmp_path, words, said):
     done = kedro(*words, MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path}/mlflow.db")
-    assert done.returncode == 2, done.stderr
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
-    imported = {*json.loads(done.stdout.splitlines()[-1])}
-    assert HEAVY & imported == set()
-    assert len(imported) < MODULES
+    assert done.status == 2, done.err
+    assert said in done.err
+    assert "Traceback" not in done.err
+    assert HEAVY & done.modules == set()
+    assert len(done.modules) < MODULES
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("words", [["--history"], ["--version=7"]], ids=" ".join)
-def test_what_needs_no_model_brings_no_torch(tmp_path, words):
+def test_what_needs_no_model_brings_no_torch(kedro, tmp_path, words):
     done = kedro("review", *words, MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path}/mlflow.db")
-    assert "account-tax" in done.stderr
-    assert {"torch", "transformers"} & {*json.loads(done.stdout.splitlines()[-1])} == set()
+    assert "account-tax" in done.err
+    assert {"torch", "transformers"} & done.modules == set()
 
 
 # --- help -----------------------------------------------------------------------------------------
@@ -177,8 +217,8 @@ def test_each_command_says_in_whole_sentences_what_it_does(command, monkeypatch)
         assert text.split(" [")[0].endswith(".") or "--help" in name, name
 
 
-def test_the_list_of_commands_has_whole_sentences():
-    said = " ".join(kedro("--help").stdout.split())
+def test_the_list_of_commands_has_whole_sentences(kedro):
+    said = " ".join(kedro("--help").out.split())
     own = said.partition("from account-tax Commands:")[2].partition(" Project specific")[0]
     assert "train Train and register, as `mlflow run . -e train` does." in own
     assert "..." not in own.replace("run Run the pipeline.", "")
@@ -222,8 +262,9 @@ def test_a_command_outlives_its_reader(tmp_path, words, end):
 
 def test_libraries_are_heard_with_v_alone():
     heard = "INFO account_tax.ledger.reading"
-    assert heard in kedro("look", "-v").stdout
-    quiet = kedro("look")
+    look = partial(subprocess.run, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert heard in look([KEDRO, "look", "-v"]).stdout
+    quiet = look([KEDRO, "look"])
     assert heard not in quiet.stdout
     assert quiet.stderr == ""
 
@@ -246,8 +287,8 @@ def test_libraries_are_heard_with_v_alone():
         ("kedro review --decision r", {"reject", "retire", "rollback"}),
     ],
 )  # fmt: skip
-def test_a_shell_is_offered_names_and_values(typed, offered):
+def test_a_shell_is_offered_names_and_values(kedro, typed, offered):
     place = len(typed.split(" ")) - 1
     completion = {"_KEDRO_COMPLETE": "bash_complete", "COMP_WORDS": typed, "COMP_CWORD": str(place)}
-    lines = kedro(**completion).stdout.splitlines()[:-1]
+    lines = kedro(**completion).out.splitlines()
     assert {line.removeprefix("plain,") for line in lines} == offered

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import shutil
 import signal
+import sqlite3
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
@@ -406,6 +410,25 @@ for _name, _ in inspect.getmembers(MlflowClient, inspect.isfunction):
         setattr(GoesAway, _name, _passed_on(_name))
 
 
+@pytest.fixture
+def noted(client, tmp_path):
+    """Return what notes the store as it is, and returns what puts it back so."""
+    file = Path(client.tracking_uri.removeprefix("sqlite:///"))
+    artifacts, copied = file.parent / "mlruns", tmp_path / "mlruns"
+
+    def copy(source, target, tree, tree_copy):
+        with closing(sqlite3.connect(source)) as a, closing(sqlite3.connect(target)) as b:
+            a.backup(b)
+        shutil.rmtree(tree_copy, ignore_errors=True)
+        shutil.copytree(tree, tree_copy)
+
+    def note():
+        copy(file, tmp_path / file.name, artifacts, copied)
+        return lambda: copy(tmp_path / file.name, file, copied, artifacts)
+
+    return note
+
+
 @pytest.mark.integration  # some 150 decisions, each interrupted at another write
 @pytest.mark.parametrize("answered", [False, True], ids=["not done", "done, not heard"])
 @pytest.mark.parametrize(
@@ -420,17 +443,16 @@ for _name, _ in inspect.getmembers(MlflowClient, inspect.isfunction):
     ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_whatever_write_is_the_last_all_moves_or_nothing(
-    client, new_model, earlier, decision, answered
+    client, model, noted, earlier, decision, answered
 ):
     word, _, number = decision.partition(" ")
-    whole = new_model()
-    take_all(client, whole, *earlier, decision)
-    after = (aliases(client, whole), states(client, whole))
+    take_all(client, model, *earlier)
+    before, back = (aliases(client, model), states(client, model)), noted()
+    take(client, model, word, number)
+    after = (aliases(client, model), states(client, model))
     outcomes = []
     for last in range(1, 30):
-        model = new_model()
-        take_all(client, model, *earlier)
-        before = (aliases(client, model), states(client, model))
+        back()
         away = GoesAway(client.tracking_uri, last, answered)
         try:
             take(away, model, word, number)

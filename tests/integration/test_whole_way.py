@@ -140,6 +140,7 @@ def test_params_hold_the_resolved_values(main_job):
         "train.training.max_steps": "4",
         "data.max_length": "64",
         "launch.world_size": "2",
+        "launch.steps": "4",
     }
     assert {key: params.get(key) for key in expected} == expected
     assert not {key for key in params if key.startswith("registry.gates") or "root" in key}

@@ -218,7 +218,7 @@ def test_both_forms_of_an_option_are_read():
 def test_what_mlflow_runs_users_type_is_read_too():
     words = ["--dry-run", "-P", "lora_r=8", "-P", "a.b=c=d"]
     assert parse_command_line(words) == [("dry_run", "true"), ("lora_r", "8"), ("a.b", "c=d")]
-    assert parse_command_line(["-P", "lora_r"]) == [("-P", None), ("lora_r", None)]
+    assert parse_command_line(["-P", "lora_r"]) == [("-P lora_r", None)]
 
 
 def test_every_fault_of_the_command_line_is_told_with_those_of_the_values(project):
@@ -342,6 +342,8 @@ def test_a_fault_is_one_short_line_whatever_was_typed(project):
     assert faults(project, "--lora_r=8\n9\x1b[31m") == [
         r'train.lora.r = "8\n9\u001b[31m" (--lora_r): expected a whole number of at least 1.'
     ]
+    (line,) = faults(project, "--new\nline=1")
+    assert line.startswith(r"new\nline (--new\nline): unknown parameter.")
     (line,) = faults(project, f"--lora_r={'한' * 5000}")
     assert f"= {'한' * 200}… (--lora_r)" in line
 
@@ -385,7 +387,15 @@ def test_a_fault_is_one_short_line_whatever_was_typed(project):
         ("--train.lora.use_qalora=true", "not quantized"),
         *(
             (f"--train.lora.init_lora_weights={name}", "gaussian, olora, orthogonal, mica")
-            for name in ("eva", "corda", "lora_ga", "loftq", "foo", "pissa_niter_")
+            for name in ("eva", "corda", "lora_ga", "loftq", "foo", "pissa_niter_16")
+        ),
+        ("--train.lora.kasa_config={beta: 1}", "use_dora and use_rslora are"),
+        ("--train.lora.target_parameters=[a]", "set train.lora.target_modules instead"),
+        ("--train.lora.trainable_token_indices=[-1]", "a whole number of at least 0"),
+        ("--train.lora.trainable_token_indices=[]", "a whole number of at least 0"),
+        (
+            "--train.lora.trainable_token_indices={word_embeddings: [x, 2]}",
+            '"word_embeddings": ["x',
         ),
         ("--train.lora.eva_config={rho: 2}", "initialised from rows of the ledger"),
         ("--train.lora.inference_mode=true", "not yours to set"),

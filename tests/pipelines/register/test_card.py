@@ -43,6 +43,17 @@ def test_training_without_lora_is_said(facts):
     assert "| adaptation | every weight |" in write_card(facts)
 
 
+def test_what_else_is_given_of_lora_is_said(facts):
+    plain = {"r": 8, "alpha": 16, "dropout": 0.0, "target_modules": ["query"], "bias": "none"}
+    others = {"use_dora": True, "rank_pattern": {"key": 4}, "bias": "all", "use_rslora": False}
+    said = "| adaptation | LoRA r 8, alpha 16, dropout 0.0, on query"
+    for lora, end in (
+        (plain, " |"),
+        (plain | others, ', bias "all", rank_pattern {"key": 4}, use_dora true |'),
+    ):
+        assert said + end in write_card(facts | {"train": facts["train"] | {"lora": lora}})
+
+
 def test_smoothing_and_noise_are_said_where_there_are_any(facts):
     given = {"label_smoothing_factor": 0.1, "neftune_noise_alpha": 5.0}
     training = facts["train"]["training"] | given

@@ -130,6 +130,8 @@ def test_what_is_no_expression_is_said_of_its_own_key(model, key, value):
         ({"init_lora_weights": "foo"}, r"init_lora_weights = foo: "),
         ({"use_dora": True, "lora_bias": True}, r"(use_dora|lora_bias) = True: "),
         ({"layer_replication": [[0, 99]]}, r".*Given are .*layer_replication"),
+        ({"r": 7, "init_lora_weights": "orthogonal"}, r"init_lora_weights = orthogonal: .*even"),
+        ({"target_modules": ["LayerNorm"]}, r"target_modules = \['LayerNorm'\]: "),
         ({"trainable_token_indices": [77777]}, r"trainable_token_indices = \[77777\]: IndexErr"),
         ({"trainable_token_indices": {"nothere": [1]}}, r"trainable_token_indices = \{'noth"),
     ],

@@ -123,7 +123,8 @@ def _run_plan(
 
 def _record(run: OwnedRun, plan: Plan, resolved: Resolved) -> None:
     """Tell the MLflow run what it is made of: parameters, code, environment."""
-    run.log_params(resolved.deciding() | {"launch.world_size": plan.world_size})
+    found = {"launch.world_size": plan.world_size, "launch.steps": plan.schedule.steps}
+    run.log_params(resolved.deciding() | found)
     run.log_text(plan.resolved.to_yaml(), PARAMETERS_FILE)
     run.log_text(json.dumps(plan.environment, indent=2), RECORD_FILE)
     if plan.code.patch:

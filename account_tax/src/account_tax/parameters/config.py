@@ -142,7 +142,7 @@ def parse_command_line(args: Sequence[str], flags: Iterable[str] = LAUNCH_FLAGS)
         name, equals, text = word.removeprefix("--").partition("=")
         name = name if "." in name else name.replace("-", "_")
         if not word.startswith("--") or not name:
-            pairs.append((word, None))
+            pairs.append((f"-P {words.pop(0)}" if word == "-P" and words else word, None))
         elif equals:
             pairs.append((name, text))
         elif words and not words[0].startswith("--") and words[0] not in ("-v", "-P"):
@@ -495,7 +495,8 @@ def _lines(
         shown = "" if fault.shown is None else f" = {fault.shown}"
         place = f" ({source})" if source else ""
         help = suggest(fault.key, section, short_names) if fault.text == UNKNOWN else ""
-        lines.append(f"{fault.key}{shown}{place}: {fault.text}.{help}")
+        line = f"{fault.key}{shown}{place}: {fault.text}.{help}"
+        lines.append(line if line.isprintable() else json.dumps(line, ensure_ascii=False)[1:-1])
     return lines
 
 

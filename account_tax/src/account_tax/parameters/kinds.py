@@ -59,10 +59,11 @@ def cast_text(text: str, kind: Any) -> Any:
     for choice in choices(kind):
         if text == str(choice):
             return choice
-    if list in types and ("," in text or text.startswith("[") or str not in types):
+    mapping = dict in types and text[:1] == "{"
+    if list in types and not mapping and ("," in text or text[:1] == "[" or str not in types):
         items = text.strip("[] ")
         return [item.strip(" '\"") for item in items.split(",")] if items else []
-    return _yaml_value(text) if Any in types or (dict in types and text[:1] == "{") else text
+    return _yaml_value(text) if Any in types or mapping else text
 
 
 def convert(value: Any, kind: Any) -> Any:

@@ -104,6 +104,7 @@ Source = Annotated[
 ]
 File = Annotated[Path, Words("a path")]
 Names = Annotated[list[Name], Field(min_length=1), Words("a list of at least one name")]
+TokenIds = Annotated[list[Natural], Field(min_length=1)]
 Sizes = Annotated[
     list[Annotated[int, Field(ge=1, le=10)]],
     AfterValidator(_sizes),
@@ -123,12 +124,9 @@ RegisteredName = Annotated[
     AfterValidator(_registered_name),
     Words(f"a name of at most {LONGEST_NAME} characters, no quotes and none of / : @ # ? %"),
 ]
-# PEFT (0.21) takes eva, corda and lora_ga without a word, and begins as ever, or asks for rows.
-Initialization = Annotated[
-    str,
-    Field(pattern=r"^(gaussian|olora|orthogonal|mica|pissa(_niter_\d+)?)$"),
-    Words("gaussian, olora, orthogonal, mica, pissa or pissa_niter_16, of 16 iterations or others"),
-]
+# PEFT (0.21) takes eva, corda and lora_ga without a word, and begins as ever, or asks for rows;
+# pissa_niter_16 and the like change the base by chance, and anew when a version is loaded.
+Initialization = Literal["gaussian", "olora", "orthogonal", "mica", "pissa"]
 Metric = Annotated[
     str, AfterValidator(_metric_name), Words(f"one of {', '.join(METRICS)} (eval_ may precede)")
 ]
@@ -328,6 +326,7 @@ class Lora(TypedDict):
     init_lora_weights: NotRequired[bool | Initialization]
     rank_pattern: NotRequired[dict[Name, Annotated[Count, Field(strict=True)]]]
     alpha_pattern: NotRequired[dict[Name, Annotated[Positive, Field(strict=True)]]]
+    trainable_token_indices: NotRequired[TokenIds | dict[Name, TokenIds] | None]
 
 
 class NgramModel(TypedDict):
@@ -506,7 +505,8 @@ REFUSED = {
     "train.lora.base_model_name_or_path": "set train.model.name instead",
     "train.lora.revision": "set train.model.revision instead",
     **_lora(
-        "not yours to set: the training does", "peft_type peft_version auto_mapping inference_mode"
+        "not yours to set: the training does",
+        "peft_type peft_version auto_mapping inference_mode fan_in_fan_out",
     ),
     **_lora(
         "not available here: the base is loaded in float32, not quantized",
@@ -517,8 +517,12 @@ REFUSED = {
         "eva_config corda_config lora_ga_config",
     ),
     **_lora("not available here: it is for layers of Megatron", "megatron_config megatron_core"),
-    "train.lora.arrow_config": "not available here: it chooses among adapters, and one is trained",
-    "train.lora.monteclora_config": "not available here: it has a loss of its own",
+    **_lora(
+        "not available here: of PEFT's other kinds of LoRA use_dora and use_rslora are",
+        "arrow_config kasa_config monteclora_config use_bdlora velora_config",
+    ),
+    "train.lora.target_parameters": "set train.lora.target_modules instead: layers are adapted",
+    "train.lora.ensure_weight_tying": "not available here: what is tied to another is not trained",
     "train.lora.runtime_config": "not available here: a version is loaded as it was trained",
     "train.lora.layer_replication": "not available here: a version is its base and an adapter, and "
     "the base has the layers it has",

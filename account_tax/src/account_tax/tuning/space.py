@@ -302,5 +302,5 @@ def _start_faults(space: Space, sources: Mapping[str, str]) -> Iterator[str]:
             where = sources.get(each.key) or "training.yml"
             yield (
                 f"{each.key} = {typed(value)} ({where}): the first trial, outside its range, "
-                f"{each.in_words()}"
+                f"{each.in_words()}. Give it one inside (--{each.key}=VALUE)"
             )

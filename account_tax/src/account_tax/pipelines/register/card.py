@@ -3,6 +3,7 @@
 It is Markdown, made of counts, names and digests; no ledger text has a place in it.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
@@ -179,7 +180,15 @@ def _adaptation(lora: Facts) -> str:
         return "every weight"
     targets = lora["target_modules"]
     targets = targets if isinstance(targets, str) else ", ".join(targets)
-    return f"LoRA r {lora['r']}, alpha {lora['alpha']}, dropout {lora['dropout']}, on {targets}"
+    said = f"LoRA r {lora['r']}, alpha {lora['alpha']}, dropout {lora['dropout']}, on {targets}"
+    told = {"enable", "r", "alpha", "dropout", "target_modules", "task_type"}
+    others = {key: lora[key] for key in sorted(lora.keys() - told)}
+    usual = {"bias": "none", "init_lora_weights": True}
+    return said + "".join(
+        f", {key} {json.dumps(value)}"
+        for key, value in others.items()
+        if value not in (None, False, usual.get(key, {}))
+    )
 
 
 def _environment(environment: Facts) -> str:

@@ -232,9 +232,9 @@ def apply_lora_adapters(model: PreTrainedModel, lora_params: dict[str, Any]) -> 
         peft_model = get_peft_model(model, LoraConfig(**fields))
     except Exception as err:  # each of its fields fails in ways of its own
         why = str(err).rstrip(".")
-        words = set(re.findall(r"\w+", why))
+        words = {*re.findall(r"\b\w+\b(?!=)", why)}  # `bias=True` is a layer's, as torch shows it
         named = [key for key in lora_params if LORA_NAMES.get(key, key) in words]
-        named = named or [k for k, v in lora_params.items() if words & _words_of(v)][-1:]
+        named = named or [k for k, v in lora_params.items() if _words_of(why) & _words_of(v)][-1:]
         if isinstance(err, ValueError) and not named:
             named = ["target_modules"]
         at_fault = f"train.lora.{named[0]} = {lora_params.get(named[0])}" if named else "train.lora"
@@ -246,9 +246,9 @@ def apply_lora_adapters(model: PreTrainedModel, lora_params: dict[str, Any]) -> 
     return peft_model
 
 
-def _words_of(value: Any) -> set[str]:
-    """Return what of a parameter's value an error about it would repeat."""
-    return {*re.findall(r"\w{3,}", str(value))}
+def _words_of(said: Any) -> set[str]:
+    """Return the longer words of an error, or of a parameter's value that it would repeat."""
+    return {*re.findall(r"\w{3,}", str(said).lower())}
 
 
 def _trained_whole(model: PreTrainedModel, given: list[str]) -> list[str]:

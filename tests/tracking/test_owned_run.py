@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag
+from mlflow.store.tracking.dbmodels.models import SqlDataset
 from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
+from sqlalchemy import event
 
 from account_tax.processes.identity import identify, state_of
 from account_tax.provenance.code import PACKAGE
@@ -20,6 +23,7 @@ from account_tax.tracking.store import (
     PATIENCE_VARIABLE,
     TrackingAway,
     TrackingError,
+    experiment_id,
     patience_seconds,
 )
 from tests.provenance.test_code import git, write
@@ -68,6 +72,42 @@ def test_a_tag_that_is_none_goes(client, run):
     run.set_tags({"a": None, "b": "", "c": None})
     tags = stored(client, run).data.tags
     assert ("a" in tags, tags["b"], "c" in tags) == (False, "", False)
+
+
+def test_two_runs_that_read_the_same_data_at_once_both_say_so(client, run, tmp_path):
+    other = OwnedRun.open(tmp_path)
+    data = DatasetInput(
+        Dataset("ledger", "d1", "local", "{}"), [InputTag("mlflow.data.context", "t")]
+    )
+
+    others = [other]
+
+    def be_first(*_):
+        if others:
+            others.pop().log_datasets([data])
+
+    event.listen(SqlDataset, "before_insert", be_first)
+    try:
+        run.log_datasets([data])
+    finally:
+        event.remove(SqlDataset, "before_insert", be_first)
+    for each in (run, other):
+        (logged,) = stored(client, each).inputs.dataset_inputs
+        assert (logged.dataset.digest, logged.tags[0].value) == ("d1", "t")
+
+
+def test_two_commands_that_make_the_experiment_at_once_share_it(client, monkeypatch):
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_ID")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "of two")
+    create = client.create_experiment
+    made = []
+
+    def after_another(name):
+        made.append(create(name))
+        return create(name)
+
+    monkeypatch.setattr(client, "create_experiment", after_another)
+    assert [experiment_id(client), experiment_id(client)] == made * 2
 
 
 def test_bytes_are_stored_as_they_are(client, run, tmp_path):

@@ -274,4 +274,11 @@ def experiment_id(client: MlflowClient) -> str:
             f"MLFLOW_EXPERIMENT_NAME = {name}: this experiment was deleted. Restore it (mlflow "
             f"experiments restore -x {experiment.experiment_id}), or give another name."
         )
-    return experiment.experiment_id if experiment else client.create_experiment(name)
+    if experiment:
+        return experiment.experiment_id
+    try:
+        return client.create_experiment(name)
+    except MlflowException as err:
+        if err.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return experiment_id(client)  # another command was first

@@ -46,9 +46,11 @@ def test_training_without_lora_is_said(facts):
 def test_what_else_is_given_of_lora_is_said(facts):
     plain = {"r": 8, "alpha": 16, "dropout": 0.0, "target_modules": ["query"], "bias": "none"}
     others = {"use_dora": True, "rank_pattern": {"key": 4}, "bias": "all", "use_rslora": False}
+    first = {"layers_to_transform": 0, "init_lora_weights": False, "alpha_pattern": {}}
     said = "| adaptation | LoRA r 8, alpha 16, dropout 0.0, on query"
     for lora, end in (
         (plain, " |"),
+        (plain | first, ", init_lora_weights false, layers_to_transform 0 |"),
         (plain | others, ', bias "all", rank_pattern {"key": 4}, use_dora true |'),
     ):
         assert said + end in write_card(facts | {"train": facts["train"] | {"lora": lora}})

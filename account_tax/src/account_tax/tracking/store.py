@@ -278,7 +278,7 @@ def experiment_id(client: MlflowClient) -> str:
         return experiment.experiment_id
     try:
         return client.create_experiment(name)
-    except MlflowException as err:
-        if err.error_code != "RESOURCE_ALREADY_EXISTS":
+    except MlflowException:
+        if not (made := client.get_experiment_by_name(name)):
             raise
-        return experiment_id(client)  # another command was first
+        return made.experiment_id  # another command was first

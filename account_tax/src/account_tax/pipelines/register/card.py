@@ -182,13 +182,13 @@ def _adaptation(lora: Facts) -> str:
     targets = targets if isinstance(targets, str) else ", ".join(targets)
     said = f"LoRA r {lora['r']}, alpha {lora['alpha']}, dropout {lora['dropout']}, on {targets}"
     told = {"enable", "r", "alpha", "dropout", "target_modules", "task_type"}
-    others = {key: lora[key] for key in sorted(lora.keys() - told)}
     usual = {"bias": "none", "init_lora_weights": True}
-    return said + "".join(
-        f", {key} {json.dumps(value)}"
-        for key, value in others.items()
-        if value not in (None, False, usual.get(key, {}))
-    )
+    others = {
+        key: value
+        for key in sorted(lora.keys() - told)
+        if (value := json.dumps(lora[key])) not in ("null", "{}", json.dumps(usual.get(key, False)))
+    }
+    return said + "".join(f", {key} {value}" for key, value in others.items())
 
 
 def _environment(environment: Facts) -> str:

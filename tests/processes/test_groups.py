@@ -138,7 +138,7 @@ def test_processes_that_refuse_to_end_are_killed_after_the_grace_time(tmp_path):
     wait_for(lambda: len(pids_in(log)) == 2)
     began = time.monotonic()
     ask_group_to_end(parent.pid, 0.6)
-    assert 0.6 <= time.monotonic() - began < 30
+    assert 0.6 <= time.monotonic() - began < 5
     assert all(alive(pid) for pid in pids_in(log))
     kill_group(parent.pid)
     assert not any(alive(pid) for pid in pids_in(log))
@@ -156,8 +156,8 @@ def test_processes_that_end_when_asked_are_not_waited_for():
     parent = started("import time; time.sleep(600)")
     time.sleep(0.3)
     began = time.monotonic()
-    ask_group_to_end(parent.pid, 60)
-    assert time.monotonic() - began < 30
+    ask_group_to_end(parent.pid, 5)
+    assert time.monotonic() - began < 2.5
     assert parent.wait() == -signal.SIGTERM
 
 

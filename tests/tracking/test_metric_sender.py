@@ -31,7 +31,7 @@ def test_a_store_that_is_away_costs_the_training_nothing(journal, file, run_id, 
         began = time.monotonic()
         for step in range(1000):
             journal.add({"train/loss": 0.5}, step)
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < 2
         assert not sender.end(1)
     assert count_unsent(file) == 1000
 

@@ -232,13 +232,9 @@ def apply_lora_adapters(model: PreTrainedModel, lora_params: dict[str, Any]) -> 
         peft_model = get_peft_model(model, LoraConfig(**fields))
     except Exception as err:  # each of its fields fails in ways of its own
         why = str(err).rstrip(".")
-        words = {*re.findall(r"\b\w+\b(?!=)", why)}  # `bias=True` is a layer's, as torch shows it
-        named = [key for key in lora_params if LORA_NAMES.get(key, key) in words]
-        named = named or [k for k, v in lora_params.items() if _words_of(why) & _words_of(v)][-1:]
-        if isinstance(err, ValueError) and not named:
-            named = ["target_modules"]
-        at_fault = f"train.lora.{named[0]} = {lora_params.get(named[0])}" if named else "train.lora"
-        what = "" if named else f" Given are {', '.join(lora_params)}."
+        key = _key_to_blame(err, lora_params)
+        at_fault = f"train.lora.{key} = {lora_params.get(key)}" if key else "train.lora"
+        what = "" if key else f" Given are {', '.join(lora_params)}."
         raise ValueError(f"{at_fault}: {type(err).__name__}: {why}.{what}") from err
     if is_rank0():
         trainable, everything = peft_model.get_nb_trainable_parameters()
@@ -246,8 +242,22 @@ def apply_lora_adapters(model: PreTrainedModel, lora_params: dict[str, Any]) -> 
     return peft_model
 
 
-def _words_of(said: Any) -> set[str]:
-    """Return the longer words of an error, or of a parameter's value that it would repeat."""
+def _key_to_blame(err: Exception, lora_params: dict[str, Any]) -> str | None:
+    """Return the key that PEFT's error names, else the last whose value it repeats; None if none.
+
+    What it refuses without either is what the layers can't be.
+    """
+    named = {*re.findall(r"\b\w+\b(?!=)", str(err))}  # `bias=True` is a layer's, as torch shows it
+    for key in lora_params:
+        if LORA_NAMES.get(key, key) in named:
+            return key
+    for key, value in reversed(lora_params.items()):
+        if _long_words(err) & _long_words(value):
+            return key
+    return "target_modules" if isinstance(err, ValueError) else None
+
+
+def _long_words(said: Any) -> set[str]:
     return {*re.findall(r"\w{3,}", str(said).lower())}
 
 

@@ -105,6 +105,42 @@ def test_openmp_is_told_how_to_wait_before_it_is_loaded(given, found):
     assert said.stdout.splitlines()[-1] == f"False {found}"
 
 
+# --- the end --------------------------------------------------------------------------------------
+
+ENDS = """
+import atexit, sys
+from account_tax.backends import runs
+from kedro.framework.cli import main
+
+class Torn:
+    def __del__(self):
+        print("taken apart")
+
+def show_runs(project, words):
+    sys.modules["torn"] = Torn()
+    atexit.register(print, "left tidy")
+    sys.stdout.write("said, and ")
+    return 7
+
+runs.show_runs = show_runs
+sys.argv = ["kedro", "runs"]
+main()
+"""
+
+
+def test_a_command_ends_tidily_with_its_status_and_does_not_take_its_libraries_apart():
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", ENDS],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (7, "said, and left tidy\n"), done.stderr
+
+
 # --- refused words --------------------------------------------------------------------------------
 
 

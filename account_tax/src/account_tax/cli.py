@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import gc
 import os
@@ -26,7 +27,7 @@ from account_tax.parameters.help import WordsCommand, train_options
 from account_tax.parameters.options import VERBOSE, Option, asks_for_all, options_of, read_options
 from account_tax.predict import options as predict_options
 from account_tax.processes.guard import Stopped, guard_stage
-from account_tax.processes.ranks import end_stage
+from account_tax.processes.ranks import end_process, end_stage
 from account_tax.reproduce import request as reproduce_request
 from account_tax.review import compare as review_compare
 from account_tax.review import request as review_request
@@ -51,18 +52,30 @@ def cli() -> None:
 
 def _command(
     options: type[Any] | Callable[[], list[Option]],
-) -> Callable[[Callable[[Words], None]], click.Command]:
-    """Return what makes a function a command with the options of a dataclass, or with these."""
+) -> Callable[[Callable[[Words], int]], click.Command]:
+    """Return what makes a function a command with the options of a dataclass, or with these.
+
+    What the function returns is the exit status.
+    """
     listed = (lambda: [*options_of(options), VERBOSE]) if isinstance(options, type) else options
     made = cli.command(cls=WordsCommand, options=listed)
 
-    def add(function: Callable[[Words], None]) -> click.Command:
-        @functools.wraps(function)
-        def command(words: Words) -> None:
+    def add(function: Callable[[Words], int]) -> click.Command:
+        @hidden_output()
+        def do(words: Words) -> int:
             settle_libraries(asks_for_all(words))
-            function(words)
+            return function(words)
 
-        return made(hidden_output()(command))
+        @functools.wraps(function)
+        def command(words: Words) -> NoReturn:
+            status = do(words)
+            if click.get_current_context().parent:  # typed as `kedro COMMAND`
+                # To take its libraries apart takes up to a second more, for nothing.
+                atexit._run_exitfuncs()
+                end_process(status)
+            sys.exit(status)
+
+        return made(command)
 
     return add
 
@@ -72,32 +85,32 @@ def _run(
     words: Words,
     work: Callable[[Asked, OwnedRun | None], None],
     own_run: Callable[[Asked], bool] = lambda _: True,
-) -> NoReturn:
-    """Read the words, do the work in its MLflow run and exit; only the work may import torch."""
+) -> int:
+    """Read the words, do the work in its MLflow run; only the work may import torch."""
     project = Path.cwd()
-    sys.exit(run_in_mlflow(project, lambda: read(project, words), work, own_run))
+    return run_in_mlflow(project, lambda: read(project, words), work, own_run)
 
 
 @_command(lambda: train_options(Path.cwd()))
-def train(words: Words) -> None:
+def train(words: Words) -> int:
     """Train and register, as `mlflow run . -e train` does.
 
     Any other key of conf/base/parameters/ goes by its dotted name, as in --train.lora.bias all.
     """
-    sys.exit(launcher.train(Path.cwd(), words))
+    return launcher.train(Path.cwd(), words)
 
 
 @_command(lambda: train_options(Path.cwd(), search=True))
-def tune(words: Words) -> None:
+def tune(words: Words) -> int:
     """Search for better values, a training a trial; register what the best has trained.
 
     Parameters are given as to `kedro train`; conf/base/parameters/tuning.yml has the search's own.
     """
-    sys.exit(tuning_command.tune(Path.cwd(), words))
+    return tuning_command.tune(Path.cwd(), words)
 
 
 @_command(lambda: train_options(Path.cwd()))
-def look(words: Words) -> None:
+def look(words: Words) -> int:
     """Show what a ledger holds as training would read it, within seconds; keep nothing.
 
     Parameters are given as to `kedro train`.
@@ -111,11 +124,11 @@ def look(words: Words) -> None:
     def read(project: Path, words: Words) -> Resolved:
         return resolve(project, parse_command_line(words))
 
-    _run(read, words, work, lambda _: False)
+    return _run(read, words, work, lambda _: False)
 
 
 @_command(review_request.Request)
-def review(words: Words) -> None:
+def review(words: Words) -> int:
     """Review a registered version, decide on it, or show the decisions so far.
 
     Gates are set by their dotted name, as in --registry.gates.min_f1 0.9.
@@ -126,22 +139,22 @@ def review(words: Words) -> None:
 
         review(Path.cwd(), asked, run)
 
-    _run(review_request.read_request, words, work, lambda asked: not asked.reads_only)
+    return _run(review_request.read_request, words, work, lambda asked: not asked.reads_only)
 
 
 @_command(review_compare.Request)
-def compare(words: Words) -> None:
+def compare(words: Words) -> int:
     """Show trained runs or registered versions side by side, on the test split they share."""
 
     def work(asked: review_compare.Request, run: OwnedRun | None) -> None:
         assert run is not None
         review_compare.compare(asked, run)
 
-    _run(review_compare.read_request, words, work)
+    return _run(review_compare.read_request, words, work)
 
 
 @_command(reproduce_request.Request)
-def reproduce(words: Words) -> None:
+def reproduce(words: Words) -> int:
     """Check a registered version rung by rung, from its bytes to training it again."""
 
     def work(asked: reproduce_request.Request, run: OwnedRun | None) -> None:
@@ -150,11 +163,11 @@ def reproduce(words: Words) -> None:
         assert run is not None
         reproduce_version(Path.cwd(), asked, run)
 
-    _run(reproduce_request.read_request, words, work)
+    return _run(reproduce_request.read_request, words, work)
 
 
 @_command(export_request.Request)
-def export(words: Words) -> None:
+def export(words: Words) -> int:
     """Write a registered version as an ordinary Hugging Face folder, merged into its base."""
 
     def work(asked: export_request.Request, run: OwnedRun | None) -> None:
@@ -162,11 +175,11 @@ def export(words: Words) -> None:
 
         export(Path.cwd(), asked, run)
 
-    _run(export_request.read_request, words, work, lambda asked: asked.allow_unapproved)
+    return _run(export_request.read_request, words, work, lambda asked: asked.allow_unapproved)
 
 
 @_command(predict_options.Options)
-def predict(words: Words) -> None:
+def predict(words: Words) -> int:
     """File a ledger with a registered version, as `mlflow run . -e predict` does."""
 
     def work(asked: predict_options.Options, run: OwnedRun | None) -> None:
@@ -175,28 +188,28 @@ def predict(words: Words) -> None:
         assert run is not None
         predict(asked, run)
 
-    _run(lambda _, words: read_options(predict_options.Options, words)[0], words, work)
+    return _run(lambda _, words: read_options(predict_options.Options, words)[0], words, work)
 
 
 @_command(launch_register.Options)
-def register(words: Words) -> None:
+def register(words: Words) -> int:
     """Register what a run has trained, where that was not done, and end the run."""
-    sys.exit(launch_register.register(Path.cwd(), words))
+    return launch_register.register(Path.cwd(), words)
 
 
 @_command(backend_runs.Options)
-def runs(words: Words) -> None:
+def runs(words: Words) -> int:
     """Show the newest runs and what became of them; settle those whose Slurm job has ended."""
-    sys.exit(backend_runs.show_runs(Path.cwd(), words))
+    return backend_runs.show_runs(Path.cwd(), words)
 
 
 @_command(launch_preflight.Options)
-def preflight(words: Words) -> None:
+def preflight(words: Words) -> int:
     """Check all that can be known before a run is submitted; submit nothing.
 
     Parameters are given as to `kedro train`. The exit status is 0, or 2 with every fault.
     """
-    sys.exit(launch_preflight.preflight(Path.cwd(), words))
+    return launch_preflight.preflight(Path.cwd(), words)
 
 
 @cli.command(name="run", params=kedro_run.params, help=kedro_run.help)

@@ -9,9 +9,10 @@ import socket
 import sys
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from account_tax.storage.names import LAUNCHER_VARIABLE
 
@@ -138,9 +139,15 @@ def end_stage(status: int = 0) -> None:
     rank = distributed is not None and distributed.is_initialized()
     if not rank and (status or LAUNCHER_VARIABLE not in os.environ):
         return
-    told = [traceback.print_exc] if status else []
-    flushed = [stream.flush for stream in (sys.stdout, sys.stderr) if stream]
-    for say in (*told, logging.shutdown, *flushed):
+    if status:
+        with suppress(Exception):  # a full disk
+            traceback.print_exc()
+    end_process(status)
+
+
+def end_process(status: int) -> NoReturn:
+    """End this process with what is buffered written, and its libraries not taken apart."""
+    for say in (logging.shutdown, *(stream.flush for stream in (sys.stdout, sys.stderr) if stream)):
         try:
             say()
         except Exception:  # a full disk, a closed pipe: no reason to stay

@@ -77,10 +77,12 @@ def installed_packages() -> dict[str, str]:
     """Return name -> version of every distribution this Python finds, but this project."""
     found: dict[str, str] = {}
     for each in metadata.distributions():
-        name = canonicalize_name(each.metadata["Name"])
+        described = each.metadata  # reads the file each time
+        name = canonicalize_name(described["Name"])
         # Once imported, setuptools has its own copies of packages on sys.path: none is installed.
         if name != PROJECT and Path(str(each.locate_file(""))).name != "_vendor":
-            found.setdefault(name, each.version)  # the first on sys.path is the one imported
+            # The first on sys.path is the one imported.
+            found.setdefault(name, described["Version"])
     return found
 
 
@@ -91,15 +93,17 @@ def conda_packages(prefix: Path) -> dict[str, str] | None:
     return {each["name"]: f"{each['version']}={each['build']}" for each in read} or None
 
 
-def find_unlocked(lock: Lock | None) -> list[str]:
+def find_unlocked(lock: Lock | None, installed: Mapping[str, str] | None = None) -> list[str]:
     """Return how the running environment differs from the lock, one line a package; best none.
+
+    What is installed may be given by who has looked.
 
     Python itself is compared exactly where conda installed it. Any other manager takes the Python
     of the machine, and the lock asks for its minor version.
     """
     if lock is None:
         return [f"{LOCK_FILE}: missing, or not the rendered lock"]
-    differences = list(_compare(installed_packages(), lock.packages))
+    differences = list(_compare(installed or installed_packages(), lock.packages))
     conda = conda_packages(Path(sys.prefix))
     if conda is not None:
         differences += _compare(conda, lock.conda)
@@ -173,12 +177,13 @@ def _gpus() -> dict[str, Any]:
 def describe_environment(project: Path) -> dict[str, Any]:
     """Return the record of a run: the lock's digest, the differences from it, and the machine."""
     lock = read_lock(project)
-    differences = find_unlocked(lock)
+    installed = installed_packages()
+    differences = find_unlocked(lock, installed)
     return {
         "lock_sha256": lock.sha256 if lock else None,
         "locked": not differences,
         "differences": differences,
-        "packages": installed_packages(),
+        "packages": installed,
         **describe_machine(),
     }
 

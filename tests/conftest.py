@@ -29,6 +29,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput") and "WARM_PYTHON" not in os.environ:
         place = os.environ["WARM_PYTHON"] = tempfile.mkdtemp(prefix="warm-")
         config.add_cleanup(lambda: shutil.rmtree(place))  # whose end the warm ones wait for
+        # As the stages of a run have it: one warm Python serves them and the tests' own processes.
+        os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
         places = [str(Path(__file__).parent / "warm"), os.environ.get("PYTHONPATH")]
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, places))
 

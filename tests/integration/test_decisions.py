@@ -104,7 +104,8 @@ def test_of_two_approvals_at_once_exactly_one_wins(kind, server, tmp_path, monke
 
 def run_both(store, folder):
     """Return what each process answered in each round."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # which imports once for all of them
+    context.set_forkserver_preload([__name__])
     barrier, answers = context.Barrier(2), context.Queue()
     versions = {"kim": [1] * ROUNDS, "park": [1 + number % 2 for number in range(ROUNDS)]}
     processes = [

@@ -31,7 +31,7 @@ from .servers import Server
 
 pytestmark = pytest.mark.integration
 
-STEPS = 600
+STEPS = 400
 SOON = 500.0  # seconds, on a machine that has other things to do
 PATIENCE = {"ACCOUNT_TAX_TRACKING_PATIENCE": "3"}
 

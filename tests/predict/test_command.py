@@ -588,12 +588,14 @@ sys.exit(call(Path({folder!r}), "predict", *{words!r}))
 def killed(shop, parts, **words):
     """Run the command in a process that is killed once so many parts are done."""
     given = NOT_GIVEN | {name: str(word) for name, word in words.items()}
-    script = KILLED_AFTER.format(
+    code = KILLED_AFTER.format(
         src=str(ROOT / "account_tax/src"), root=str(ROOT), parts=parts,
         folder=str(shop.folder), words=as_words(given),
     )  # fmt: skip
+    script = shop.folder / "killed_predict.py"
+    script.write_text(code, encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False,
+        [sys.executable, script], capture_output=True, text=True, check=False,
         env={**os.environ, "MLFLOW_TRACKING_URI": shop.store, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == -signal.SIGKILL, done.stderr

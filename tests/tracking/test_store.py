@@ -1,11 +1,15 @@
 """A store by its URI, whichever folder is the current one; and what can be asked of it."""
 
+import socket
 import sqlite3
+import threading
 import time
 from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import requests
 from mlflow import MlflowClient
 
 from account_tax.errors import Refused
@@ -136,3 +140,37 @@ def test_a_moved_project_is_said_and_its_own_store_rewritten(own, monkeypatch):
     client = MlflowClient(tracking_uri(moved))
     (run,) = client.search_runs(["1"])
     assert Path(client.download_artifacts(run.info.run_id, "note.txt")).read_text() == "kept"
+
+
+# --- a server that answers in two pieces ----------------------------------------------------------
+
+
+class InTwoPieces(BaseHTTPRequestHandler):
+    """Sends the head, then the body, over a connection that it keeps."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"ok")
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_QUICKACK"), reason="a socket option of Linux")
+def test_the_head_of_an_answer_is_acknowledged_at_once_in_every_call():
+    with (
+        ThreadingHTTPServer(("127.0.0.1", 0), InTwoPieces) as server,
+        requests.Session() as session,
+    ):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for _ in range(4):
+            url = f"http://127.0.0.1:{server.server_port}"
+            answer = session.get(url, stream=True, timeout=30)  # as MLflow's client asks
+            connection = answer.raw.connection.sock
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK) == 1
+            assert answer.content == b"ok"
+        server.shutdown()

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import socket
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage
 from mlflow.exceptions import MlflowException
+from urllib3 import HTTPConnectionPool
+from urllib3.connection import HTTPConnection
 
 from account_tax.confidential import hide_secrets
 from account_tax.errors import Failed, Refused
@@ -35,6 +39,23 @@ class TrackingError(Refused):
 
 class TrackingAway(Failed):
     """The tracking server has not answered for as long as it was waited for."""
+
+
+class _Acknowledging(HTTPConnection):
+    """A connection that acknowledges the head of an answer at once.
+
+    `mlflow server` with several workers, its default, holds the rest back until then: uvicorn
+    leaves Nagle's algorithm on (https://github.com/Kludex/uvicorn/issues/3149), and Linux
+    acknowledges after 40 ms. A call takes 8 ms instead of 50, and a run makes 80 of them.
+    """
+
+    def getresponse(self) -> Any:
+        if hasattr(socket, "TCP_QUICKACK") and self.sock:
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+        return super().getresponse()
+
+
+HTTPConnectionPool.ConnectionCls = _Acknowledging  # for every call of this process
 
 
 def is_final(err: TrackingError) -> bool:

@@ -88,8 +88,10 @@ def run_elsewhere(code: str, folder: Path) -> SimpleNamespace:
     assert code.count('texts = ["BLUE WHALE') == 1
     code = re.sub(r"^texts = .*$", f"texts = {TEXTS!r}", code, flags=re.M)
     answer = "import json, sys; print(json.dumps([labels, logits.tolist(), list(sys.modules)]))"
+    script = folder / "documented.py"
+    script.write_text(f"{code}\n{answer}", encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-c", f"{code}\n{answer}"],
+        [sys.executable, script],
         cwd=folder,
         env=environment({"HF_HUB_OFFLINE": "1"}),
         capture_output=True,

@@ -51,7 +51,7 @@ COMMANDS = {"kedro", "mlflow"}  # cold with WARM_COMMANDS=no, for tests that kil
 OTHERS = {
     *("account_tax.processes.warm", "account_tax.pipelines.check", "verify.py"),
     *("deepspeed.launcher.runner", "deepspeed.launcher.launch", "launch.py", "ranks.py"),
-    "killed_predict.py",
+    *("killed_predict.py", "documented.py"),
 }
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg", "/dev/accel")  # no CUDA in a fork
 # Variables that no library reads but when it is asked for something.

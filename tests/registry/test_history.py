@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
-from mlflow import MlflowClient
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from account_tax.errors import Refused
 from account_tax.provenance.signing import signer_faults
@@ -186,24 +186,18 @@ def test_the_run_is_made_once(client, model):
     assert open_run(client, registered) == open_run(client, registered)
 
 
-class CountingClient(MlflowClient):
-    """The real client, which counts what it downloads."""
+def test_a_decision_reads_the_history_in_one_download(client, decided, monkeypatch):
+    downloads, download = [], LocalArtifactRepository.download_artifacts
 
-    def __init__(self, uri):
-        super().__init__(uri)
-        self.downloads = []
+    def counted(self, path, folder=None):
+        downloads.append(path)
+        return download(self, path, folder)
 
-    def download_artifacts(self, run_id, path, dst_path=None):
-        self.downloads.append(path)
-        return super().download_artifacts(run_id, path, dst_path)
-
-
-def test_a_decision_reads_the_history_in_one_download(client, decided):
-    counting = CountingClient(client.tracking_uri)
-    assert count_entries(counting, decided) == 3
-    approve(counting, decided, 3)
+    monkeypatch.setattr(LocalArtifactRepository, "download_artifacts", counted)
+    assert count_entries(client, decided) == 3
+    approve(client, decided, 3)
     own = file_at(client, decided, 4).name  # read back: does the store give what was written?
-    assert counting.downloads == ["entries", f"entries/{own}"]
+    assert downloads == ["entries", f"entries/{own}"]
 
 
 # --- tampering ------------------------------------------------------------------------------------

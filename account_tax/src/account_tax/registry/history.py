@@ -28,6 +28,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage, Run, ViewType
 from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from account_tax.errors import Refused
@@ -330,12 +331,20 @@ def _read_files(client: MlflowClient, run_id: str, path: str = ENTRY_FOLDER) -> 
 
     Bytes that are no UTF-8 are replaced, and so found.
     """
-    if not client.list_artifacts(run_id, ENTRY_FOLDER):
+    files = _files_of(client, run_id)  # the client would look for logged models too, twice
+    if not files.list_artifacts(ENTRY_FOLDER):
         return {}
     with scratch_folder() as scratch:
-        found = Path(client.download_artifacts(run_id, path, str(scratch)))
-        files = found.iterdir() if found.is_dir() else [found]
-        return {file.name: file.read_text(encoding="utf-8", errors="replace") for file in files}
+        found = Path(files.download_artifacts(path, str(scratch)))
+        read = found.iterdir() if found.is_dir() else [found]
+        return {file.name: file.read_text(encoding="utf-8", errors="replace") for file in read}
+
+
+def _files_of(client: MlflowClient, run_id: str) -> ArtifactRepository:
+    """Return the store of a run's files."""
+    return get_artifact_repository(
+        str(client.get_run(run_id).info.artifact_uri), client.tracking_uri
+    )
 
 
 def _check_entry(
@@ -460,6 +469,5 @@ def record_entry(client: MlflowClient, run_id: str, entry: Entry) -> None:
 
 def _remove_file(client: MlflowClient, run_id: str, name: str) -> None:
     """Remove a file that never became an entry; where the store forbids it, it does no harm."""
-    uri = f"{client.get_run(run_id).info.artifact_uri}/{ENTRY_FOLDER}"
     with suppress(Exception):
-        get_artifact_repository(uri, client.tracking_uri).delete_artifacts(name)
+        _files_of(client, run_id).delete_artifacts(f"{ENTRY_FOLDER}/{name}")

@@ -55,7 +55,8 @@ class _Acknowledging(HTTPConnection):
         return super().getresponse()
 
 
-HTTPConnectionPool.ConnectionCls = _Acknowledging  # for every call of this process
+# For every call of this process.
+HTTPConnectionPool.ConnectionCls = _Acknowledging  # pyright: ignore
 
 
 def is_final(err: TrackingError) -> bool:

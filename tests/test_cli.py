@@ -124,21 +124,36 @@ def show_runs(project, words):
 
 runs.show_runs = show_runs
 sys.argv = ["kedro", "runs"]
-main()
+try:
+    exec(sys.stdin.read())
+finally:
+    print("after it")
 """
 
 
-def test_a_command_ends_tidily_with_its_status_and_does_not_take_its_libraries_apart():
+@pytest.mark.parametrize(
+    ("called", "said"),
+    [
+        ("main()", "said, and left tidy\n"),
+        (
+            "from account_tax.cli import cli; cli.main(['runs'])",
+            "said, and after it\nleft tidy\ntaken apart\n",
+        ),
+    ],
+    ids=["typed", "called by a program"],
+)
+def test_a_typed_command_ends_tidily_and_does_not_take_its_libraries_apart(called, said):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [sys.executable, "-c", ENDS],
+        input=called,
         cwd=REPOSITORY,
         env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stdout) == (7, "said, and left tidy\n"), done.stderr
+    assert (done.returncode, done.stdout) == (7, said), done.stderr
 
 
 # --- refused words --------------------------------------------------------------------------------

@@ -1,7 +1,10 @@
 """A store by its URI, whichever folder is the current one; and what can be asked of it."""
 
+import os
 import socket
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from contextlib import closing
@@ -13,6 +16,7 @@ import requests
 from mlflow import MlflowClient
 
 from account_tax.errors import Refused
+from account_tax.provenance.code import PACKAGE
 from account_tax.tracking.store import (
     LOCKED_SECONDS,
     TrackingError,
@@ -23,6 +27,33 @@ from account_tax.tracking.store import (
     rewrite_places,
     tracking_uri,
 )
+
+MAKES_A_STORE = """
+import sys
+from account_tax.tracking.store import make_store
+print("ready", flush=True)
+sys.stdin.readline()
+make_store(sys.argv[1])
+"""
+
+
+@pytest.mark.integration
+def test_of_two_processes_that_need_a_new_store_one_makes_it(tmp_path):
+    file = tmp_path / "runs.db"
+    command = [sys.executable, "-c", MAKES_A_STORE, f"sqlite:///{file}"]
+    here = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    both = [subprocess.Popen(command, env=here, text=True, **pipes) for _ in range(2)]
+    assert [each.stdout.readline() for each in both] == ["ready\n"] * 2
+    for each in both:
+        each.stdin.write("\n")
+        each.stdin.flush()
+    said = [each.communicate()[1] for each in both]
+    assert [each.returncode for each in both] == [0, 0], said
+    assert [each.name for each in tmp_path.iterdir()] == ["runs.db"]
+    with closing(sqlite3.connect(file)) as store:
+        tables = {name for (name,) in store.execute("SELECT name FROM sqlite_master")}
+    assert not [name for name in tables if name.startswith("_alembic_tmp")]
 
 
 def test_a_relative_sqlite_store_is_made_absolute(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
+from kedro.framework.cli.cli import KedroCLI
 from kedro.framework.cli.project import run as kedro_run
 
 from account_tax.terminal import is_verbose, settle_libraries  # isort: skip  (before what warns)
@@ -69,7 +70,8 @@ def _command(
         @functools.wraps(function)
         def command(words: Words) -> NoReturn:
             status = do(words)
-            if click.get_current_context().parent:  # typed as `kedro COMMAND`
+            parent = click.get_current_context().parent
+            if parent and isinstance(parent.command, KedroCLI):  # typed as `kedro COMMAND`
                 # To take its libraries apart takes up to a second more, for nothing.
                 atexit._run_exitfuncs()
                 end_process(status)

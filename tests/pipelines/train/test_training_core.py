@@ -110,6 +110,34 @@ def test_every_other_name_of_a_module_must_match_too(model, key, value, said):
         apply_lora_adapters(model, LORA | {key: value})
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (
+            {"target_modules": ["attention"]},
+            "target_modules = .*no layer for it is called attention",
+        ),
+        ({"exclude_modules": ["attention"]}, "exclude_modules = .*no layer for it is called atten"),
+        ({"rank_pattern": {"layer.0": 2}}, "rank_pattern = .*no layer for it is called layer.0"),
+        (
+            {"target_modules": ["value"], "rank_pattern": {"query": 2}},
+            "rank_pattern = {'query': 2}: no layer is changed. Adapted are: value.",
+        ),
+        (
+            {"target_modules": ["value"], "alpha_pattern": {"query": 2}},
+            "alpha_pattern = {'query': 2}: no layer is changed. Adapted are: value.",
+        ),
+        (
+            {"target_modules": ["query", "word_embeddings"], "layers_to_transform": [0]},
+            "target_modules = .*: no layer is changed by word_embeddings. Adapted are: query.",
+        ),
+    ],
+)
+def test_a_name_that_would_change_nothing_is_a_fault(model, changed, said):
+    with pytest.raises(ValueError, match=rf"train\.lora\.{said}"):
+        apply_lora_adapters(model, LORA | changed)
+
+
 @pytest.mark.parametrize(("key", "value"), [("rank_pattern", {"(": 2}), ("exclude_modules", "(")])
 def test_what_is_no_expression_is_said_of_its_own_key(model, key, value):
     with pytest.raises(ValueError, match=rf"train\.lora\.{key} = .*is no regular expression"):

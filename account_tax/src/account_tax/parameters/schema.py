@@ -323,6 +323,7 @@ class Lora(TypedDict):
     task_type: Annotated[
         Literal["SEQ_CLS"], Words("SEQ_CLS, the only task here: a line is filed under one account")
     ]
+    exclude_modules: NotRequired[Names | None]
     init_lora_weights: NotRequired[bool | Initialization]
     rank_pattern: NotRequired[dict[Name, Annotated[Count, Field(strict=True)]]]
     alpha_pattern: NotRequired[dict[Name, Annotated[Positive, Field(strict=True)]]]

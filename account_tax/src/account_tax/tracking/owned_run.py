@@ -44,6 +44,7 @@ from .store import (
     condition,
     experiment_id,
     is_final,
+    make_store,
     page,
     refuse_another_store,
     tracking_uri,
@@ -75,6 +76,7 @@ class OwnedRun:
         if run_id:
             refuse_another_store(uri, run_id)
         with answers_soon(uri):
+            make_store(uri)
             client = MlflowClient(uri)
             if run_id:
                 tags = client.get_run(run_id).data.tags

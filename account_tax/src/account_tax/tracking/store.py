@@ -14,12 +14,11 @@ import psutil
 from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage
 from mlflow.exceptions import MlflowException
-from urllib3 import HTTPConnectionPool
-from urllib3.connection import HTTPConnection
+from urllib3 import HTTPConnectionPool, connection
 
 from account_tax.confidential import hide_secrets
 from account_tax.errors import Failed, Refused
-from account_tax.storage.files import why_not_writable
+from account_tax.storage.files import lock, why_not_writable
 
 DEFAULT_EXPERIMENT = "Default"  # where `mlflow run` puts its runs, too
 PATIENCE_VARIABLE = "ACCOUNT_TAX_TRACKING_PATIENCE"  # seconds
@@ -41,7 +40,7 @@ class TrackingAway(Failed):
     """The tracking server has not answered for as long as it was waited for."""
 
 
-class _Acknowledging(HTTPConnection):
+class HTTPConnection(connection.HTTPConnection):  # as messages call it
     """A connection that acknowledges the head of an answer at once.
 
     `mlflow server` with several workers, its default, holds the rest back until then: uvicorn
@@ -50,13 +49,14 @@ class _Acknowledging(HTTPConnection):
     """
 
     def getresponse(self) -> Any:
+        """Return the answer, its head acknowledged."""
         if hasattr(socket, "TCP_QUICKACK") and self.sock:
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         return super().getresponse()
 
 
-# For every call of this process.
-HTTPConnectionPool.ConnectionCls = _Acknowledging  # pyright: ignore
+# For every call of this process; in front of TLS is another program.
+HTTPConnectionPool.ConnectionCls = HTTPConnection  # pyright: ignore
 
 
 def is_final(err: TrackingError) -> bool:
@@ -104,7 +104,7 @@ def _file_fault(uri: str) -> str:
         if not Path(file).exists():  # it is not for this to make it
             why = why_not_writable(Path(file).parent)
             return f"{why}. {advice}" if why else ""
-        with closing(sqlite3.connect(file, timeout=LOCKED_SECONDS)) as store:
+        with _sole_maker(file), closing(sqlite3.connect(file, timeout=LOCKED_SECONDS)) as store:
             store.execute("BEGIN IMMEDIATE")
             tables = store.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
         if tables and (SCHEMA_TABLE,) not in tables:  # MLflow would add its own to them
@@ -116,6 +116,30 @@ def _file_fault(uri: str) -> str:
             advice = "Restore it from a backup, or give another file."
         return f"{getattr(err, 'strerror', None) or err}. {advice}"
     return ""
+
+
+def make_store(uri: str) -> None:
+    """Make the tables of a store in a new file; of two commands, one, and the other waits.
+
+    MLflow (3.17) has both make them, and both fail.
+    """
+    file = _path_of(uri)
+    if uri.partition(":///")[0].split("+")[0] == "sqlite" and file not in ("", ":memory:"):
+        with _sole_maker(file):
+            if not Path(file).exists() or not Path(file).stat().st_size:
+                MlflowClient(uri).search_experiments(max_results=1)
+
+
+@contextmanager
+def _sole_maker(file: str) -> Iterator[None]:
+    """Hold the folder of a store's file, which leaves nothing there, as long as it may take."""
+    folder = os.open(Path(file).parent, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):  # some network's files can't be locked
+            lock(folder, LOCKED_SECONDS)
+        yield
+    finally:
+        os.close(folder)
 
 
 # Where a store keeps the absolute paths of artifacts.

@@ -10,6 +10,7 @@ import copy
 import logging
 import os
 import re
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -229,17 +230,48 @@ def apply_lora_adapters(model: PreTrainedModel, lora_params: dict[str, Any]) -> 
         raise ValueError("\n".join(faults))
     fields["modules_to_save"] = whole or None
     try:
-        peft_model = get_peft_model(model, LoraConfig(**fields))
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            peft_model = get_peft_model(model, LoraConfig(**fields))
     except Exception as err:  # each of its fields fails in ways of its own
         why = str(err).rstrip(".")
         key = _key_to_blame(err, lora_params)
         at_fault = f"train.lora.{key} = {lora_params.get(key)}" if key else "train.lora"
         what = "" if key else f" Given are {', '.join(lora_params)}."
         raise ValueError(f"{at_fault}: {type(err).__name__}: {why}.{what}") from err
+    for each in said:  # as it would have said them
+        warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+    if faults := _find_idle(peft_model, fields, [str(each.message) for each in said]):
+        raise ValueError("\n".join(faults))
     if is_rank0():
         trainable, everything = peft_model.get_nb_trainable_parameters()
         log.info("trainable parameters: %s of %s", f"{trainable:,}", f"{everything:,}")
     return peft_model
+
+
+def _find_idle(peft_model: Any, fields: dict[str, Any], said: list[str]) -> list[str]:
+    """Return a fault for each field that names layers, and changed none; PEFT (0.21) warns at most.
+
+    Args:
+        peft_model: With its adapters.
+        fields: LoraConfig's, as given.
+        said: PEFT's warnings.
+    """
+    adapted = {*peft_model.targeted_module_names}
+    idle = {
+        key: ""
+        for key in ("rank_pattern", "alpha_pattern")
+        if any(key in each and "ignored" in each for each in said)
+    }
+    targets = fields.get("target_modules")
+    for name in targets if isinstance(targets, list) else []:
+        if not any(f".{each}".endswith(f".{name}") for each in adapted):
+            idle["target_modules"] = f" by {name}"
+    ends = ", ".join(sorted({name.rpartition(".")[2] for name in adapted}))
+    return [
+        f"train.lora.{key} = {fields[key]}: no layer is changed{by}. Adapted are: {ends}."
+        for key, by in idle.items()
+    ]
 
 
 def _key_to_blame(err: Exception, lora_params: dict[str, Any]) -> str | None:
@@ -247,7 +279,9 @@ def _key_to_blame(err: Exception, lora_params: dict[str, Any]) -> str | None:
 
     What it refuses without either is what the layers can't be.
     """
-    named = {*re.findall(r"\b\w+\b(?!=)", str(err))}  # `bias=True` is a layer's, as torch shows it
+    named = {
+        *re.findall(r"\b(?!bias=)\w+", str(err))
+    }  # `bias=True` is a layer's, as torch shows it
     for key in lora_params:
         if LORA_NAMES.get(key, key) in named:
             return key
@@ -258,7 +292,7 @@ def _key_to_blame(err: Exception, lora_params: dict[str, Any]) -> str | None:
 
 
 def _long_words(said: Any) -> set[str]:
-    return {*re.findall(r"\w{3,}", str(said).lower())}
+    return set() if isinstance(said, bool) else {*re.findall(r"\w{3,}", str(said).lower())}
 
 
 def _trained_whole(model: PreTrainedModel, given: list[str]) -> list[str]:
@@ -284,9 +318,11 @@ def _find_lora_faults(
     shown = {end for end in ends if not end.isdecimal()}
     faults = _find_unknown("modules_to_save", fields.get("modules_to_save"), everything, shown)
     adaptable, layers = _adaptable(model, whole)
+    leaves = [name for name in adaptable if not any(model.get_submodule(name).children())]
+    trained = sorted({*everything} - {*adaptable})
     linear = {name.rpartition(".")[2] for name in layers}
     for key in ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern"):
-        faults += _find_unknown(key, fields.get(key), adaptable, linear, everything)
+        faults += _find_unknown(key, fields.get(key), leaves, linear, trained)
     highest = max((min(at.in_features, at.out_features) for at in layers.values()), default=inf)
     ranks = {"r": fields.get("r", 1)}
     ranks |= {f"rank_pattern.{name}": r for name, r in (fields.get("rank_pattern") or {}).items()}
@@ -315,12 +351,12 @@ def _find_layer_faults(names: list[str], fields: dict[str, Any], linear: set[str
 
 
 def _find_unknown(
-    key: str, given: Any, names: list[str], shown: set[str], everything: Iterable[str] = ()
+    key: str, given: Any, names: list[str], shown: set[str], trained: Iterable[str] = ()
 ) -> list[str]:
     """Return a fault unless each given name is the end of one that there is.
 
-    What is among everything, and not among the names, is trained whole. PEFT (0.21) takes the keys
-    of the patterns, and a text for a list, as expressions.
+    What is trained whole gets its own words. PEFT (0.21) takes the keys of the patterns, and a text
+    for a list, as expressions.
     """
     as_text = isinstance(given, str)
     words = [given] if as_text else given or []
@@ -334,7 +370,7 @@ def _find_unknown(
         ends = re.compile(rf"(.*\.)?({ending.pattern})").fullmatch
         if as_text or any(map(ends, names)):
             continue
-        if any(map(ends, everything)):
+        if any(map(ends, trained)):
             faults.append(f"{word} is trained whole, as train.lora.modules_to_save or the head.")
         else:
             faults.append(f"no layer for it is called {word}. {hint(word, sorted(shown))}")

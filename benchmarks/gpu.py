@@ -226,6 +226,9 @@ def train(name: str, rehearse: bool, work: Path) -> Iterator[dict[str, Any]]:
     """Yield the cases of a size so far: useful tokens/s, TFLOP/s, peak memory, what was learnt."""
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+    from account_tax.processes.ranks import leave_out_collective
+
+    leave_out_collective()  # as every training does; without a GPU it would be built
     size = SIZES[name]
     base = make_base(size, work / "base", rehearse)
     vocabulary = json.loads((base / "config.json").read_text())["vocab_size"]

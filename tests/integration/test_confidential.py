@@ -71,6 +71,7 @@ def marked(new_project, tiny_base, tmp_path_factory) -> tuple[Project, Path, str
     project, outside = new_project(), tmp_path_factory.mktemp("outside")
     scratch = tmp_path_factory.mktemp("scratch")
     env = {"TMPDIR": str(scratch), "HF_HOME": str(scratch / "hf"), "OMP_NUM_THREADS": "2"}
+    env["WARM_EAGER"] = "yes"  # no other test has this HF_HOME, and this one has many commands
     said = []
 
     def run(*words: str, status: int | None = 0) -> None:

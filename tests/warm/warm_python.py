@@ -112,9 +112,12 @@ def _is_known(words: list[str]) -> bool:
 
 
 def _start_one(place: Path) -> None:
-    """Start a warm process for the next command in these surroundings; the second asks for it."""
+    """Start a warm process for the next command in these surroundings; the second asks for it.
+
+    Where many are to come, WARM_EAGER=yes has the first ask.
+    """
     asked = place.with_suffix(".asked")
-    if not asked.exists():
+    if not asked.exists() and os.environ.get("WARM_EAGER") != "yes":
         asked.touch()
         return
     with suppress(FileExistsError):

@@ -202,7 +202,7 @@ def unlocked_fault(record: Mapping[str, Any]) -> str:
     """Return the fault of registering from an environment that differs."""
     return (
         f"registry.allow_unlocked = false: this environment {environment_in_words(record)}. Run in "
-        "the locked one (--env-manager uv or conda), or register with -P allow_unlocked=true; the "
+        "the locked one (--env-manager uv or conda), or train with -P allow_unlocked=true; the "
         "version is marked then."
     )
 

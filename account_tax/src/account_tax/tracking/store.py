@@ -95,8 +95,7 @@ def tracking_uri(project: Path) -> str:
 
 def _file_fault(uri: str) -> str:
     """Return why the file of a store can't be used, and what to do; empty: it can, or is none."""
-    file = _path_of(uri)
-    if uri.partition(":///")[0].split("+")[0] != "sqlite" or file in ("", ":memory:"):
+    if not (file := _file_of(uri)):
         return ""
     advice = WRITABLE
     try:
@@ -118,13 +117,19 @@ def _file_fault(uri: str) -> str:
     return ""
 
 
+def _file_of(uri: str) -> str:
+    """Return the file of a SQLite store; empty: it has none."""
+    file = _path_of(uri)
+    is_file = uri.partition(":///")[0].split("+")[0] == "sqlite" and file != ":memory:"
+    return file if is_file else ""
+
+
 def make_store(uri: str) -> None:
     """Make the tables of a store in a new file; of two commands, one, and the other waits.
 
     MLflow (3.17) has both make them, and both fail.
     """
-    file = _path_of(uri)
-    if uri.partition(":///")[0].split("+")[0] == "sqlite" and file not in ("", ":memory:"):
+    if file := _file_of(uri):
         with _sole_maker(file):
             if not Path(file).exists() or not Path(file).stat().st_size:
                 MlflowClient(uri).search_experiments(max_results=1)

@@ -279,9 +279,8 @@ def _key_to_blame(err: Exception, lora_params: dict[str, Any]) -> str | None:
 
     What it refuses without either is what the layers can't be.
     """
-    named = {
-        *re.findall(r"\b(?!bias=)\w+", str(err))
-    }  # `bias=True` is a layer's, as torch shows it
+    # `bias=True` is a layer's, as torch shows it.
+    named = {*re.findall(r"\b(?!bias=)\w+", str(err))}
     for key in lora_params:
         if LORA_NAMES.get(key, key) in named:
             return key

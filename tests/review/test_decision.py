@@ -473,6 +473,8 @@ def test_whatever_write_is_the_last_all_moves_or_nothing(
         if not recorded:
             take(client, model, word, number)
             assert (aliases(client, model), states(client, model)) == after
+    assert (aliases(client, model), states(client, model)) == after  # no write was left
+    assert verify_history(client, model) == []
     assert outcomes == sorted(outcomes, key=["nothing", "unknown", "recorded"].index)
     assert set(outcomes) == {"nothing", "unknown", "recorded"}
 

@@ -121,11 +121,11 @@ def test_every_other_name_of_a_module_must_match_too(model, key, value, said):
         ({"rank_pattern": {"layer.0": 2}}, "rank_pattern = .*no layer for it is called layer.0"),
         (
             {"target_modules": ["value"], "rank_pattern": {"query": 2}},
-            "rank_pattern = {'query': 2}: no layer is changed. Adapted are: value.",
+            "rank_pattern = {'query': 2}: no layer is changed by query. Adapted are: value.",
         ),
         (
             {"target_modules": ["value"], "alpha_pattern": {"query": 2}},
-            "alpha_pattern = {'query': 2}: no layer is changed. Adapted are: value.",
+            "alpha_pattern = {'query': 2}: no layer is changed by query. Adapted are: value.",
         ),
         (
             {"target_modules": ["query", "word_embeddings"], "layers_to_transform": [0]},

@@ -10,8 +10,7 @@ import copy
 import logging
 import os
 import re
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from math import inf
@@ -230,18 +229,14 @@ def apply_lora_adapters(model: PreTrainedModel, lora_params: dict[str, Any]) -> 
         raise ValueError("\n".join(faults))
     fields["modules_to_save"] = whole or None
     try:
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            peft_model = get_peft_model(model, LoraConfig(**fields))
+        peft_model = get_peft_model(model, LoraConfig(**fields))
     except Exception as err:  # each of its fields fails in ways of its own
         why = str(err).rstrip(".")
         key = _key_to_blame(err, lora_params)
         at_fault = f"train.lora.{key} = {lora_params.get(key)}" if key else "train.lora"
         what = "" if key else f" Given are {', '.join(lora_params)}."
         raise ValueError(f"{at_fault}: {type(err).__name__}: {why}.{what}") from err
-    for each in said:  # as it would have said them
-        warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
-    if faults := _find_idle(peft_model, fields, [str(each.message) for each in said]):
+    if faults := _find_idle(peft_model.targeted_module_names, fields):
         raise ValueError("\n".join(faults))
     if is_rank0():
         trainable, everything = peft_model.get_nb_trainable_parameters()
@@ -249,29 +244,25 @@ def apply_lora_adapters(model: PreTrainedModel, lora_params: dict[str, Any]) -> 
     return peft_model
 
 
-def _find_idle(peft_model: Any, fields: dict[str, Any], said: list[str]) -> list[str]:
-    """Return a fault for each field that names layers, and changed none; PEFT (0.21) warns at most.
+def _find_idle(adapted: list[str], fields: dict[str, Any]) -> list[str]:
+    """Return a fault for each name that changed none of the layers with an adapter.
 
-    Args:
-        peft_model: With its adapters.
-        fields: LoraConfig's, as given.
-        said: PEFT's warnings.
+    PEFT (0.21) warns of those in patterns, and takes them as expressions.
     """
-    adapted = {*peft_model.targeted_module_names}
-    idle = {
-        key: ""
-        for key in ("rank_pattern", "alpha_pattern")
-        if any(key in each and "ignored" in each for each in said)
-    }
-    targets = fields.get("target_modules")
-    for name in targets if isinstance(targets, list) else []:
-        if not any(f".{each}".endswith(f".{name}") for each in adapted):
-            idle["target_modules"] = f" by {name}"
     ends = ", ".join(sorted({name.rpartition(".")[2] for name in adapted}))
     return [
-        f"train.lora.{key} = {fields[key]}: no layer is changed{by}. Adapted are: {ends}."
-        for key, by in idle.items()
+        f"train.lora.{key} = {given}: no layer is changed by {name}. Adapted are: {ends}."
+        for key in ("target_modules", "rank_pattern", "alpha_pattern")
+        if (given := fields.get(key)) and not isinstance(given, str)
+        for name in given
+        if not any(map(_ending(name, key.endswith("_pattern")), adapted))
     ]
+
+
+def _ending(name: str, as_expression: bool) -> Callable[[str], Any]:
+    """Return what matches the modules whose whole name, or its last parts, a word gives."""
+    own = re.compile(name if as_expression else re.escape(name))  # its errors are of it alone
+    return re.compile(rf"(.*\.)?({own.pattern})").fullmatch
 
 
 def _key_to_blame(err: Exception, lora_params: dict[str, Any]) -> str | None:
@@ -362,11 +353,10 @@ def _find_unknown(
     faults = list[str]()
     for word in words:
         try:
-            ending = re.compile(word if as_text or key.endswith("_pattern") else re.escape(word))
+            ends = _ending(word, as_text or key.endswith("_pattern"))
         except re.error as err:
             faults.append(f"{word} is no regular expression ({err}).")
             continue
-        ends = re.compile(rf"(.*\.)?({ending.pattern})").fullmatch
         if as_text or any(map(ends, names)):
             continue
         if any(map(ends, trained)):

@@ -232,6 +232,12 @@ def test_a_large_base_is_in_memory_once(bases):
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
 
 
+def test_adapters_too_large_for_a_number_are_blamed_themselves(bases):
+    (fault,) = faults(bases["bert"], **{"lora.alpha_pattern": {"query": 1e300}})
+    assert fault.startswith("train.lora.alpha = ")
+    assert "alpha_pattern = {'query': 1e+300}: the adapters' part is so large" in fault
+
+
 def test_weights_that_only_nearly_come_back_are_found(tmp_path):
     wide = {"hidden_size": 128, "num_hidden_layers": 6, "intermediate_size": 512}
     base = make_base(tmp_path, "bert", **wide)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 
 import numpy as np
@@ -99,6 +100,8 @@ def test_what_is_trained_whole_has_no_adapter(model, name, changed):
         ("modules_to_save", ["poler"], "called poler. Did you mean pooler?"),
         ("exclude_modules", ["pooler", "ky"], "called ky. Did you mean key?"),
         ("rank_pattern", {"query": 2, "valu": 2}, "called valu. Did you mean value?"),
+        ("modules_to_save", ["ooler"], "called ooler. Did you mean pooler?"),
+        ("modules_to_save", ["1"], "called 1. There are: "),
         ("modules_to_save", [".*dense"], "called .*dense. Did you mean dense?"),
         ("target_modules", [".*query"], "called .*query. Did you mean query?"),
         ("target_modules", ["("], "There are: dense"),
@@ -138,6 +141,18 @@ def test_a_name_that_would_change_nothing_is_a_fault(model, changed, said):
         apply_lora_adapters(model, LORA | changed)
 
 
+@pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern"])
+@pytest.mark.parametrize("other", ["layer.0.attention.self.query", "q.*"])
+def test_a_layer_that_fits_two_keys_of_two_values_is_a_fault(model, key, other):
+    said = rf"{key} = .*: \S+\.query fits query and {re.escape(other)}, whose values differ"
+    with pytest.raises(ValueError, match=said):
+        apply_lora_adapters(model, LORA | {key: {"query": 2, other: 4}})
+
+
+def test_a_layer_may_fit_two_keys_of_one_value(model):
+    assert apply_lora_adapters(model, LORA | {"rank_pattern": {"query": 2, "q.*": 2}})
+
+
 @pytest.mark.parametrize(("key", "value"), [("rank_pattern", {"(": 2}), ("exclude_modules", "(")])
 def test_what_is_no_expression_is_said_of_its_own_key(model, key, value):
     with pytest.raises(ValueError, match=rf"train\.lora\.{key} = .*is no regular expression"):
@@ -154,6 +169,11 @@ def test_what_is_no_expression_is_said_of_its_own_key(model, key, value):
         (
             {"layers_to_transform": [0], "target_modules": "all-linear"},
             r"layers_to_transform = \[0\]: set train.lora.target_modules to a list too, as in dens",
+        ),
+        ({"layers_pattern": "layer"}, r"layers_pattern = layer: no layers_to_transform is given"),
+        (
+            {"layers_to_transform": [0], "layers_pattern": "nosuch"},
+            r"layers_pattern = nosuch: expected names of layer, below which layers are numbered",
         ),
         ({"init_lora_weights": "foo"}, r"init_lora_weights = foo: "),
         ({"use_dora": True, "lora_bias": True}, r"(use_dora|lora_bias) = True: "),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from account_tax.processes.ranks import find_built
+from account_tax.storage.files import first_there
 
 MEBIBYTE = 2**20
 # Logs, tokenizer, plots and the registered copy, whatever the model's size.
@@ -110,7 +111,7 @@ def _disk_faults(
             f"{which} need",
         ),
     }
-    folders = {place: _existing_folder(project / place[1]) for place in needs}
+    folders = {place: first_there(project / place[1]) for place in needs}
     faults = [
         f"{key} = {place}: {folder} is no folder that can be written to. Give another one."
         for (key, place), folder in folders.items()
@@ -129,7 +130,3 @@ def _disk_faults(
         for (key, place), (needed, words) in needs.items()
         if (free := shutil.disk_usage(folders[key, place]).free) < needed
     ]
-
-
-def _existing_folder(place: Path) -> Path:
-    return next(parent for parent in [place, *place.parents] if parent.exists())

@@ -28,7 +28,7 @@ from account_tax.pipelines.train.training_core import apply_lora_adapters, insta
 from account_tax.processes.guard import guard_stage
 from account_tax.processes.ranks import end_stage, find_built, keep_operators_apart
 from account_tax.provenance.signing import SignatureError, load_private_key
-from account_tax.storage.files import why_not_writable
+from account_tax.storage.files import first_there, why_not_writable
 
 POOL_HINT = " (registry.gates.pool_small_accounts=true measures them together)"
 
@@ -157,12 +157,8 @@ def _cache_faults(train: Mapping[str, Any], report: Mapping[str, Any]) -> list[s
         f"{'DeepSpeed builds its operators' if key.startswith('TORCH') else 'the base is kept'} "
         "there. Set it to a folder that can."
         for key, folder in folders.items()
-        if (why := why_not_writable(_first_there(Path(folder))))
+        if (why := why_not_writable(first_there(Path(folder))))
     ]
-
-
-def _first_there(folder: Path) -> Path:
-    return next(parent for parent in [folder, *folder.parents] if parent.exists())
 
 
 def _precision_faults(training: dict[str, Any]) -> list[str]:

@@ -48,6 +48,11 @@ def why_not_writable(folder: Path) -> str | None:
     return None
 
 
+def first_there(folder: Path) -> Path:
+    """Return a folder, or the nearest above it that there is."""
+    return next(each for each in (folder, *folder.parents) if each.exists())
+
+
 def is_disk_error(err: BaseException) -> bool:
     """Return whether an error is a disk's that is full, or a quota's, also in another's words."""
     codes = (errno.ENOSPC, errno.EDQUOT)

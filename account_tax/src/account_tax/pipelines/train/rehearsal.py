@@ -59,6 +59,10 @@ def find_loading_faults(
         expected = built.logits_of_ids(lines)
     except Exception as err:  # whatever a network may raise
         return [f"{name}: it can't answer padded lines ({_in_words(err)}). Take another base."]
+    if not np.isfinite(expected).all() and hasattr(model, "peft_config"):
+        lora = model.peft_config["default"]
+        scales = f"train.lora.alpha = {lora.lora_alpha}, alpha_pattern = {lora.alpha_pattern or {}}"
+        return [f"{scales}: the adapters' part is so large that logits are no numbers. Lower them."]
     faults = _length_faults(built, length)
     with tempfile.TemporaryDirectory() as scratch:
         loaded = _save_and_load(built, base, Path(scratch))

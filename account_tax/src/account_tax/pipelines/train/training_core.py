@@ -247,10 +247,22 @@ def apply_lora_adapters(model: PreTrainedModel, lora_params: dict[str, Any]) -> 
 def _find_idle(adapted: list[str], fields: dict[str, Any]) -> list[str]:
     """Return a fault for each name that changed none of the layers with an adapter.
 
-    PEFT (0.21) warns of those in patterns, and takes them as expressions.
+    PEFT (0.21) warns of those in patterns, and takes them as expressions: the first that fits a
+    layer counts. It saves them in another order, so a layer may not fit two with two values.
     """
     ends = ", ".join(sorted({name.rpartition(".")[2] for name in adapted}))
-    return [
+    faults = list[str]()
+    for key in ("rank_pattern", "alpha_pattern"):
+        given = fields.get(key) or {}
+        for layer in adapted:
+            fitting = [name for name in given if _ending(name, as_expression=True)(layer)]
+            if len({given[name] for name in fitting}) > 1:
+                faults.append(
+                    f"train.lora.{key} = {given}: {layer} fits {' and '.join(fitting)}, whose "
+                    "values differ. Give names or expressions of which each layer fits one."
+                )
+                break
+    return faults + [
         f"train.lora.{key} = {given}: no layer is changed by {name}. Adapted are: {ends}."
         for key in ("target_modules", "rank_pattern", "alpha_pattern")
         if (given := fields.get(key)) and not isinstance(given, str)
@@ -292,8 +304,8 @@ def _trained_whole(model: PreTrainedModel, given: list[str]) -> list[str]:
     any case; one that is wrapped twice can't be loaded.
     """
     names = [name for name, _ in model.named_modules() if name]
-    ends = (*getattr(model, "fresh_modules", []), *given, *HEADS)
-    chosen = [name for name in names if name.endswith(ends)]
+    ends = tuple(f".{end}" for end in (*getattr(model, "fresh_modules", []), *given))
+    chosen = [name for name in names if name.endswith(HEADS) or f".{name}".endswith(ends)]
     return sorted(
         name for name in chosen if not any(name.startswith(f"{other}.") for other in chosen)
     )
@@ -326,12 +338,17 @@ def _find_lora_faults(
 
 def _find_layer_faults(names: list[str], fields: dict[str, Any], linear: set[str]) -> list[str]:
     """Return why `layers_to_transform` does not fit; PEFT (0.21) leaves out what is not there."""
-    given = fields.get("layers_to_transform")
+    given, pattern = fields.get("layers_to_transform"), fields.get("layers_pattern")
     if given in (None, []):
-        return []
-    numbered = [re.match(r".*?\.[^.]*\.(\d+)\.", name) for name in names]  # as PEFT finds them
-    layers = {int(match[1]) for match in numbered if match}
+        without = f"train.lora.layers_pattern = {pattern}: no layers_to_transform is given with it."
+        return [without] if pattern else []
+    numbered = [re.match(r".*?\.([^.]*)\.(\d+)\.", name) for name in names]  # as PEFT finds them
+    layers = {int(match[2]) for match in numbered if match}
     faults, start = list[str](), f"train.lora.layers_to_transform = {given}:"
+    there = {match[1] for match in numbered if match}
+    if not there.issuperset([pattern] if isinstance(pattern, str) else pattern or []):
+        said = f"expected names of {', '.join(sorted(there))}, below which layers are numbered."
+        faults.append(f"train.lora.layers_pattern = {pattern}: {said}")
     if not layers.issuperset(given if isinstance(given, list) else [given]):
         faults.append(f"{start} the base has the layers 0 to {max(layers, default=-1)}.")
     if isinstance(fields.get("target_modules"), str):
@@ -357,7 +374,7 @@ def _find_unknown(
         except re.error as err:
             faults.append(f"{word} is no regular expression ({err}).")
             continue
-        if as_text or any(map(ends, names)):
+        if as_text or (any(map(ends, names)) and not word.isdecimal()):
             continue
         if any(map(ends, trained)):
             faults.append(f"{word} is trained whole, as train.lora.modules_to_save or the head.")

@@ -52,7 +52,19 @@ def test_words_for_nothing_are_found(label):
 
 @pytest.mark.parametrize(
     "label",
-    ["합계", "Total", "SUMME", "1월 합계", "월계 합계", "Total 2024", "rent Total", "소계:", "계"],
+    [
+        "합계",
+        "Total",
+        "SUMME",
+        "1월 합계",
+        "월계 합계",
+        "Total 2024",
+        "rent Total",
+        "소계:",
+        "계",
+        "합 계",
+        "Grand Total",
+    ],
 )
 def test_words_for_a_total_are_found(label):
     assert find_doubtful(rows_of(label, "rent")).totals == {label: 3}
@@ -60,7 +72,18 @@ def test_words_for_a_total_are_found(label):
 
 @pytest.mark.parametrize(
     "label",
-    ["회계", "Total Energies", "6.5", "100", "10.05", "#Miete", "Nanny", "계약금", "Lump sum"],
+    [
+        "회계",
+        "Total Energies",
+        "6.5",
+        "100",
+        "10.05",
+        "#Miete",
+        "Nanny",
+        "계약금",
+        "Lump sum",
+        "Grand",
+    ],
 )
 def test_an_ordinary_account_is_in_no_doubt(label):
     assert find_doubtful(rows_of(label, "rent", "1", "605")).in_words() == ""

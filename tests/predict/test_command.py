@@ -313,10 +313,13 @@ def test_bad_csv_rows_are_listed_and_the_rest_is_filed(file_with, tmp_path, capf
         b'9,"two\nlines",fee',
         b'11,"a"b,x',
         b"12,rent,",
+        "13,합 계,".encode(),
+        "14,2024년 5월 합계,".encode(),
+        "15,합계표 용지,".encode(),
     ]
     source.write_bytes(b"\n".join(lines))
     assert file_with(input=source, output=output) == 3
-    assert read_ledger(output)["id"].tolist() == ["2", "8", "9", "12"]
+    assert read_ledger(output)["id"].tolist() == ["2", "8", "9", "12", "15"]
     listed = (tmp_path / "out.csv.rejects.jsonl").read_text()
     rejects = {row["line"]: row["reason"] for row in map(json.loads, listed.splitlines())}
     assert rejects == {
@@ -326,9 +329,11 @@ def test_bad_csv_rows_are_listed_and_the_rest_is_filed(file_with, tmp_path, capf
         6: "no text in memo, merchant",
         7: "a quote that is not closed",
         11: "text after a closing quote",
+        13: "a total in memo, merchant",
+        14: "a total in memo, merchant",
     }
     said = capfd.readouterr()
-    assert "6 rows can't be filed" in said.err
+    assert "8 rows can't be filed" in said.err
     assert secret not in said.out + said.err + listed
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,7 @@ TOTALS = {  # in Korean, English, German, French, Italian, Japanese, Chinese and
     *("zwischensumme", "gesamtergebnis", "totaux", "somme", "totale"),
     *("合計", "小計", "総計", "合计", "小计", "总计", "итого", "всего"),
 }
+BESIDE_TOTAL = {"grand", "general", "général", "complessivo"}  # as Excel's pivot tables write
 TOTAL_ENDINGS = ("합계", "소계", "총계", "누계")
 
 
@@ -96,7 +97,7 @@ def find_doubtful(rows: Mapping[str, int]) -> DoubtfulLabels:
     totals = {
         label: count
         for label, count in rows.items()
-        if label not in nulls and _is_total(label, rows)
+        if label not in nulls and is_total(label, rows)
     }
     rest = sorted(rows.keys() - {*nulls, *totals}, key=lambda label: (-rows[label], label))
     groups: dict[str, list[str]] = {}
@@ -153,10 +154,11 @@ def _is_null(label: str) -> bool:
     return plain.casefold().lstrip("#") in NULLS or bool(SPREADSHEET_ERROR.fullmatch(plain))
 
 
-def _is_total(label: str, labels: Mapping[str, int]) -> bool:
-    """Whether a label is a word for a total, alone, with a number, or beside another label."""
+def is_total(label: str, labels: Iterable[str] = ()) -> bool:
+    """Whether a label, or text, is a word for a total, alone, with a number, or beside a label."""
     plain = re.sub(r"\d+[월년분기일]*", " ", unicodedata.normalize("NFKC", label).casefold())
-    words = re.findall(r"[^\W\d_]+", plain)
+    plain = re.sub(r"\b(\w)\s+(?=\w\b)", r"\1", plain)  # 합 계
+    words = [word for word in re.findall(r"[^\W\d_]+", plain) if word not in BESIDE_TOTAL]
     says = [word in TOTALS or word.endswith(TOTAL_ENDINGS) for word in words]
     if len(words) < 2 or all(says):
         return any(says)

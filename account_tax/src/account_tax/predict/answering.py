@@ -14,6 +14,7 @@ import pandas as pd
 from account_tax.confidential import without_quotes
 from account_tax.ledger.amounts import sum_amounts
 from account_tax.ledger.joined import JoinedFiles
+from account_tax.ledger.labels import is_total
 from account_tax.ledger.rows import Rows
 from account_tax.ledger.windows import Reject, Window
 from account_tax.model.classifier import LoadedClassifier, join_texts, needs_review
@@ -39,12 +40,15 @@ class Desk:
         settings = self.classifier.settings
         columns = settings["text_columns"]
         texts = join_texts(window.rows.frame(columns), columns, settings["separator"])
-        filled = (texts != "").to_numpy(dtype=bool)
-        reason = f"no text in {', '.join(columns)}"
-        numbers = zip(window.rows.numbers, filled, strict=True)
-        rejects = window.rejects + [Reject(number, reason) for number, has in numbers if not has]
-        rows = window.rows if filled.all() else window.rows.keep(filled)
-        answers = self.answer(texts[filled].tolist())
+        place = f"in {', '.join(columns)}"
+        reasons = ["a total" if is_total(text) else "" if text else "no text" for text in texts]
+        fileable = np.array([not reason for reason in reasons], dtype=bool)
+        numbers = zip(window.rows.numbers, reasons, strict=True)
+        rejects = window.rejects + [
+            Reject(number, f"{why} {place}") for number, why in numbers if why
+        ]
+        rows = window.rows if fileable.all() else window.rows.keep(fileable)
+        answers = self.answer(texts[fileable].tolist())
         return rows, answers, sorted(rejects, key=lambda reject: reject.number)
 
     def answer(self, texts: list[str]) -> pd.DataFrame:

@@ -311,6 +311,23 @@ def test_a_command_outlives_its_reader(tmp_path, words, end):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(("by_mlflow", "status"), [({}, 1), ({"MLFLOW_RUN_ID": ""}, 0)])
+def test_output_that_can_not_be_written_is_said_and_ends_nothing(tmp_path, by_mlflow, status):
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "kedro", "runs"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment | by_mlflow,
+            cwd=REPOSITORY,
+            check=False,
+        )
+    assert done.stderr == "standard output: No space left on device; what followed is lost\n"
+    assert done.returncode == status
+
+
 def test_libraries_are_heard_with_v_alone():
     heard = "INFO account_tax.ledger.reading"
     look = partial(subprocess.run, cwd=REPOSITORY, capture_output=True, text=True, check=True)

@@ -62,10 +62,14 @@ def _command(
     made = cli.command(cls=WordsCommand, options=listed)
 
     def add(function: Callable[[Words], int]) -> click.Command:
-        @hidden_output()
         def do(words: Words) -> int:
-            settle_libraries(asks_for_all(words))
-            return function(words)
+            with hidden_output() as output:
+                settle_libraries(asks_for_all(words))
+                status = function(words)
+                if output.lost:
+                    click.echo(f"standard output: {output.lost}; what followed is lost", err=True)
+            # To `mlflow run`, any status but 0 says that the work has failed.
+            return status or int(bool(output.lost) and "MLFLOW_RUN_ID" not in os.environ)
 
         @functools.wraps(function)
         def command(words: Words) -> NoReturn:

@@ -91,7 +91,13 @@ def hidden_logs(folder: Path) -> Iterator[None]:
 
 
 class _Hiding:
-    """A stream of text that shows no secret; a reader that has left, as head does, ends nothing."""
+    """A stream of text that shows no secret.
+
+    A reader that has left, as head does, ends nothing, nor does a disk that is full; `lost` says
+    why the rest could not be written.
+    """
+
+    lost = ""
 
     def __init__(self, stream: TextIO | None):  # None: closed, as by `>&-`
         self._stream = stream or Path(os.devnull).open("w")  # noqa: SIM115
@@ -109,7 +115,9 @@ class _Hiding:
     def _outliving_its_reader(self) -> Iterator[None]:
         try:
             yield
-        except BrokenPipeError:
+        except OSError as err:
+            if not isinstance(err, BrokenPipeError):
+                self.lost = str(err.strerror)
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
     def __getattr__(self, name: str) -> Any:
@@ -117,11 +125,14 @@ class _Hiding:
 
 
 @contextmanager
-def hidden_output() -> Iterator[None]:
-    """Show no secret of what is printed meanwhile; bytes, such as a filed ledger, go by."""
+def hidden_output() -> Iterator[_Hiding]:
+    """Show no secret of what is printed meanwhile; bytes, such as a filed ledger, go by.
+
+    Yields standard output, for what of it was lost.
+    """
     hiding: list[Any] = [_Hiding(sys.stdout), _Hiding(sys.stderr)]
     with redirect_stdout(hiding[0]), redirect_stderr(hiding[1]):
-        yield
+        yield hiding[0]
 
 
 def find_written_secrets(

@@ -332,6 +332,9 @@ def test_what_is_not_registered(main_job, main_project, tiny, register, tested):
     assert (run.info.status, run.data.params["launch.world_size"]) == ("FINISHED", "1")
     assert {name for name in run.data.metrics if name.startswith("test/")} >= set(tested)
     assert bool(tested) == any(name.startswith("test/") for name in run.data.metrics)
+    assert bool(tested) == (
+        f"test split: accuracy {run.data.metrics.get('test/accuracy', 0):.4f}" in finished.output
+    )
     assert "eval/f1" in run.data.metrics
     assert len(main_job.client.search_model_versions()) == before
 

@@ -54,6 +54,18 @@ def test_a_plan_gathers_the_faults_of_split_and_labels(parameters, ledger_csv, t
     assert "no such file" in fault
 
 
+def test_a_plan_names_the_accounts_that_a_split_can_not_measure(parameters, ledger_csv, model):
+    rows = {
+        "train": [("1", "a"), ("2", "b"), ("3", "b"), ("4", "c")],
+        "validation": [("5", "a")],
+        "test": [("6", "a"), ("7", "b"), ("8", "c")],
+    }
+    for name, each in rows.items():
+        path = ledger_csv(*each, name=f"folder/{name}.csv")
+    facts = plan_data(parameters(path.parent), model).facts
+    assert facts["rows of train alone"] == "validation b (2), c (1)"
+
+
 def test_a_plan_says_that_there_are_no_ngrams(parameters, ledger_csv, two_classes, model):
     data, whole = parameters(ledger_csv(*two_classes)), model | {"num_labels": 2}
     assert plan_data(data, whole, NGRAMS).faults == []

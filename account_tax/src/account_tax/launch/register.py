@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import click
-from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from account_tax.commands import close, close_dead, end_of, run_in_mlflow
@@ -34,6 +33,7 @@ from account_tax.tracking.ownership import OWNER_TAG
 from account_tax.tracking.store import (
     TrackingAway,
     answers_soon,
+    open_store,
     page,
     patience_seconds,
     tracking_uri,
@@ -68,6 +68,7 @@ def finish(stages: Stages, run: OwnedRun, register: bool | Literal["evaluate"]) 
     click.echo(f"register: test split{', cold load, registry' if register is True else ' only'}")
     if register == "evaluate":
         stages.prove("register", stages.run("register", "--to-nodes=evaluate_test_split_node"))
+        click.echo(f"test split: {_scores(run.metrics())}; nothing was registered")
         return
     result = stages.prove_registration(stages.run("register"))
     click.echo(in_words(result))
@@ -78,11 +79,7 @@ def finish(stages: Stages, run: OwnedRun, register: bool | Literal["evaluate"]) 
 def in_words(result: Mapping[str, Any]) -> str:
     """Return a registration as a person reads it: which version, and what is new about it."""
     name, version, alias = (result[key] for key in ("name", "version", "alias"))
-    metrics = ", ".join(
-        f"{metric.removeprefix('test/')} {result['metrics'][metric]:.4f}"
-        for metric in ("test/accuracy", "test/f1", "test/loss")
-        if metric in result["metrics"]
-    )
+    metrics = _scores(result["metrics"])
     holder = result["alias_version"]
     said = f"{name} version {version}{f' ({alias})' if holder == version else ''}: {metrics}"
     if not result["created"]:
@@ -93,6 +90,14 @@ def in_words(result: Mapping[str, Any]) -> str:
             f"`kedro review --version {version}`"
         )
     return said
+
+
+def _scores(metrics: Mapping[str, float]) -> str:
+    return ", ".join(
+        f"{metric.removeprefix('test/')} {metrics[metric]:.4f}"
+        for metric in ("test/accuracy", "test/f1", "test/loss")
+        if metric in metrics
+    )
 
 
 @contextmanager
@@ -142,8 +147,8 @@ def register_run(
 ) -> dict[str, Any]:
     """Register, or only evaluate, what a run has trained; end that run and return what was made."""
     uri = tracking_uri(project)
-    client = MlflowClient(uri)
     with answers_soon(uri):
+        client = open_store(uri)
         found = client.get_run(run_id)
     stages = _restore_stages(project, found)
     with _alone(stages.root):

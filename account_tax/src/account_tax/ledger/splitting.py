@@ -82,7 +82,9 @@ def _split_faults(
     faults = []
     if empty := [name for name, rows in splits.items() if rows.empty]:
         name = public_source(data["source"])
-        faults.append(f"data.source = {name}: no rows are left for {', '.join(empty)}. Add rows.")
+        fault = f"data.source = {name}: no rows are left for {', '.join(empty)}. Add rows"
+        least = data.get("min_rows", len(SPLITS))
+        faults.append(f"{fault}{f', or lower data.min_rows ({least})' * (least > len(SPLITS))}.")
     known = set(splits["train"]["label"])
     for name in SPLITS[1:]:
         if unknown := sorted(set(splits[name]["label"]) - known):

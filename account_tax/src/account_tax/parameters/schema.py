@@ -77,7 +77,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32), Words("a whole number from 0 to 429
 Positive = Annotated[float, Field(gt=0), Words("a number above 0")]
 NonNegative = Annotated[float, Field(ge=0), Words("a number of at least 0")]
 Share = Annotated[float, Field(ge=0, lt=1), Words("a number of at least 0 and below 1")]
-Part = Annotated[float, Field(gt=0, lt=1), Words("a number between 0 and 1")]
+Part = Annotated[float, Field(gt=0, lt=1), Words("a number between 0 and 1, neither of them")]
 UpToOne = Annotated[float, Field(ge=0, le=1), Words("a number from 0 to 1")]
 Change = Annotated[float, Field(ge=-1, le=1), Words("a number from -1 to 1")]
 Steps = Annotated[

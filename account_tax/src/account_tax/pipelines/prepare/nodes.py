@@ -14,6 +14,7 @@ from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase  # Kedro reads the nodes' hints
 
 from account_tax.confidential import public_source, without_quotes
+from account_tax.faults import shorten, with_rows
 from account_tax.ledger.dates import describe_days
 from account_tax.ledger.reading import DataError, Ledger, read_ledger, source_digest
 from account_tax.ledger.splitting import split_ledger, splits_in_words
@@ -26,7 +27,7 @@ from account_tax.ledger.tokens import (
     tokenizer_digest,
 )
 from account_tax.storage.files import canonical_sha256, read_json, sha256_of
-from account_tax.storage.names import DATASET_METADATA_FILE, PREPARED_FOLDER
+from account_tax.storage.names import DATASET_METADATA_FILE, PREPARED_FOLDER, SPLITS
 from account_tax.storage.prepared import find_prepared, split_digest
 
 # Part of `inputs_sha256`: raise it when the same inputs give another dataset.
@@ -124,7 +125,14 @@ def plan_prepared(data: dict[str, Any], train: dict[str, Any]) -> DataPlan | Non
 
 
 def _facts(ledger: Ledger, splits: Mapping[str, pd.DataFrame]) -> dict[str, str]:
-    return ledger.facts() | {"rows": splits_in_words(splits)}
+    facts = ledger.facts() | {"rows": splits_in_words(splits)}
+    in_train = splits["train"]["label"].value_counts()
+    missing = {
+        name: in_train.drop([*ledger.rare, *splits[name]["label"]], errors="ignore").to_dict()
+        for name in SPLITS[1:]
+    }
+    said = [f"{name} {shorten(with_rows(rows))}" for name, rows in missing.items() if rows]
+    return facts | ({"rows of train alone": "; ".join(said)} if said else {})
 
 
 def _measured(test_rows: Mapping[str, int], rare: Mapping[str, int]) -> dict[str, int]:

@@ -223,6 +223,16 @@ def test_stages_find_the_run_in_their_environment(run, store, tmp_path):
     }
 
 
+def test_artifacts_that_can_not_be_kept_are_said_before_there_is_a_run(
+    client, tmp_path, monkeypatch
+):
+    experiment = client.create_experiment("nowhere", artifact_location="file:///proc/no%20where")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", experiment)
+    with pytest.raises(TrackingError, match=r"^/proc/no where: .* can't be written to \(.*MLFLOW_"):
+        OwnedRun.open(tmp_path)
+    assert client.search_runs([experiment]) == []
+
+
 # --- what it holds --------------------------------------------------------------------------------
 
 
@@ -231,6 +241,14 @@ def test_params_are_logged_by_dotted_key_however_many(client, run):
     params = stored(client, run).data.params
     assert len(params) == 150
     assert params["train.training.key_149"] == "149"
+
+
+def test_a_key_that_is_no_name_of_a_param_goes_before_its_value(client, run):
+    pattern = "train.lora.rank_pattern"
+    run.log_params({f"{pattern}.q.*": 4, f"{pattern}.q.+": 8, f"{pattern}.라벨": 2})
+    params = stored(client, run).data.params
+    assert params[f"{pattern}.q._"] == f"{pattern}.q.* = 4, {pattern}.q.+ = 8"
+    assert params[f"{pattern}.라벨"] == "2"
 
 
 def test_a_param_that_mlflow_logged_already_stays(client, run):

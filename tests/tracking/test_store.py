@@ -24,26 +24,32 @@ from account_tax.tracking.store import (
     answers_soon,
     condition,
     experiment_id,
+    open_store,
     rewrite_places,
     tracking_uri,
 )
 
 MAKES_A_STORE = """
 import sys
-from account_tax.tracking.store import make_store
+from account_tax.tracking.store import open_store
 print("ready", flush=True)
 sys.stdin.readline()
-make_store(sys.argv[1])
+open_store(sys.argv[1])
 """
+
+
+def start_making(file):
+    """Return a process that makes a store at a line on its input."""
+    command = [sys.executable, "-c", MAKES_A_STORE, f"sqlite:///{file}"]
+    here = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env=here, text=True, **pipes)
 
 
 @pytest.mark.integration
 def test_of_two_processes_that_need_a_new_store_one_makes_it(tmp_path):
     file = tmp_path / "runs.db"
-    command = [sys.executable, "-c", MAKES_A_STORE, f"sqlite:///{file}"]
-    here = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    both = [subprocess.Popen(command, env=here, text=True, **pipes) for _ in range(2)]
+    both = [start_making(file) for _ in range(2)]
     assert [each.stdout.readline() for each in both] == ["ready\n"] * 2
     for each in both:
         each.stdin.write("\n")
@@ -54,6 +60,35 @@ def test_of_two_processes_that_need_a_new_store_one_makes_it(tmp_path):
     with closing(sqlite3.connect(file)) as store:
         tables = {name for (name,) in store.execute("SELECT name FROM sqlite_master")}
     assert not [name for name in tables if name.startswith("_alembic_tmp")]
+
+
+@pytest.mark.integration
+def test_one_that_is_killed_while_it_makes_a_store_leaves_none(tmp_path):
+    file, aside = tmp_path / "runs.db", tmp_path / ".runs.db.making"
+    first = start_making(file)
+    first.stdin.write("\n")
+    first.stdin.flush()
+    while not (aside.exists() and any(each.stat().st_size for each in aside.iterdir())):
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.005)
+    first.kill()
+    first.wait()
+    assert aside.exists()
+    assert not file.exists()
+    second = start_making(file)
+    said = second.communicate("\n")[1]
+    assert second.returncode == 0, said
+    assert [each.name for each in tmp_path.iterdir()] == ["runs.db"]
+    assert MlflowClient(f"sqlite:///{file}").get_experiment("0")
+
+
+def test_a_store_that_was_left_half_made_is_said(tmp_path):
+    uri = f"sqlite:///{tmp_path}/runs.db"
+    with closing(sqlite3.connect(tmp_path / "runs.db")) as store, store:
+        store.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
+        store.execute("CREATE TABLE metrics (key TEXT, step BIGINT)")
+    with pytest.raises(TrackingError, match=r"can't be made or read .*Remove it if nothing"):
+        open_store(uri)
 
 
 def test_a_relative_sqlite_store_is_made_absolute(tmp_path, monkeypatch):

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import click
-from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from account_tax.confidential import describe_error, hide_secrets, is_outspoken
@@ -20,7 +19,13 @@ from account_tax.errors import Failed, Preempted, Refused, Unmeasured
 from account_tax.processes.groups import Interrupted, raise_on_signals
 from account_tax.tracking.owned_run import OwnedRun
 from account_tax.tracking.ownership import close_dead_runs
-from account_tax.tracking.store import TrackingAway, patience_seconds, short_waits
+from account_tax.tracking.store import (
+    TrackingAway,
+    TrackingError,
+    open_store,
+    patience_seconds,
+    short_waits,
+)
 
 Asked = TypeVar("Asked")
 
@@ -139,6 +144,7 @@ def close(run: OwnedRun, end: End) -> int:
 
 def close_dead(uri: str) -> None:
     """Close the runs of a store whose process on this host is gone, and name them."""
-    with suppress(MlflowException), short_waits():  # what a command is for goes before this
-        for run_id in close_dead_runs(MlflowClient(uri)):
+    # What a command is for goes before this.
+    with suppress(MlflowException, TrackingError), short_waits():
+        for run_id in close_dead_runs(open_store(uri)):
             click.echo(f"run {run_id}: its process is gone; closed as FAILED", err=True)

@@ -22,7 +22,13 @@ from account_tax.parameters.options import read_options
 from account_tax.parameters.schema import Name
 from account_tax.storage.names import TAG
 from account_tax.tracking.ownership import REASON_TAG, REFUSED_TAG, Kind
-from account_tax.tracking.store import condition, rewrite_places, short_waits, tracking_uri
+from account_tax.tracking.store import (
+    condition,
+    open_store,
+    rewrite_places,
+    short_waits,
+    tracking_uri,
+)
 
 SHOWN = 20
 LOOKED_AT = 200  # among which those to show are, unless nearly all were refused
@@ -56,7 +62,7 @@ def show_runs(project: Path, words: Sequence[str]) -> int:
             click.echo(f"{count} recorded paths below {options.moved_from} were rewritten")
         with short_waits():
             uri = tracking_uri(project)
-            client = MlflowClient(uri)
+            client = open_store(uri)
             experiments = [each.experiment_id for each in client.search_experiments()]
             found = client.search_runs(experiments, _filter(options), max_results=LOOKED_AT)
             runs = [run for run in found if options.all or REFUSED_TAG not in run.data.tags]

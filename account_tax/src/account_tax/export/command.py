@@ -21,7 +21,6 @@ import click
 import mlflow
 import numpy as np
 import torch
-from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -47,7 +46,7 @@ from account_tax.registry.registry_state import check_standing
 from account_tax.storage.files import scratch_folder
 from account_tax.storage.names import PROBE_FILE, UNAPPROVED_TAG
 from account_tax.tracking.owned_run import OwnedRun
-from account_tax.tracking.store import tracking_uri
+from account_tax.tracking.store import open_store, tracking_uri
 
 from .modeling_account_tax import MeanPoolingConfig, MeanPoolingForSequenceClassification
 from .request import Request
@@ -102,7 +101,7 @@ def export(project: Path, request: Request, run: OwnedRun | None) -> None:
     """Write a version as an ordinary folder."""
     uri = run.tracking_uri if run else tracking_uri(project)
     mlflow.set_tracking_uri(uri)
-    client = MlflowClient(uri)
+    client = open_store(uri)
     version = find_version(client, request.name, request.reference)
     if against := check_standing(client, version, request.reference, request.allow_unapproved):
         click.echo(f"mind this: {version.name} version {version.version}: {against}", err=True)

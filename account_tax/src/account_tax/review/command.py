@@ -32,7 +32,7 @@ from account_tax.reporting.description import write_section
 from account_tax.storage.files import scratch_folder, sha256_of
 from account_tax.storage.names import TAG
 from account_tax.tracking.owned_run import OwnedRun
-from account_tax.tracking.store import tracking_uri
+from account_tax.tracking.store import open_store, tracking_uri
 
 from .allowed import Proposal
 from .decision import decide
@@ -50,7 +50,7 @@ def review(project: Path, request: Request, run: OwnedRun | None) -> None:
     """Review a version, decide on it, or show the history."""
     uri = run.tracking_uri if run else tracking_uri(project)
     mlflow.set_tracking_uri(uri)
-    client = MlflowClient(uri)
+    client = open_store(uri)
     with _clear_errors(uri):
         if request.reads_only:
             _tell_history(client, request)

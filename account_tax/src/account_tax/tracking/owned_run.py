@@ -44,9 +44,10 @@ from .store import (
     condition,
     experiment_id,
     is_final,
-    make_store,
+    open_store,
     page,
     refuse_another_store,
+    refuse_unwritable,
     tracking_uri,
 )
 
@@ -76,10 +77,11 @@ class OwnedRun:
         if run_id:
             refuse_another_store(uri, run_id)
         with answers_soon(uri):
-            make_store(uri)
-            client = MlflowClient(uri)
+            client = open_store(uri)
             if run_id:
-                tags = client.get_run(run_id).data.tags
+                handed = client.get_run(run_id)
+                refuse_unwritable(str(handed.info.artifact_uri))
+                tags = handed.data.tags
                 had_owner = OWNER_TAG in tags
                 owned = cls.reopen(client, run_id, uri)
                 # MLflow has tagged where the project came from, with a git remote's password.
@@ -91,8 +93,9 @@ class OwnedRun:
                 return owned
             # From its first moment, so that it can be closed, and is somebody's.
             tags = {OWNER_TAG: identify(), **origin_of(project)}
-            run = client.create_run(experiment_id(client), tags=tags)
-            experiment = client.get_experiment(run.info.experiment_id)
+            experiment = client.get_experiment(experiment_id(client))
+            refuse_unwritable(experiment.artifact_location)
+            run = client.create_run(experiment.experiment_id, tags=tags)
         owned = cls(client, run.info.run_id, experiment.name, uri)
         owned._made_here = owned._is_new = True
         return owned
@@ -150,12 +153,19 @@ class OwnedRun:
         """Log each resolved value once, under its dotted key.
 
         A param never changes: where the key itself was the -P name, its text is logged already.
+        A key that MLflow takes for no name, such as an expression in rank_pattern, goes before its
+        value, under a name without those signs.
         """
+        named: dict[str, str] = {}
+        for key, value in sorted(values.items()):
+            name = re.sub(r"[^/\w.\- :]", "_", key)
+            text = str(value) if name == key else f"{key} = {value}"
+            named[name] = f"{named[name]}, {text}" if name in named else text
         logged = self._client.get_run(self.run_id).data.params
         params = [
-            Param(key, hide_secrets(str(value))[:MAX_PARAM_VAL_LENGTH])
-            for key, value in sorted(values.items())
-            if key not in logged
+            Param(name, hide_secrets(text)[:MAX_PARAM_VAL_LENGTH])
+            for name, text in named.items()
+            if name not in logged
         ]
         for start in range(0, len(params), MAX_BATCH):
             self._client.log_batch(self.run_id, params=params[start : start + MAX_BATCH])
@@ -209,6 +219,10 @@ class OwnedRun:
         with suppress(MlflowException):
             for key, value in tags.items():
                 self._client.set_tag(run_id, key, hide_secrets(value)[:MAX_TAG_VAL_LENGTH])
+
+    def metrics(self) -> dict[str, float]:
+        """Return what was measured so far, the last value of each."""
+        return self._client.get_run(self.run_id).data.metrics
 
     def log_metrics(self, metrics: Mapping[str, float]) -> None:
         """Log each metric once, as the command's result."""

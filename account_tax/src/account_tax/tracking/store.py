@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import psutil
 from mlflow import MlflowClient
@@ -18,12 +20,13 @@ from urllib3 import HTTPConnectionPool, connection
 
 from account_tax.confidential import hide_secrets
 from account_tax.errors import Failed, Refused
-from account_tax.storage.files import lock, why_not_writable
+from account_tax.storage.files import first_there, lock, why_not_writable
 
 DEFAULT_EXPERIMENT = "Default"  # where `mlflow run` puts its runs, too
 PATIENCE_VARIABLE = "ACCOUNT_TAX_TRACKING_PATIENCE"  # seconds
 PATIENCE_SECONDS = 120.0  # how long the end of a run waits for a server that is away
 RETRY_SECONDS = 2.0
+MAKING_SECONDS = 60.0  # what one that makes a new store's tables may take, when all are busy
 LOCKED_SECONDS = 10.0  # how long a store that another process holds is waited for
 FULL, READ_ONLY = "disk is full", "readonly database"  # in SQLite's words
 WRITABLE = "Give a file that can be written to."
@@ -103,7 +106,7 @@ def _file_fault(uri: str) -> str:
         if not Path(file).exists():  # it is not for this to make it
             why = why_not_writable(Path(file).parent)
             return f"{why}. {advice}" if why else ""
-        with _sole_maker(file), closing(sqlite3.connect(file, timeout=LOCKED_SECONDS)) as store:
+        with closing(sqlite3.connect(file, timeout=LOCKED_SECONDS)) as store:
             store.execute("BEGIN IMMEDIATE")
             tables = store.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
         if tables and (SCHEMA_TABLE,) not in tables:  # MLflow would add its own to them
@@ -121,30 +124,66 @@ def _file_of(uri: str) -> str:
     """Return the file of a SQLite store; empty: it has none."""
     file = _path_of(uri)
     is_file = uri.partition(":///")[0].split("+")[0] == "sqlite" and file != ":memory:"
-    return file if is_file else ""
+    return file if is_file and not file.startswith("file:") else ""  # with SQLite's own options
 
 
-def make_store(uri: str) -> None:
-    """Make the tables of a store in a new file; of two commands, one, and the other waits.
+def open_store(uri: str) -> MlflowClient:
+    """Return a client of a store; a file that is new gets its tables first.
 
-    MLflow (3.17) has both make them, and both fail.
+    Raises:
+        TrackingError: If its tables can't be made, or were left half made.
     """
-    if file := _file_of(uri):
-        with _sole_maker(file):
-            if not Path(file).exists() or not Path(file).stat().st_size:
-                MlflowClient(uri).search_experiments(max_results=1)
+    try:
+        if file := _file_of(uri):
+            _make_tables(uri, Path(file))
+        return MlflowClient(uri)
+    except Exception as err:
+        # What MLflow lets through; sqlalchemy and alembic take 0.2 s to import.
+        if type(err).__module__.partition(".")[0] not in ("sqlalchemy", "alembic", "sqlite3"):
+            raise
+        said = str(getattr(err, "orig", err)).partition("\n")[0]
+        raise TrackingError(
+            f"MLFLOW_TRACKING_URI = {uri}: its tables can't be made or read ({said}). A command "
+            "that made them was killed, or two did so at once. Remove it if nothing was logged to "
+            "it yet, else restore it from a backup."
+        ) from err
+
+
+def _make_tables(uri: str, file: Path) -> None:
+    """Make the tables of a new store beside it, and put it where it belongs when it is whole.
+
+    In place (MLflow 3.17), one that is killed leaves half of them, and two at once both fail.
+    """
+    if file.exists() and file.stat().st_size:
+        return
+    with _sole_maker(file.parent):
+        if file.exists() and file.stat().st_size:  # another command was first
+            return
+        aside = file.parent / f".{file.name}.making"
+        shutil.rmtree(aside, ignore_errors=True)  # of one that was killed
+        aside.mkdir()
+        try:
+            MlflowClient(uri.replace(str(file), str(aside / file.name), 1)).search_experiments()
+            (aside / file.name).replace(file)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextmanager
-def _sole_maker(file: str) -> Iterator[None]:
-    """Hold the folder of a store's file, which leaves nothing there, as long as it may take."""
-    folder = os.open(Path(file).parent, os.O_RDONLY | os.O_CLOEXEC)
+def _sole_maker(folder: Path) -> Iterator[None]:
+    """Hold a store's folder, which leaves nothing there, as long as it may take."""
+    held = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        with suppress(OSError):  # some network's files can't be locked
-            lock(folder, LOCKED_SECONDS)
+        lock(held, MAKING_SECONDS)
+    except BlockingIOError:
+        os.close(held)
+        raise sqlite3.OperationalError("database is locked") from None
+    except OSError:
+        pass  # some network's files can't be locked
+    try:
         yield
     finally:
-        os.close(folder)
+        os.close(held)
 
 
 # Where a store keeps the absolute paths of artifacts.
@@ -245,6 +284,23 @@ def refuse_another_store(uri: str, run_id: str) -> None:
         "it is not in the store that this names here. Give the full path, with four slashes: "
         f"sqlite:////FOLDER/{Path(file).name}"
     )
+
+
+def refuse_unwritable(artifacts: str) -> None:
+    """Refuse a folder of this machine that artifacts go to and can't be written to.
+
+    Raises:
+        TrackingError: With why, and where it is set.
+    """
+    place = urlsplit(artifacts)
+    if place.scheme not in ("", "file"):
+        return
+    folder = Path(unquote(place.path))
+    if why := why_not_writable(first_there(folder)):
+        raise TrackingError(
+            f"{folder}: the experiment's artifacts go there, and it can't be written to ({why}). "
+            "Make it writable, or set MLFLOW_EXPERIMENT_NAME to one whose artifacts go elsewhere."
+        )
 
 
 def page(uri: str, path: str) -> str:

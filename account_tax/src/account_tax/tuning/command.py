@@ -40,7 +40,7 @@ from account_tax.storage.names import REGISTRATION_FILE, STUDY_VARIABLE, TAG
 from account_tax.terminal import fact_line
 from account_tax.tracking.owned_run import KIND_TAG, OwnedRun
 from account_tax.tracking.ownership import OWNER_TAG
-from account_tax.tracking.store import answers_soon, condition, tracking_uri
+from account_tax.tracking.store import answers_soon, condition, open_store, tracking_uri
 
 from .space import Space, read_space, shown
 from .study import ENDS, Study
@@ -302,7 +302,7 @@ def _work_for(project: Path, asked: Asked, study_id: str) -> None:
     """
     guard_stage()
     uri = tracking_uri(project)
-    client = MlflowClient(uri)
+    client = open_store(uri)
     parent = client.get_run(study_id)
     then = json.loads(parent.data.tags[DIGESTS_TAG])
     code, environment = describe_code(project), describe_environment(project)

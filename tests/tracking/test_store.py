@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 
 from account_tax.errors import Refused
 from account_tax.provenance.code import PACKAGE
+from account_tax.tracking import store
 from account_tax.tracking.store import (
     LOCKED_SECONDS,
     TrackingError,
@@ -134,7 +135,8 @@ def refusal(project):
     return str(refused.value)
 
 
-def test_a_locked_store_is_said(own):
+def test_a_locked_store_is_said(own, monkeypatch):
+    monkeypatch.setattr(store, "LOCKED_SECONDS", 0.5)
     with closing(sqlite3.connect(own / "mlflow.db")) as other:
         other.execute("BEGIN EXCLUSIVE")
         assert "database is locked. Another process holds it" in refusal(own)

@@ -131,6 +131,14 @@ def test_every_other_name_of_a_module_must_match_too(model, key, value, said):
             "alpha_pattern = {'query': 2}: no layer is changed by query. Adapted are: value.",
         ),
         (
+            {"target_modules": ["query"], "exclude_modules": ["value"]},
+            "exclude_modules = .*: value is no part of target_modules",
+        ),
+        (
+            {"target_modules": ["query"], "exclude_modules": ["query", "value"]},
+            "exclude_modules = .*: nothing is left of target_modules",
+        ),
+        (
             {"target_modules": ["query", "word_embeddings"], "layers_to_transform": [0]},
             "target_modules = .*: no layer is changed by word_embeddings. Adapted are: query.",
         ),

@@ -333,7 +333,27 @@ def _find_lora_faults(
         for key, r in ranks.items()
         if r > highest
     ]
+    faults += _find_exclusion_faults(leaves, fields)
     return faults + _find_layer_faults(adaptable, fields, linear)
+
+
+def _find_exclusion_faults(leaves: list[str], fields: dict[str, Any]) -> list[str]:
+    """Return why `exclude_modules` leaves out nothing, or everything, of `target_modules`."""
+    excluded, targets = fields.get("exclude_modules"), fields.get("target_modules")
+    if not isinstance(excluded, list) or not isinstance(targets, list):
+        return []
+
+    def among(names: list[str]) -> set[str]:
+        return {leaf for leaf in leaves if any(_ending(name, False)(leaf) for name in names)}
+
+    chosen, start = among(targets), f"train.lora.exclude_modules = {excluded}:"
+    if chosen and chosen <= among(excluded):
+        return [f"{start} nothing is left of target_modules. Exclude less."]
+    return [
+        f"{start} {name} is no part of target_modules, so leaves nothing out."
+        for name in excluded
+        if not chosen & among([name])
+    ]
 
 
 def _find_layer_faults(names: list[str], fields: dict[str, Any], linear: set[str]) -> list[str]:

@@ -284,11 +284,11 @@ def read(kept: Path) -> list[dict]:
 def summarize(rows: list[dict]) -> pd.DataFrame:
     """Return mean and half of the 95% interval over seeds, a row for each ledger and way."""
     flat = pd.DataFrame(
-        {"ledger": row["ledger"], "way": way, "seconds": row["seconds"], **values}
+        {key: row[key] for key in ("ledger", "seed", "seconds")} | {"way": way, **values}
         for row in rows
         for way, values in row["found"].items()
         if "f1" in values
-    )
+    ).drop_duplicates(["ledger", "way", "seed"])  # n-grams alone come with each training
     grouped = flat.groupby(["ledger", "way"], sort=False)
     table = grouped.mean()
     runs = grouped.size()
@@ -315,7 +315,8 @@ def print_table(table: pd.DataFrame) -> None:
 
 def draw(table: pd.DataFrame, file: Path) -> None:
     """Draw the macro-F1 of each way on each ledger."""
-    shown = table[table["f1"] > 0.3]
+    ways = table.index.get_level_values("way")
+    shown = table[(table["f1"] > 0.3) & ~ways.str.contains("layers, ")]
     names = [f"{ledger}: {way}" for ledger, way in shown.index]
     with svg_style():
         height = 0.2 * len(names)

@@ -245,10 +245,12 @@ def test_params_are_logged_by_dotted_key_however_many(client, run):
 
 def test_a_key_that_is_no_name_of_a_param_goes_before_its_value(client, run):
     pattern = "train.lora.rank_pattern"
-    run.log_params({f"{pattern}.q.*": 4, f"{pattern}.q.+": 8, f"{pattern}.라벨": 2})
+    long = f"{pattern}.{'q' * 300}"
+    run.log_params({f"{pattern}.q.*": 4, f"{pattern}.q.+": 8, f"{pattern}.라벨": 2, long: 1})
     params = stored(client, run).data.params
     assert params[f"{pattern}.q._"] == f"{pattern}.q.* = 4, {pattern}.q.+ = 8"
     assert params[f"{pattern}.라벨"] == "2"
+    assert params[long[:250]] == f"{long} = 1"
 
 
 def test_a_param_that_mlflow_logged_already_stays(client, run):

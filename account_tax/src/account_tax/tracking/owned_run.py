@@ -26,7 +26,11 @@ from mlflow.utils.mlflow_tags import (
     MLFLOW_RUN_NAME,
     MLFLOW_RUN_NOTE,
 )
-from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
+from mlflow.utils.validation import (
+    MAX_ENTITY_KEY_LENGTH,
+    MAX_PARAM_VAL_LENGTH,
+    MAX_TAG_VAL_LENGTH,
+)
 
 from account_tax.confidential import hide_secrets
 from account_tax.processes.identity import identify
@@ -154,11 +158,11 @@ class OwnedRun:
 
         A param never changes: where the key itself was the -P name, its text is logged already.
         A key that MLflow takes for no name, such as an expression in rank_pattern, goes before its
-        value, under a name without those signs.
+        value, under a name without those signs, as long as may be.
         """
         named: dict[str, str] = {}
         for key, value in sorted(values.items()):
-            name = re.sub(r"[^/\w.\- :]", "_", key)
+            name = re.sub(r"[^/\w.\- :]", "_", key)[:MAX_ENTITY_KEY_LENGTH]
             text = str(value) if name == key else f"{key} = {value}"
             named[name] = f"{named[name]}, {text}" if name in named else text
         logged = self._client.get_run(self.run_id).data.params

@@ -131,7 +131,7 @@ def score(truth: pd.Series, predicted: np.ndarray) -> dict[str, float]:
 def fit_best(features: Splits, splits: Splits) -> np.ndarray:
     """Return a logistic regression's answers to test, its C the best on validation."""
     labels = {name: rows["label"] for name, rows in splits.items()}
-    models = [LogisticRegression(C=c, max_iter=500, tol=1e-3) for c in (1, 3, 10, 30)]
+    models = [LogisticRegression(C=c, max_iter=2000) for c in (1, 3, 10, 30)]
     for model in models:
         model.fit(features["train"], labels["train"])
     best = max(models, key=lambda model: model.score(features["validation"], labels["validation"]))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import zlib
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
 
+from account_tax.ledger.sample import sample_ledger
+from account_tax.model import ngrams
 from account_tax.model.classifier import Ngrams, count_ngrams
 from account_tax.model.ngrams import DEFAULTS, NgramsError, fit_ngrams
 
@@ -36,6 +40,16 @@ def test_ngrams_of_characters_stay_within_words():
     assert counts.tolist() == [1.0] * 13
     spelt = [" a", "ab", "b ", " ab", "ab ", " c", "cd", "d ", " cd", "cd ", " 카", "카 ", " 카 "]
     assert keys.tolist() == [zlib.crc32(each.encode()) | 1 << 32 for each in spelt]
+
+
+def test_it_is_solved_and_not_left_where_the_solver_was_tired(monkeypatch):
+    lines = sample_ledger(1200).drop_duplicates("text")
+    ids = np.unique(lines["label"], return_inverse=True)[1]
+    texts, others = lines["text"].tolist()[:800], lines["text"].tolist()[800:]
+    found = fit_ngrams(texts, ids[:800], 10).logits(others)
+    to_the_end = partial(LogisticRegression, C=ngrams.INVERSE_PENALTY, max_iter=20_000, tol=1e-9)
+    monkeypatch.setattr(ngrams, "LogisticRegression", lambda **_: to_the_end())
+    assert np.abs(found - fit_ngrams(texts, ids[:800], 10).logits(others)).max() < 0.1
 
 
 def test_it_learns_and_is_the_same_again_from_its_file(tmp_path):

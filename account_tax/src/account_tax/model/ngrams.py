@@ -119,7 +119,7 @@ def _fit(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return weights, (F, C), and biases, (C,), of a logistic regression."""
     with threadpool_limits(1):  # sums in one order, whatever cores there are
-        fitted = LogisticRegression(C=INVERSE_PENALTY, max_iter=500, tol=1e-3).fit(matrix, ids)
+        fitted = LogisticRegression(C=INVERSE_PENALTY, max_iter=1000).fit(matrix, ids)
     weights, bias = fitted.coef_.T, fitted.intercept_
     if len(fitted.classes_) == 2:  # one column says it all there
         weights, bias = np.hstack([-weights, weights]) / 2, np.concatenate([-bias, bias]) / 2

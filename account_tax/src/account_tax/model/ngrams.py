@@ -20,7 +20,7 @@ FEW_ROWS = 500  # below, an n-gram that one row has may be all there is of an ac
 MOST_ROWS = 200_000  # more take longer and add next to nothing; a sample with a fixed seed is taken
 MOST_WEIGHTS = 5_000_000  # F * C: 10 MB in float16; what the solver holds is 50 times that
 FEWEST_FEATURES = 100
-INVERSE_PENALTY = 5.0  # C of logistic regression, the same for every ledger (docs/results.md)
+INVERSE_PENALTY = 10.0  # C of logistic regression, the same for every ledger (docs/results.md)
 COUNTED_ROWS = 10_000  # rows counted at once; bounds the memory
 SEED = 42
 

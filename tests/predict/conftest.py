@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 
 from account_tax.pipelines.register.nodes import complete_settings, write_manifest
 from account_tax.pipelines.register.registry import Candidate, create_version
+from account_tax.storage.names import VERIFIED_TAG
 from tests.commands import as_words, call
 from tests.conftest import WORDS
 from tests.pipelines.register.conftest import DATASET_METADATA, LABELS, save_classifier
@@ -56,7 +57,7 @@ def register_random(folder: Path, base: Path) -> None:
     metadata = {**DATASET_METADATA, "text_columns": ["memo", "merchant"]}
     complete_settings(adapter, metadata, CALIBRATION)
     manifest = write_manifest(adapter)
-    candidate = Candidate(adapter, manifest["content_sha256"], {}, "")
+    candidate = Candidate(adapter, manifest["content_sha256"], {VERIFIED_TAG: "true"}, "")
     version = create_version(client, run.info.run_id, "account-tax", candidate)
     client.set_registered_model_alias("account-tax", "challenger", version.version)
 

@@ -17,6 +17,15 @@ def use(client, model, reference, allow=False):
     return check_standing(client, find_version(client, model, reference), reference, allow)
 
 
+def test_one_whose_registration_was_killed_before_its_cold_check_is_refused(client, model):
+    client.delete_model_version_tag(model, "2", "verified")
+    with pytest.raises(Refused, match=r"before its cold check: `kedro register --run .* does it"):
+        use(client, model, "2")
+    assert "cold check" in use(client, model, "2", allow=True)
+    take_all(client, model, "approve 2")  # by a person who saw that gate
+    assert use(client, model, "2") == ""
+
+
 @pytest.mark.parametrize("reference", ["1", "champion"])
 def test_without_a_decision_an_alias_is_what_it_is(client, model, reference):
     client.set_registered_model_alias(model, "champion", "1")

@@ -29,8 +29,13 @@ TOTALS = {  # in Korean, English, German, French, Italian, Japanese, Chinese and
     *("zwischensumme", "gesamtergebnis", "totaux", "somme", "totale"),
     *("合計", "小計", "総計", "合计", "小计", "总计", "итого", "всего"),
 }
-BESIDE_TOTAL = {"grand", "general", "général", "complessivo"}  # as Excel's pivot tables write
-TOTAL_ENDINGS = ("합계", "소계", "총계", "누계")
+BESIDE_TOTAL = {  # as Excel's pivot tables write, and others
+    *("grand", "general", "général", "complessivo", "sub", "page", "amount", "총", "금액"),
+}
+TOTAL_ENDINGS = (
+    *("합계", "소계", "총계", "누계", "합계액", "합계금액"),
+    *("合計", "小計", "総計", "累計", "月計", "年計"),
+)
 
 
 def _plain_number(label: str) -> str:
@@ -156,7 +161,9 @@ def _is_null(label: str) -> bool:
 
 def is_total(label: str, labels: Iterable[str] = ()) -> bool:
     """Whether a label, or text, is a word for a total, alone, with a number, or beside a label."""
-    plain = re.sub(r"\d+[월년분기일]*", " ", unicodedata.normalize("NFKC", label).casefold())
+    plain = re.sub(
+        r"\d+[월년분기일건개月年日件]*", " ", unicodedata.normalize("NFKC", label).casefold()
+    )
     plain = re.sub(r"\b(\w)\s+(?=\w\b)", r"\1", plain)  # 합 계
     words = [word for word in re.findall(r"[^\W\d_]+", plain) if word not in BESIDE_TOTAL]
     says = [word in TOTALS or word.endswith(TOTAL_ENDINGS) for word in words]

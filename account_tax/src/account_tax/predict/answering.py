@@ -28,28 +28,30 @@ LABEL, REVIEW = "label ", "review "
 
 @dataclass(frozen=True)
 class Desk:
-    """Who files, and how: the classifier, how many labels it names, when a person has to look."""
+    """Who files, and how: the classifier, how many labels it names, when a person has to look.
+
+    A text that reads as a total, such as 합계, is a person's: it may be a supplier's name as well.
+    """
 
     classifier: LoadedClassifier
     top_k: int
     thresholds: Mapping[str, Any]
     amount_column: str | None = None
 
-    def file(self, window: Window) -> tuple[Rows, pd.DataFrame, list[Reject]]:
-        """Return a window's readable rows, their answers, and all rows that can't be filed."""
+    def file(self, window: Window) -> tuple[Rows, pd.DataFrame, list[Reject], int]:
+        """Return a window's readable rows, their answers, all rows that can't be filed, totals."""
         settings = self.classifier.settings
         columns = settings["text_columns"]
         texts = join_texts(window.rows.frame(columns), columns, settings["separator"])
-        place = f"in {', '.join(columns)}"
-        reasons = ["a total" if is_total(text) else "" if text else "no text" for text in texts]
-        fileable = np.array([not reason for reason in reasons], dtype=bool)
-        numbers = zip(window.rows.numbers, reasons, strict=True)
-        rejects = window.rejects + [
-            Reject(number, f"{why} {place}") for number, why in numbers if why
-        ]
-        rows = window.rows if fileable.all() else window.rows.keep(fileable)
-        answers = self.answer(texts[fileable].tolist())
-        return rows, answers, sorted(rejects, key=lambda reject: reject.number)
+        filled = (texts != "").to_numpy(dtype=bool)
+        reason = f"no text in {', '.join(columns)}"
+        numbers = zip(window.rows.numbers, filled, strict=True)
+        rejects = window.rejects + [Reject(number, reason) for number, has in numbers if not has]
+        rows = window.rows if filled.all() else window.rows.keep(filled)
+        answers = self.answer(texts[filled].tolist())
+        totals = np.array([is_total(text) for text in texts[filled]], dtype=bool)
+        answers["needs_review"] |= totals
+        return rows, answers, sorted(rejects, key=lambda reject: reject.number), int(totals.sum())
 
     def answer(self, texts: list[str]) -> pd.DataFrame:
         """Return label, score and so on for each text, (N,); one that repeats is computed once."""
@@ -83,7 +85,7 @@ def file_ledger(
     for index, window in enumerate(source.windows(batch_rows)):
         if index < done:
             continue
-        rows, answers, rejects = desk.file(window)
+        rows, answers, rejects, totals = desk.file(window)
         part = journal.part(index)
         part.touch(mode=0o600)  # it may stay, and hold ledger text
         formulas = sink.write_part(part, rows, answers)
@@ -93,6 +95,7 @@ def file_ledger(
             "written": len(answers),
             "review": len(review),
             "formulas": formulas,
+            "totals": totals,
             **{f"{LABEL}{label}": rows for label, rows in Counter(answers["label"]).items()},
             **{f"{REVIEW}{label}": rows for label, rows in Counter(review).items()},
         }

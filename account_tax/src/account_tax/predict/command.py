@@ -128,6 +128,8 @@ def _show(plan: Plan, rows: Mapping[str, int], read: int, seconds: float) -> dic
         "rows rejected": f"{rejected:,}" + (f" ({plan.options.rejects_name})" * bool(rejected)),
         "needs review": f"{share:.2%} ({below})",
         "formulas": f"{rows['formulas']:,} rows {FORMULAS}" * bool(rows["formulas"]),
+        "totals": f"{rows['totals']:,} rows read as such: for review, and in the sums below"
+        * bool(rows["totals"]),
         "seconds": f"{seconds:.1f}",
         "rows a second": f"{rate:,.0f}",
     }.items():

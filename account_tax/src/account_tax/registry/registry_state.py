@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 from account_tax.errors import Refused
-from account_tax.storage.names import CONTENT_TAG
+from account_tax.storage.names import CONTENT_TAG, VERIFIED_TAG
 from account_tax.tracking.store import condition
 
 from .history import (
@@ -213,6 +213,9 @@ def _objection(client: MlflowClient, version: ModelVersion, reference: str) -> s
         return f"it is {state} by the review history."
     if expired := expired_on(entries, number):
         return f"its approval ended on {expired}."
+    if not judged and version.tags.get(VERIFIED_TAG) != "true":
+        again = f"`kedro register --run {run_id}` does it"
+        return f"its registration was interrupted before its cold check: {again}."
     return ""
 
 

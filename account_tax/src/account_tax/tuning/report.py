@@ -60,12 +60,15 @@ def _rows(study: Study, trials: Sequence[Trial], say: Callable[[Any], str]) -> l
 
 
 def importance(study: Study, trials: Sequence[Trial]) -> dict[str, float]:
-    """Return how much of the metric each key explains; empty where the trials are too few."""
+    """Return how much of the metric each key explains; empty where that can't be said.
+
+    Too few trials can't, nor can choices that are mappings: Optuna (4.9) wants to hash them.
+    """
     import optuna
 
     try:
         return optuna.importance.get_param_importances(study.in_optuna(trials))
-    except (ValueError, RuntimeError):
+    except (ValueError, RuntimeError, TypeError):
         return {}
 
 

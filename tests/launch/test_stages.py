@@ -134,7 +134,10 @@ def test_an_exit_status_is_put_into_words(stages, status, words):
 def test_a_killed_run_says_where_the_same_command_goes_on(stages):
     for step in (5, 40):
         (stages.root / f"checkpoint-{step}").mkdir(parents=True)
-    with pytest.raises(Failed, match="The same command goes on from checkpoint-40"):
+    stages.again = "with --resume 7f the same command"
+    with pytest.raises(
+        Failed, match="With --resume 7f the same command goes on from checkpoint-40"
+    ):
         stages.prove_training(-9)
 
 

@@ -172,6 +172,17 @@ def test_a_trial_is_ended_at_any_evaluation_but_the_last(study, tmp_path):
         Judge(study, run_id, evaluations=2)(tmp_path / "metrics.jsonl")
 
 
+def test_a_report_is_written_of_choices_that_are_mappings(study):
+    pattern = Range("train.lora.rank_pattern", "categorical", choices=({}, {"query": 4}))
+    study.space = Space((*study.space.ranges, pattern), {**study.space.base, pattern.key: {}})
+    for value in (0.5, 0.7, 0.6):
+        end(study, take(study), "complete", value)
+    run = OwnedRun.reopen(study.client, study.run_id, study.client.tracking_uri)
+    write_report(REPOSITORY, [], study, run)
+    page = Path(study.client.download_artifacts(study.run_id, "tuning.md")).read_text()
+    assert "| train.lora.rank_pattern |" in page
+
+
 def test_a_person_reads_four_digits_and_the_files_keep_every_one(study):
     value = 0.0018346271233459871
     study.space = Space(study.space.ranges, {KEY: value})

@@ -105,6 +105,8 @@ def _run_plan(
     environment = stage_environment(project) | run.environment()
     environment[CONFIG_VARIABLE] = resolved.sha256
     stages = Stages(project, (project / root).resolve(), environment)
+    if plan.resolved.launch.resume == "never":
+        stages.again = f"with --resume {run.run_id} the same command"
     stages.write_configuration(resolved)
     _record(run, plan, resolved)
     for name in ("rows", "global batch", "optimizer steps", "trainable parameters", "code"):

@@ -74,12 +74,14 @@ class Stages:
         root: The run's own folder for results, logs and its copy of the configuration.
         environment: What every stage finds in its environment.
         versions: Catalog versions that later stages load.
+        again: What goes on with a training that was interrupted, in words.
     """
 
     project: Path
     root: Path
     environment: dict[str, str]
     versions: dict[str, str] = field(default_factory=dict)
+    again: str = "the same command"
 
     @property
     def logs(self) -> Path:
@@ -218,7 +220,7 @@ class Stages:
                 if _signal_in(status):  # no fault of the run's
                     kept = list_checkpoints(self.root)
                     where = f"goes on from {kept[0].name}" if kept else "begins anew"
-                    again = f" The same command {where}."
+                    again = f" {self.again.capitalize()} {where}."
             raise Failed(f"training failed: {why}.{again}\n{self.last_lines()}")
         content = json.loads(marker.read_text(encoding="utf-8"))
         for name, sha256 in content["weights"].items():
@@ -231,7 +233,7 @@ class Stages:
         """Return what became of a run that was told to end, and how to go on."""
         step = self._said("step", INTERRUPTED_FILE)
         if step is not None:
-            return f"interrupted at step {step}; the same command goes on from there"
+            return f"interrupted at step {step}; {self.again} goes on from there"
         command = f"kedro register --run {self.root.name}"
         if (self.root / REGISTRATION_FILE).is_file():
             return f"its results are registered; {command} would give the run its end"

@@ -224,6 +224,11 @@ def _hub_snapshot(name: str, revision: str | None) -> Path:
             ignore_patterns=["*/*"],  # subfolders hold other formats, such as ONNX
         )
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as err:
+        if name.startswith(("/", "./", "../", "~")):
+            raise BaseModelError(
+                f"train.model.name = {name}: there is no such folder. Put the base back there; a "
+                "version answers from the base it was trained on alone."
+            ) from err
         at = f" at revision {revision}" if revision else ""
         raise BaseModelError(
             f"train.model.name = {name}: not a folder, not in the local cache, and the hub could "

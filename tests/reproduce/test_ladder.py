@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import shutil
 
 import pytest
 
 from account_tax.errors import Refused
 from account_tax.registry.record import Record
-from account_tax.reproduce.ladder import localise, may_run
+from account_tax.reproduce.ladder import localise, may_run, require_base
+from tests.pipelines.register.conftest import LABELS, save_classifier
 
 
 @pytest.mark.parametrize(
@@ -39,6 +41,18 @@ def test_a_file_in_the_home_folder_and_no_map_are_understood(tmp_path, monkeypat
     assert localise(parameters, tmp_path, None)["data"] == {
         "source": str(tmp_path / "home" / "ledger.csv")
     }
+
+
+def test_without_its_base_nothing_is_said_of_a_version(tmp_path, tiny_base):
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    save_classifier(tmp_path / "version", str(base), LABELS)
+    require_base(tmp_path / "version")
+    with (base / "config.json").open("a") as file:
+        file.write("\n")
+    require_base(tmp_path / "version")  # another base is for the rungs to tell
+    base.rename(tmp_path / "moved")
+    with pytest.raises(Refused, match=r"without the base\. train\.model\.name = .*no such folder"):
+        require_base(tmp_path / "version")
 
 
 TAGS = {"commit": "9" * 40, "patch_sha256": "8" * 64}

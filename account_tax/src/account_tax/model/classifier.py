@@ -101,6 +101,10 @@ class BaseModelError(ValueError):
     """The base model can't be had, or it is not the one that was named."""
 
 
+class MissingBaseError(BaseModelError):
+    """The base model is not here, so nothing can be said of it."""
+
+
 class TamperedModelError(ValueError):
     """A file of a saved classifier is not the file its manifest lists."""
 
@@ -201,7 +205,7 @@ def _package_folder(name: str) -> Path:
         )
     spec = importlib.util.find_spec(package)  # finds a top-level package without importing it
     if spec is None or not spec.submodule_search_locations:
-        raise BaseModelError(
+        raise MissingBaseError(
             f"train.model.name = {name}: the package {package} is not installed. "
             "Install the project's environment (conda.yaml), which brings it."
         )
@@ -225,12 +229,12 @@ def _hub_snapshot(name: str, revision: str | None) -> Path:
         )
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as err:
         if name.startswith(("/", "./", "../", "~")):
-            raise BaseModelError(
+            raise MissingBaseError(
                 f"train.model.name = {name}: there is no such folder. Put the base back there; a "
                 "version answers from the base it was trained on alone."
             ) from err
         at = f" at revision {revision}" if revision else ""
-        raise BaseModelError(
+        raise MissingBaseError(
             f"train.model.name = {name}: not a folder, not in the local cache, and the hub could "
             f"not give it{at} ({type(err).__name__}). Check the name; fetch it once where there is "
             f"a network (hf download {name}{f' --revision {revision}' if revision else ''}) and "

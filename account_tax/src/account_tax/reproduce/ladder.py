@@ -18,10 +18,16 @@ from mlflow.exceptions import MlflowException
 
 from account_tax.errors import Failed, Refused
 from account_tax.ledger.sources import SAMPLE
+from account_tax.model.classifier import (
+    SETTINGS_FILE,
+    BaseModelError,
+    MissingBaseError,
+    resolve_pin,
+)
 from account_tax.provenance.code import code_in_words
 from account_tax.registry.find import find_version
 from account_tax.registry.record import Record, read_record
-from account_tax.storage.files import scratch_folder
+from account_tax.storage.files import read_json, scratch_folder
 from account_tax.storage.names import PATCH_FILE
 from account_tax.tracking.owned_run import OwnedRun
 
@@ -61,6 +67,8 @@ def climb(
     may = "R3" in request.rungs and "commit" in record.tags and may_run(record, request.run_code)
     first, classifier = check_bytes(version, scratch / "version", request.verify_key, record)
     yield first
+    if classifier:
+        require_base(classifier)
     missing = ", ".join(record.missing)
     for name in request.rungs[1:]:
         if classifier is None:
@@ -75,6 +83,19 @@ def climb(
             yield skip(name, "its code was not to be run (run_code)")
         else:
             yield retrain(project, classifier, record, scratch, request.seeds, click.echo)
+
+
+def require_base(classifier: Path) -> None:
+    """Raise Refused where the base is not there: that says nothing of the version."""
+    settings = read_json(classifier / SETTINGS_FILE)
+    if not (classifier / "adapter_config.json").exists():
+        return
+    try:
+        resolve_pin(settings["base"])
+    except MissingBaseError as err:
+        raise Refused(f"nothing can be reproduced without the base. {err}") from err
+    except BaseModelError:
+        return  # another one than was trained on, which the rungs tell
 
 
 def may_run(record: Record, run_code: str) -> bool:

@@ -1,7 +1,12 @@
+import os
+import subprocess
+import sys
+
 import pytest
 
 from account_tax.backends.runs import show_runs
-from account_tax.tracking.ownership import REFUSED_TAG
+from account_tax.provenance.code import PACKAGE
+from account_tax.tracking.ownership import OWNER_TAG, REFUSED_TAG
 
 
 def test_kedro_runs_settles_a_run_whose_job_slurm_has_forgotten(
@@ -38,6 +43,17 @@ def test_kedro_runs_says_that_slurm_is_not_here(client, new_run, tmp_path, monke
     line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith(run_id))
     assert line.endswith("Slurm does not answer here")
     assert client.get_run(run_id).info.status == "RUNNING"
+
+
+def test_a_run_whose_process_is_gone_is_said_to_be(client, tmp_path, capsys):
+    begun = "from account_tax.processes.identity import identify; print(identify())"
+    here = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
+    owner = subprocess.check_output([sys.executable, "-c", begun], text=True, env=here)
+    run_id = client.create_run("0", tags={OWNER_TAG: owner.strip()}).info.run_id
+    show_runs(tmp_path, [])
+    line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith(run_id))
+    assert "RUNNING" in line
+    assert line.endswith("its process is gone; the next command but this one closes it as FAILED")
 
 
 def test_a_store_that_does_not_answer_is_named(monkeypatch, tmp_path, capsys):

@@ -20,8 +20,9 @@ from account_tax.faults import in_a_line
 from account_tax.parameters.kinds import Help
 from account_tax.parameters.options import read_options
 from account_tax.parameters.schema import Name
+from account_tax.processes.identity import state_of
 from account_tax.storage.names import TAG
-from account_tax.tracking.ownership import REASON_TAG, REFUSED_TAG, Kind
+from account_tax.tracking.ownership import OWNER_TAG, REASON_TAG, REFUSED_TAG, Kind
 from account_tax.tracking.store import (
     condition,
     open_store,
@@ -99,6 +100,8 @@ def _row(client: MlflowClient, run: Run) -> tuple[str, ...]:
             status = end_with_job(client, run.info.run_id, job, state)
             tags = client.get_run(run.info.run_id).data.tags
             reason = state.never_starts or state.reason or tags.get(REASON_TAG, "")
+    elif status == "RUNNING" and state_of(run.data.tags.get(OWNER_TAG, "")) == "gone":
+        reason = "its process is gone; the next command but this one closes it as FAILED"
     since = datetime.fromtimestamp((run.info.end_time or run.info.start_time) / 1000)
     f1, version = run.data.metrics.get("test/f1"), run.data.tags.get(f"{TAG}version", "")
     return (

@@ -132,9 +132,11 @@ def test_an_exit_status_is_put_into_words(stages, status, words):
 
 
 def test_a_killed_run_says_where_the_same_command_goes_on(stages):
+    stages.again = "with --resume 7f the same command"
+    with pytest.raises(Failed, match=r"\. The same command begins anew\."):
+        stages.prove_training(-9)
     for step in (5, 40):
         (stages.root / f"checkpoint-{step}").mkdir(parents=True)
-    stages.again = "with --resume 7f the same command"
     with pytest.raises(
         Failed, match="With --resume 7f the same command goes on from checkpoint-40"
     ):

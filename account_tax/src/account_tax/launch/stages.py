@@ -62,6 +62,7 @@ OUTCOME = (
 )
 TRAINED = (MARKER_FILE, METRICS_FILE)  # written in this order, by the ranks and by Kedro
 RANK_ENDED = re.compile(r"^srun: error: .*|^host \S+ ended with .*", re.MULTILINE)
+ANEW = "the same command begins anew"
 NO_RESULT = "exit status 0, but no result was written"
 
 
@@ -219,8 +220,8 @@ class Stages:
                 why = _in_words(status) if status else NO_RESULT
                 if _signal_in(status):  # no fault of the run's
                     kept = list_checkpoints(self.root)
-                    where = f"goes on from {kept[0].name}" if kept else "begins anew"
-                    again = f" {self.again.capitalize()} {where}."
+                    where = f"{self.again} goes on from {kept[0].name}" if kept else ANEW
+                    again = f" {where.capitalize()}."
             raise Failed(f"training failed: {why}.{again}\n{self.last_lines()}")
         content = json.loads(marker.read_text(encoding="utf-8"))
         for name, sha256 in content["weights"].items():

@@ -142,11 +142,18 @@ def open_store(uri: str) -> MlflowClient:
         if type(err).__module__.partition(".")[0] not in ("sqlalchemy", "alembic", "sqlite3"):
             raise
         said = str(getattr(err, "orig", err)).partition("\n")[0]
-        raise TrackingError(
-            f"MLFLOW_TRACKING_URI = {uri}: its tables can't be made or read ({said}). A command "
-            "that made them was killed, or two did so at once. Remove it if nothing was logged to "
-            "it yet, else restore it from a backup."
-        ) from err
+        advice = (
+            "A command that made them was killed, or two did so at once. Remove it if nothing was "
+            "logged to it yet, else restore it from a backup."
+        )
+        if not _file_of(uri):
+            advice = "Start the database, or unset the variable to log to mlflow.db in the project."
+        elif FULL in said:
+            advice = "Free some space, then run the command again."
+        elif "locked" in said:
+            advice = "Another process makes them: wait for its end."
+        start = f"MLFLOW_TRACKING_URI = {uri}: its tables can't be made or read"
+        raise TrackingError(f"{start} ({said}). {advice}") from err
 
 
 def _make_tables(uri: str, file: Path) -> None:

@@ -64,6 +64,11 @@ def test_words_for_nothing_are_found(label):
         "계",
         "합 계",
         "Grand Total",
+        "총 합계",
+        "Sub-total",
+        "합계 금액",
+        "총계 10건",
+        "1月合計",
     ],
 )
 def test_words_for_a_total_are_found(label):

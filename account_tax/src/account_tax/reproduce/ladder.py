@@ -67,7 +67,7 @@ def climb(
     may = "R3" in request.rungs and "commit" in record.tags and may_run(record, request.run_code)
     first, classifier = check_bytes(version, scratch / "version", request.verify_key, record)
     yield first
-    if classifier:
+    if classifier and request.rungs[1:]:
         require_base(classifier)
     missing = ", ".join(record.missing)
     for name in request.rungs[1:]:
@@ -87,11 +87,10 @@ def climb(
 
 def require_base(classifier: Path) -> None:
     """Raise Refused where the base is not there: that says nothing of the version."""
-    settings = read_json(classifier / SETTINGS_FILE)
     if not (classifier / "adapter_config.json").exists():
         return
     try:
-        resolve_pin(settings["base"])
+        resolve_pin(read_json(classifier / SETTINGS_FILE)["base"])
     except MissingBaseError as err:
         raise Refused(f"nothing can be reproduced without the base. {err}") from err
     except BaseModelError:

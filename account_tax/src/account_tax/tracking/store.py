@@ -181,13 +181,12 @@ def _sole_maker(folder: Path) -> Iterator[None]:
     """Hold a store's folder, which leaves nothing there, as long as it may take."""
     held = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        lock(held, MAKING_SECONDS)
-    except BlockingIOError:
-        os.close(held)
-        raise sqlite3.OperationalError("database is locked") from None
-    except OSError:
-        pass  # some network's files can't be locked
-    try:
+        try:
+            lock(held, MAKING_SECONDS)
+        except BlockingIOError:
+            raise sqlite3.OperationalError("database is locked") from None
+        except OSError:
+            pass  # some network's files can't be locked
         yield
     finally:
         os.close(held)

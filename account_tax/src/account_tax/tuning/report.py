@@ -62,7 +62,7 @@ def _rows(study: Study, trials: Sequence[Trial], say: Callable[[Any], str]) -> l
 def importance(study: Study, trials: Sequence[Trial]) -> dict[str, float]:
     """Return how much of the metric each key explains; empty where that can't be said.
 
-    Too few trials can't, nor can choices that are mappings: Optuna (4.9) wants to hash them.
+    Too few trials can't, nor can choices that are mappings: Optuna (5.0) wants to hash them.
     """
     import optuna
 

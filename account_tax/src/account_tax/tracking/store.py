@@ -28,8 +28,16 @@ PATIENCE_SECONDS = 120.0  # how long the end of a run waits for a server that is
 RETRY_SECONDS = 2.0
 MAKING_SECONDS = 60.0  # what one that makes a new store's tables may take, when all are busy
 LOCKED_SECONDS = 10.0  # how long a store that another process holds is waited for
-FULL, READ_ONLY = "disk is full", "readonly database"  # in SQLite's words
+FULL = "disk is full"  # in SQLite's words, as those below
 WRITABLE = "Give a file that can be written to."
+RESTORE = "Restore it from a backup, or give another file."
+ADVICE = {
+    FULL: "Free some space, then run the command again.",
+    "readonly database": WRITABLE,
+    "locked": "Another process holds it: wait for its end, or look for one that hangs.",
+    "not a database": RESTORE,
+    "malformed": RESTORE,
+}
 SCHEMA_TABLE = "alembic_version"  # by which MLflow knows its database
 FINAL_ANSWERS = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "PERMISSION_DENIED")
 SHORT_WAITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
@@ -96,27 +104,28 @@ def tracking_uri(project: Path) -> str:
     return uri
 
 
+def _advice(said: str, otherwise: str) -> str:
+    """Return what to do about a store, by the words of its driver."""
+    return next((advice for words, advice in ADVICE.items() if words in said), otherwise)
+
+
 def _file_fault(uri: str) -> str:
     """Return why the file of a store can't be used, and what to do; empty: it can, or is none."""
     if not (file := _file_of(uri)):
         return ""
-    advice = WRITABLE
     try:
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         if not Path(file).exists():  # it is not for this to make it
             why = why_not_writable(Path(file).parent)
-            return f"{why}. {advice}" if why else ""
+            return f"{why}. {WRITABLE}" if why else ""
         with closing(sqlite3.connect(file, timeout=LOCKED_SECONDS)) as store:
             store.execute("BEGIN IMMEDIATE")
             tables = store.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
         if tables and (SCHEMA_TABLE,) not in tables:  # MLflow would add its own to them
             return "a database of another program. Give another file."
     except (OSError, sqlite3.Error) as err:
-        if "locked" in str(err):
-            advice = "Another process holds it: wait for its end, or look for one that hangs."
-        if "not a database" in str(err) or "malformed" in str(err):
-            advice = "Restore it from a backup, or give another file."
-        return f"{getattr(err, 'strerror', None) or err}. {advice}"
+        said = getattr(err, "strerror", None) or str(err)
+        return f"{said}. {_advice(said, WRITABLE)}"
     return ""
 
 
@@ -142,18 +151,14 @@ def open_store(uri: str) -> MlflowClient:
         if type(err).__module__.partition(".")[0] not in ("sqlalchemy", "alembic", "sqlite3"):
             raise
         said = str(getattr(err, "orig", err)).partition("\n")[0]
-        advice = (
-            "A command that made them was killed, or two did so at once. Remove it if nothing was "
-            "logged to it yet, else restore it from a backup."
-        )
-        if not _file_of(uri):
-            advice = "Start the database, or unset the variable to log to mlflow.db in the project."
-        elif FULL in said:
-            advice = "Free some space, then run the command again."
-        elif "locked" in said:
-            advice = "Another process makes them: wait for its end."
+        otherwise = "Start the database, or unset the variable to log to mlflow.db in the project."
+        if _file_of(uri):
+            otherwise = (
+                "A command that made them was killed, or two did so at once. Remove it if nothing "
+                "was logged to it yet, else restore it from a backup."
+            )
         start = f"MLFLOW_TRACKING_URI = {uri}: its tables can't be made or read"
-        raise TrackingError(f"{start} ({said}). {advice}") from err
+        raise TrackingError(f"{start} ({said}). {_advice(said, otherwise)}") from err
 
 
 def _make_tables(uri: str, file: Path) -> None:
@@ -344,16 +349,14 @@ def answers_soon(uri: str) -> Iterator[None]:
             "is, and give the server's address."
         ) from err
     except MlflowException as err:
-        advice = "Start the server, or unset the variable to log to mlflow.db in the project."
+        otherwise = "Start the server, or unset the variable to log to mlflow.db in the project."
         if err.error_code == "RESOURCE_DOES_NOT_EXIST":
-            advice = "`kedro runs` shows those there are."
+            otherwise = "`kedro runs` shows those there are."
         # The driver's own words: SQLAlchemy adds statement, values and remarks.
         said = str(getattr(err.__cause__, "orig", err.message)).partition("\n")[0]
-        if FULL in said:
-            advice = "Free some space, then run the command again."
-        if READ_ONLY in said:
-            advice = f"{WRITABLE} The history alone can be read from it."
-        raise TrackingError(f"MLFLOW_TRACKING_URI = {uri}: {said.rstrip('.')}. {advice}") from err
+        raise TrackingError(
+            f"MLFLOW_TRACKING_URI = {uri}: {said.rstrip('.')}. {_advice(said, otherwise)}"
+        ) from err
 
 
 def short_waits() -> AbstractContextManager[None]:

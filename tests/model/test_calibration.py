@@ -53,25 +53,43 @@ def test_the_temperature_that_distorted_the_logits_is_found(temperature):
     assert fit_temperature(logits, labels) == pytest.approx(temperature, rel=0.03)
 
 
-def test_the_temperature_is_where_the_loss_is_least():
+def test_the_temperature_is_where_the_loss_of_smoothed_targets_is_least():
     logits, labels = draw(2.0, rows=500)
-    best = fit_temperature(logits, labels)
-    least = compute_cross_entropy(logits / best, labels)
+    targets = np.full(logits.shape, 1 / 502 / 4)
+    targets[np.arange(500), labels] = 501 / 502
+
+    def loss(temperature):
+        return -(targets * np.log(softmax(logits, temperature))).sum(axis=1).mean()
+
+    least = loss(fit_temperature(logits, labels))
     low, high = TEMPERATURE_BOUNDS
     for other in np.geomspace(low, high, 200):
-        assert compute_cross_entropy(logits / other, labels) >= least - 1e-12
+        assert loss(other) >= least - 1e-12
 
 
-def test_the_temperature_is_the_slope_of_a_logistic_regression():
+def test_the_temperature_is_the_slope_of_platts_regression():
     logits, labels = draw(1.7, rows=500, classes=2)
-    margin = logits[:, [1]] - logits[:, [0]]
-    fitted = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-10).fit(margin, labels)
+    margin = np.tile(logits[:, [1]] - logits[:, [0]], (2, 1))
+    fitted = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-10).fit(
+        margin, np.concatenate([labels, 1 - labels]), np.repeat([501 / 502, 1 / 502], 500)
+    )
     assert 1 / fit_temperature(logits, labels) == pytest.approx(fitted.coef_[0, 0], rel=1e-4)
 
 
-def test_perfect_separation_leaves_the_scores_as_they_are():
-    # Any lower temperature fits better, until all scores are 1 and no threshold tells rows apart.
-    assert fit_temperature(np.eye(4) * 2, np.arange(4)) == 1.0
+def test_rows_that_are_all_right_make_scores_as_sure_as_so_many_rows_can():
+    # Of four rows 5 of 6: exp(2 / T) = 15. Unsmoothed the loss falls without end as T does.
+    found = fit_temperature(np.eye(4) * 2, np.arange(4))
+    assert found == pytest.approx(2 / math.log(15), rel=1e-6)
+
+
+def test_a_few_rows_nearly_all_right_do_not_make_every_score_one():
+    logits, labels = draw(1.0, rows=4000, classes=4)
+    logits, surest = logits * 3, np.argsort(-np.abs(logits).max(axis=1))
+    right = [row for row in surest if logits[row].argmax() == labels[row]][:39]
+    wrong = [row for row in surest[::-1] if logits[row].argmax() != labels[row]][:1]
+    few = [*right, *wrong]  # 39 of 40, the wrong one barely
+    assert (logits[few].argmax(-1) == labels[few]).mean() == 0.975
+    assert softmax(logits[few], fit_temperature(logits[few], labels[few])).max() < 0.9999
 
 
 def test_only_wrong_answers_end_at_the_upper_bound():

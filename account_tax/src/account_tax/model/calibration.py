@@ -25,10 +25,10 @@ DIGITS = 4
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Return the temperature T at which softmax(logits / T) has the least negative log likelihood.
+    """Return the temperature T at which softmax(logits / T) fits the labels best (`_misfit`).
 
-    It changes no label, only how sure a score is. Without rows, with a single class, or where
-    every prediction is right (the loss then falls without end as T does), it is undetermined: 1.
+    It changes no label, only how sure a score is. Without rows, or with a single class, it is
+    undetermined: 1.
 
     Args:
         logits: Of rows that were not trained on, (N, C).
@@ -38,10 +38,10 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """
     logits = np.asarray(logits, dtype=np.float64)
     labels = np.asarray(labels)
-    if logits.shape[1] < 2 or (logits.argmax(axis=-1) == labels).all():
+    if logits.shape[1] < 2 or not len(labels):
         return 1.0
     found: Any = minimize_scalar(  # over log T: the loss has one minimum there
-        lambda log_t: compute_cross_entropy(logits / np.exp(log_t), labels),
+        lambda log_t: _misfit(logits / np.exp(log_t), labels),
         bounds=tuple(np.log(TEMPERATURE_BOUNDS)),
         method="bounded",
         options={"xatol": 1e-9},
@@ -52,9 +52,9 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 def fit_fusion(encoder: np.ndarray, ngrams: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Return the weights of two parts' logits in their sum, `encoder` and `ngrams`.
 
-    They have the least negative log likelihood, up to their scale, which the temperature sets. As
-    long as the sum is right so much less often than the better part that chance does not explain
-    it, by two standard errors, the other part's weight is lowered.
+    They fit the labels best (`_misfit`), up to their scale, which the temperature sets. As long as
+    the sum is right so much less often than the better part that chance does not explain it, by two
+    standard errors, the other part's weight is lowered.
 
     Args:
         encoder: Logits of rows that neither part was trained on, (N, C).
@@ -62,7 +62,7 @@ def fit_fusion(encoder: np.ndarray, ngrams: np.ndarray, labels: np.ndarray) -> d
         labels: The rows' class ids, (N,).
     """
     found: Any = minimize(
-        lambda weights: compute_cross_entropy(weights[0] * encoder + weights[1] * ngrams, labels),
+        lambda weights: _misfit(weights[0] * encoder + weights[1] * ngrams, labels),
         (1.0, 1.0),
         bounds=[(0.0, TEMPERATURE_BOUNDS[1])] * 2,
         method="L-BFGS-B",
@@ -85,6 +85,25 @@ def fit_fusion(encoder: np.ndarray, ngrams: np.ndarray, labels: np.ndarray) -> d
         part: float(f"{weight:.{DIGITS}g}")
         for part, weight in zip(("encoder", "ngrams"), weights, strict=True)
     }
+
+
+def _misfit(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean cross-entropy in nats of targets no surer than N rows make them.
+
+    A label's own class has (N + 1) / (N + 2), the others share the rest: forty rows, one of them
+    wrong, would else make every score 1 (docs/results.md, "Few rows to calibrate with").
+
+    Args:
+        logits: (N, C).
+        labels: Class ids, (N,).
+
+    Source: Platt 1999, Probabilistic Outputs for Support Vector Machines, section 2.2.
+    """
+    rest = 1 / (len(labels) + 2)
+    scores = special.log_softmax(np.asarray(logits, dtype=np.float64), axis=-1)
+    own = scores[np.arange(len(labels)), labels]
+    others = (scores.sum(axis=-1) - own) / max(1, scores.shape[1] - 1)
+    return float(-((1 - rest) * own + rest * others).mean())
 
 
 def compute_cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:

@@ -5,13 +5,14 @@ import subprocess
 
 import pytest
 
-from account_tax.errors import Failed
+from account_tax.errors import Failed, Refused
 from account_tax.provenance.code import (
     PACKAGE_FOLDER,
     Code,
     code_in_words,
     describe_code,
     digest_package,
+    python_path,
 )
 
 IDENTITY = ("-c", "user.name=test", "-c", "user.email=test@localhost")
@@ -202,3 +203,9 @@ def test_a_users_settings_of_git_do_not_change_the_patch(tree):
     git(tree, "config", "diff.context", "0")
     assert describe_code(tree).patch == before
     assert b"--- a/account_tax/src/a.py" in before
+
+
+def test_a_project_that_a_python_path_can_not_name_is_refused(tmp_path):
+    with pytest.raises(Refused, match=r"2026:11.*has ':'.*Move the project"):
+        python_path(tmp_path / "2026:11")
+    assert str(tmp_path) in python_path(tmp_path)["PYTHONPATH"]

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from account_tax.errors import Failed
+from account_tax.errors import Failed, Refused
 from account_tax.storage.names import PATCH_FILE
 
 PACKAGE = Path(__file__).parents[1]
@@ -31,9 +31,18 @@ def digest_package(package: Path = PACKAGE) -> str:
 
 
 def python_path(project: Path) -> dict[str, str]:
-    """Return the variable by which a Python started from here finds a project's package first."""
-    places = [str((project / PACKAGE_FOLDER).parent), os.environ.get("PYTHONPATH")]
-    return {"PYTHONPATH": os.pathsep.join(filter(None, places))}
+    """Return the variable by which a Python started from here finds a project's package first.
+
+    Raises:
+        Refused: If the project lies where the variable can't name it.
+    """
+    own = str((project / PACKAGE_FOLDER).parent)
+    if os.pathsep in own:
+        raise Refused(
+            f"{project}: this folder's path has {os.pathsep!r}, which in PYTHONPATH divides two "
+            "paths. Move the project to a folder without it."
+        )
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [own, os.environ.get("PYTHONPATH")]))}
 
 
 CODE_TAGS = ("commit", "dirty", "patch_sha256", "package_sha256", "changed", "left_out")

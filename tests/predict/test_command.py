@@ -534,6 +534,44 @@ def test_an_output_that_is_there_is_not_replaced_unasked(
     assert "it is the input" in said
 
 
+@pytest.mark.parametrize("beside", ["errors", "default"])
+def test_the_list_of_what_can_not_be_filed_replaces_no_ledger(
+    file_with, ledger, tmp_path, capfd, beside
+):
+    output = tmp_path / "out.csv"
+    source = tmp_path / "out.csv.rejects.jsonl"  # where the list would be
+    source.write_text("".join(f"{json.dumps({'text': text})}\n" for text in ("coffee", "")))
+    before, given = source.read_bytes(), {"errors": source} if beside == "errors" else {}
+    said = refused(
+        file_with, capfd, tmp_path, input=source, output=output, overwrite="true", **given
+    )
+    assert f"errors = {source} (-P errors): it is the input" in said
+    assert source.read_bytes() == before
+
+
+def test_the_list_of_what_can_not_be_filed_is_not_the_output(
+    file_with, ledger, output, tmp_path, capfd
+):
+    given = {"input": ledger, "output": output, "errors": output, "overwrite": "true"}
+    said = refused(file_with, capfd, tmp_path, **given)
+    assert f"errors = {output} (-P errors): it is the output." in said
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("a.csv", "it is the input, or a part"), ("c.csv", "it would be a part")]
+)
+def test_an_output_among_the_part_files_of_a_glob_is_refused(
+    file_with, ledger, tmp_path, capfd, name, why
+):
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    for part in ("a.csv", "b.csv"):
+        (parts / part).write_bytes(ledger.read_bytes())
+    given = {"input": parts / "*.csv", "output": parts / name, "overwrite": "true"}
+    assert why in refused(file_with, capfd, tmp_path, **given)
+    assert (parts / "a.csv").read_bytes() == ledger.read_bytes()
+
+
 def test_a_folder_that_takes_no_file_is_refused(file_with, ledger, tmp_path, capfd):
     said = refused(file_with, capfd, tmp_path, input=ledger, output="/proc/out.csv")
     assert "output = /proc/out.csv (-P output)" in said

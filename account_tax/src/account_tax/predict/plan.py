@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -200,24 +201,33 @@ def open_input(options: Options, text_columns: Sequence[str], scratch: Path) -> 
 
 
 def check_output(options: Options) -> list[str]:
-    """Return what keeps the output from being made."""
-    path, faults = options.output, list[str]()
-    if path.suffix.lower() not in ENDINGS:
+    """Return what keeps the output, or the list of what can't be filed, from being made."""
+    output, rejects = options.output, options.rejects
+    faults = _file_faults(output, options)
+    if output.suffix.lower() not in ENDINGS:
         faults.append(f"expected a file name that ends in {_endings()}.")
-    if path.exists() and options.input.exists() and path.samefile(options.input):
-        faults.append("it is the input. Name another file.")
+    more = [fault for fault in _file_faults(rejects, options) if fault not in faults]
+    if rejects.resolve() == output.resolve():
+        more = ["it is the output. Name another file."]
+    return [f"output = {output} (-P output): {fault}" for fault in faults] + [
+        f"errors = {rejects} (-P errors): {fault}" for fault in more
+    ]
+
+
+def _file_faults(path: Path, options: Options) -> list[str]:
+    """Return what keeps a file from being made, or the input from being lost by it."""
+    faults, pattern = list[str](), options.input.absolute()
+    read = [pattern] if pattern.exists() else [Path(each) for each in glob(str(pattern))]
+    if path.exists() and any(path.samefile(each) for each in read):
+        faults.append("it is the input, or a part of it. Name another file.")
     elif path.is_dir():
         faults.append("it is a folder. Name a file.")
-    elif path.parent.exists() and options.input.is_dir() and path.parent.samefile(options.input):
+    elif path.parent.exists() and pattern.is_dir() and path.parent.samefile(pattern):
         faults.append("it lies in the folder that is read. Name a file elsewhere.")
-    there = [] if faults or options.overwrite else [path, options.rejects]
-    faults += output_faults(path.parent, there, "Give -P overwrite=true to replace it.")
-    faults = [f"output = {path} (-P output): {fault}" for fault in faults]
-    if (errors := options.errors) is None:
-        return faults
-    return faults + [
-        f"errors = {errors} (-P errors): {fault}" for fault in output_faults(errors.parent, [], "")
-    ]
+    elif not pattern.exists() and path.absolute().match(str(pattern)):
+        faults.append("it would be a part of the input. Name another file.")
+    there = [] if faults or options.overwrite else [path]
+    return faults + output_faults(path.parent, there, "Give -P overwrite=true to replace it.")
 
 
 def check_columns(model: Model, source: JoinedFiles, options: Options) -> list[str]:

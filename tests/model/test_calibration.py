@@ -338,6 +338,17 @@ def test_a_few_rows_more_or_less_do_not_decide_whether_a_part_counts():
     assert min(weights) > 0.05  # 0.25 is as sure as it is right
 
 
+def test_seven_rows_drop_no_part():
+    # The encoder is wrong in two of them and sure of it, the n-grams in none.
+    labels = np.arange(7) % 2
+    ngrams = np.eye(2)[labels] * 3
+    encoder = np.eye(2)[labels] * 4
+    encoder[:2] = encoder[:2, ::-1]
+    fusion = fit_fusion(encoder, ngrams, labels)
+    assert fusion["encoder"] == 1.0
+    assert 1 < fusion["ngrams"] < 5
+
+
 def test_a_part_that_makes_answers_worse_is_weighed_less():
     # It turns a hundred answers that are barely right, and gains more loss in fifty wrong ones.
     labels = np.zeros(1000, dtype=int)

@@ -15,6 +15,7 @@ from scipy.optimize import minimize, minimize_scalar
 
 TEMPERATURE_BOUNDS = (0.05, 20.0)  # where logits say nothing of the label, T would not end
 BINS = 15  # Guo et al. 2017, section 2
+USUAL = np.array([1.0, 0.5])  # weights of encoder and n-grams where rows say nothing else
 # Where the two sequences of thresholds begin, as a share of the rows, and their parts of the risk:
 # most versions reach the target for most lines; the second is for those that do for a few only.
 STARTS = ((0.8, 0.8), (0.3, 0.2))
@@ -52,8 +53,9 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 def fit_fusion(encoder: np.ndarray, ngrams: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Return the weights of two parts' logits in their sum, `encoder` and `ngrams`.
 
-    They fit the labels best (`_misfit`), up to their scale, which the temperature sets. As long as
-    the sum is right so much less often than the better part that chance does not explain it, by two
+    They fit the labels best (`_misfit`), up to their scale, which the temperature sets; how far
+    they are from `USUAL` counts as much as a row, so that a few rows drop no part. As long as the
+    sum is right so much less often than the better part that chance does not explain it, by two
     standard errors, the other part's weight is lowered.
 
     Args:
@@ -62,8 +64,11 @@ def fit_fusion(encoder: np.ndarray, ngrams: np.ndarray, labels: np.ndarray) -> d
         labels: The rows' class ids, (N,).
     """
     found: Any = minimize(
-        lambda weights: _misfit(weights[0] * encoder + weights[1] * ngrams, labels),
-        (1.0, 1.0),
+        lambda weights: (
+            _misfit(weights[0] * encoder + weights[1] * ngrams, labels)
+            + ((weights - USUAL) ** 2).sum() / len(labels)
+        ),
+        USUAL,
         bounds=[(0.0, TEMPERATURE_BOUNDS[1])] * 2,
         method="L-BFGS-B",
     )

@@ -70,7 +70,9 @@ def test_the_end_tells_sums_by_account(file_with, tmp_path, capfd):
     assert re.search(r"^amounts +2 rows have none that can be read$", said, re.M)
     missing = tmp_path / "other.csv"
     assert file_with(input=source, output=missing, amount_column="total") == 2
-    assert "expected the columns ['memo', 'merchant', 'total']" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "expected the columns ['memo', 'merchant', 'total']" in said
+    assert "Rename the column or set -P amount_column." in said
 
 
 def test_cells_that_a_spreadsheet_runs_are_said_and_stay(file_with, tmp_path, capfd):

@@ -1,6 +1,8 @@
 """A store by its URI, whichever folder is the current one; and what can be asked of it."""
 
 import os
+import re
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -17,6 +19,7 @@ from mlflow import MlflowClient
 
 from account_tax.errors import Refused
 from account_tax.provenance.code import PACKAGE
+from account_tax.registry.find import find_version
 from account_tax.tracking import store
 from account_tax.tracking.store import (
     LOCKED_SECONDS,
@@ -161,6 +164,37 @@ def test_another_programs_database_is_left_alone(own):
     before = (own / "mlflow.db").read_bytes()
     assert "a database of another program. Give another file." in refusal(own)
     assert (own / "mlflow.db").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        (
+            "UPDATE alembic_version SET version_num = '75868b020152'",
+            "The address is the one named here.",
+        ),
+        (
+            "UPDATE alembic_version SET version_num = 'of 2031'",
+            "a newer MLflow than this made it: give",
+        ),
+        ("DROP TABLE model_versions", "Restore it from a backup, or give another file."),
+    ],
+)
+def test_a_store_of_another_mlflow_or_without_a_table_is_said(own, tmp_path, statement, said):
+    MlflowClient(tracking_uri(own))
+    other = tmp_path / "other.db"
+    shutil.copy(own / "mlflow.db", other)  # MLflow has looked at the first once and for all
+    with closing(sqlite3.connect(other)) as database, database:
+        database.execute(statement)
+
+    def ask(uri):
+        with answers_soon(uri):
+            client = open_store(uri)
+        find_version(client, "account-tax", "1")
+
+    with pytest.raises(TrackingError, match=re.escape(said)) as refused:
+        ask(f"sqlite:///{other}")
+    assert "Start the" not in str(refused.value)
 
 
 def test_a_store_that_can_only_be_read_is_said(own):

@@ -189,8 +189,10 @@ def open_input(options: Options, text_columns: Sequence[str], scratch: Path) -> 
     path = options.input
     how = {"encoding": options.encoding, "header_row": options.header_row, "sheet": options.sheet}
     try:
-        columns = [*text_columns, *filter(None, [options.amount_column])]
-        wanted = Wanted(dict.fromkeys(columns, ""), **how)
+        columns = dict.fromkeys(text_columns, "")
+        if amount := options.amount_column:
+            columns.setdefault(amount, "-P amount_column")
+        wanted = Wanted(columns, **how)
         source = JoinedFiles(str(path), wanted, scratch, alike=True)
         source.refuse_faults()
     except OSError as err:

@@ -9,7 +9,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from account_tax.errors import Refused
-from account_tax.tracking.store import condition
+from account_tax.tracking.store import answers_soon, condition
 
 GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # deleted for good, or never one
 DENIED = {"PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"}
@@ -28,14 +28,16 @@ def find_version(client: MlflowClient, name: str, reference: str) -> ModelVersio
 
     Raises:
         Refused: If there is none; the message lists those there are.
+        TrackingError: If the registry can't be asked.
     """
-    try:
-        if reference.isdigit():
-            return client.get_model_version(name, reference)
-        return client.get_model_version_by_alias(name, reference)
-    except MlflowException as err:
-        there = _what_there_is(client, name)
-        raise Refused(f"{name} {reference}: {str(err.message).rstrip('.')}. {there}") from err
+    with answers_soon(client.tracking_uri):
+        try:
+            if reference.isdigit():
+                return client.get_model_version(name, reference)
+            return client.get_model_version_by_alias(name, reference)
+        except MlflowException as err:
+            there = _what_there_is(client, name)
+            raise Refused(f"{name} {reference}: {str(err.message).rstrip('.')}. {there}") from err
 
 
 def _what_there_is(client: MlflowClient, name: str) -> str:

@@ -28,7 +28,7 @@ PATIENCE_SECONDS = 120.0  # how long the end of a run waits for a server that is
 RETRY_SECONDS = 2.0
 MAKING_SECONDS = 60.0  # what one that makes a new store's tables may take, when all are busy
 LOCKED_SECONDS = 10.0  # how long a store that another process holds is waited for
-FULL = "disk is full"  # in SQLite's words, as those below
+FULL = "disk is full"  # in SQLite's words, as most below
 WRITABLE = "Give a file that can be written to."
 RESTORE = "Restore it from a backup, or give another file."
 ADVICE = {
@@ -37,6 +37,9 @@ ADVICE = {
     "locked": "Another process holds it: wait for its end, or look for one that hangs.",
     "not a database": RESTORE,
     "malformed": RESTORE,
+    "unexpected state": RESTORE,  # in MLflow's words, a table is missing
+    "out-of-date": "The address is the one named here. If that fails, a newer MLflow than this made "
+    "it: give another file.",
 }
 SCHEMA_TABLE = "alembic_version"  # by which MLflow knows its database
 FINAL_ANSWERS = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "PERMISSION_DENIED")
@@ -105,7 +108,7 @@ def tracking_uri(project: Path) -> str:
 
 
 def _advice(said: str, otherwise: str) -> str:
-    """Return what to do about a store, by the words of its driver."""
+    """Return what to do about a store, by the words of its driver or MLflow."""
     return next((advice for words, advice in ADVICE.items() if words in said), otherwise)
 
 

@@ -38,8 +38,8 @@ ADVICE = {
     "not a database": RESTORE,
     "malformed": RESTORE,
     "unexpected state": RESTORE,  # in MLflow's words, a table is missing
-    "out-of-date": "The address is the one named here. If that fails, a newer MLflow than this made "
-    "it: give another file.",
+    "out-of-date": "The address is the one named here. If that fails, a newer MLflow than this "
+    "made it: give another file.",
 }
 SCHEMA_TABLE = "alembic_version"  # by which MLflow knows its database
 FINAL_ANSWERS = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "PERMISSION_DENIED")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 from codecs import BOM_UTF8
 from datetime import UTC, datetime
 from pathlib import Path
@@ -542,7 +543,8 @@ def test_the_list_of_what_can_not_be_filed_replaces_no_ledger(
 ):
     output = tmp_path / "out.csv"
     source = tmp_path / "out.csv.rejects.jsonl"  # where the list would be
-    source.write_text("".join(f"{json.dumps({'text': text})}\n" for text in ("coffee", "")))
+    lines = [json.dumps({"memo": memo, "merchant": "taxi"}) for memo in ("coffee", "lunch")]
+    source.write_text("\n".join(lines) + "\n")
     before, given = source.read_bytes(), {"errors": source} if beside == "errors" else {}
     said = refused(
         file_with, capfd, tmp_path, input=source, output=output, overwrite="true", **given
@@ -557,6 +559,38 @@ def test_the_list_of_what_can_not_be_filed_is_not_the_output(
     given = {"input": ledger, "output": output, "errors": output, "overwrite": "true"}
     said = refused(file_with, capfd, tmp_path, **given)
     assert f"errors = {output} (-P errors): it is the output." in said
+
+
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [
+        ("~/l.csv", "l.csv"),
+        ("**/*.csv", "a/b/l.csv"),
+        ("장부.csv", "장부.csv"),
+        (".", "train/l.csv"),
+    ],
+)
+def test_an_input_however_it_is_named_is_not_replaced(
+    file_with, ledger, tmp_path, capfd, monkeypatch, asked, name
+):
+    monkeypatch.setenv("HOME", str(tmp_path / "in"))
+    there = tmp_path / "in" / unicodedata.normalize("NFD", name)  # as macOS writes it
+    there.parent.mkdir(parents=True)
+    there.write_bytes(ledger.read_bytes())
+    if asked == ".":
+        for split in ("validation", "test"):
+            (tmp_path / "in" / split).mkdir()
+            (tmp_path / "in" / split / "l.csv").write_bytes(ledger.read_bytes())
+    given = asked if asked.startswith("~") else tmp_path / "in" / asked
+    said = refused(file_with, capfd, tmp_path, input=given, output=there, overwrite="true")
+    assert "it is the input, or a part of it" in said
+    assert there.read_bytes() == ledger.read_bytes()
+
+
+def test_a_pipe_is_not_replaced(file_with, ledger, output, tmp_path, capfd):
+    os.mkfifo(tmp_path / "pipe")
+    given = {"input": ledger, "output": output, "errors": tmp_path / "pipe", "overwrite": "true"}
+    assert "it is a device or a pipe" in refused(file_with, capfd, tmp_path, **given)
 
 
 @pytest.mark.parametrize(

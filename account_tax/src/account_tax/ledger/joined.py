@@ -62,6 +62,11 @@ class JoinedFiles:
         self.found += [{"file": file.label, "format": "empty"} for file in empty]
         self.read_as = files_in_words(self.found)
 
+    @property
+    def paths(self) -> list[Path]:
+        """Where the files are on this disk."""
+        return [file.path for file in self._files]
+
     def _find_empty(self) -> list[SourceFile]:
         """Return the files without a byte, such as Spark's parts without rows, beside others."""
         sizes = [size for size, _ in self.state()]

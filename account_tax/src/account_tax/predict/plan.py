@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from glob import glob
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +133,7 @@ def make_plan(client: MlflowClient, options: Options, scratch: Path) -> Plan:
         source = open_input(options, columns, scratch)
     except Refused as err:
         faults.append(f"input = {options.input} (-P input): {err}")
-    faults += check_output(options)
+    faults += check_output(options, source.paths if source else [])
     if model and source:
         faults += check_columns(model, source, options)
     if faults or model is None or source is None:
@@ -202,13 +202,18 @@ def open_input(options: Options, text_columns: Sequence[str], scratch: Path) -> 
     return source
 
 
-def check_output(options: Options) -> list[str]:
-    """Return what keeps the output, or the list of what can't be filed, from being made."""
+def check_output(options: Options, read: Sequence[Path]) -> list[str]:
+    """Return what keeps the output, or the list of what can't be filed, from being made.
+
+    Args:
+        options: What is asked.
+        read: The files of the input.
+    """
     output, rejects = options.output, options.rejects
-    faults = _file_faults(output, options)
+    faults = _file_faults(output, options, read)
     if output.suffix.lower() not in ENDINGS:
         faults.append(f"expected a file name that ends in {_endings()}.")
-    more = [fault for fault in _file_faults(rejects, options) if fault not in faults]
+    more = [fault for fault in _file_faults(rejects, options, read) if fault not in faults]
     if rejects.resolve() == output.resolve():
         more = ["it is the output. Name another file."]
     return [f"output = {output} (-P output): {fault}" for fault in faults] + [
@@ -216,17 +221,19 @@ def check_output(options: Options) -> list[str]:
     ]
 
 
-def _file_faults(path: Path, options: Options) -> list[str]:
+def _file_faults(path: Path, options: Options, read: Sequence[Path]) -> list[str]:
     """Return what keeps a file from being made, or the input from being lost by it."""
-    faults, pattern = list[str](), options.input.absolute()
-    read = [pattern] if pattern.exists() else [Path(each) for each in glob(str(pattern))]
+    faults, asked = list[str](), options.input.expanduser()
+    folders = {each.resolve().parent for each in read}
     if path.exists() and any(path.samefile(each) for each in read):
         faults.append("it is the input, or a part of it. Name another file.")
     elif path.is_dir():
         faults.append("it is a folder. Name a file.")
-    elif path.parent.exists() and pattern.is_dir() and path.parent.samefile(pattern):
+    elif path.exists() and not path.is_file():
+        faults.append("it is a device or a pipe. Name a file.")
+    elif asked.is_dir() and path.resolve().parent in {*folders, asked.resolve()}:
         faults.append("it lies in the folder that is read. Name a file elsewhere.")
-    elif not pattern.exists() and path.absolute().match(str(pattern)):
+    elif not asked.exists() and path.resolve().parent in folders and fnmatch(path.name, asked.name):
         faults.append("it would be a part of the input. Name another file.")
     there = [] if faults or options.overwrite else [path]
     return faults + output_faults(path.parent, there, "Give -P overwrite=true to replace it.")

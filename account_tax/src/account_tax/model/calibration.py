@@ -104,17 +104,18 @@ def _misfit(logits: np.ndarray, labels: np.ndarray) -> float:
 
     Source: Platt 1999, Probabilistic Outputs for Support Vector Machines, section 2.2.
     """
-    rest = 1 / (len(labels) + 2)
+    return compute_cross_entropy(logits, labels, 1 / (len(labels) + 2))
+
+
+def compute_cross_entropy(logits: np.ndarray, labels: np.ndarray, smoothing: float = 0.0) -> float:
+    """Return the mean cross-entropy in nats of logits (N, C) and class ids (N,).
+
+    Of each target the other classes share `smoothing`, 0 to 1; without it, it is the plain one.
+    """
     scores = special.log_softmax(np.asarray(logits, dtype=np.float64), axis=-1)
     own = scores[np.arange(len(labels)), labels]
     others = (scores.sum(axis=-1) - own) / max(1, scores.shape[1] - 1)
-    return float(-((1 - rest) * own + rest * others).mean())
-
-
-def compute_cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Return the plain mean cross-entropy in nats of logits (N, C) and class ids (N,)."""
-    scores = special.log_softmax(np.asarray(logits, dtype=np.float64), axis=-1)
-    return float(-scores[np.arange(len(labels)), labels].mean())
+    return float(-((1 - smoothing) * own + smoothing * others).mean())
 
 
 def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:

@@ -20,6 +20,7 @@ from mlflow.entities.model_registry import ModelVersion
 
 from account_tax.launch.launcher import _prepare_anew
 from account_tax.launch.stages import Stages, stage_environment
+from account_tax.model.classifier import has_bf16
 from account_tax.processes.ranks import free_port
 from account_tax.provenance.environment import LOCKED, environment_tags, find_unlocked, read_lock
 from account_tax.registry.record import read_record
@@ -343,7 +344,7 @@ def test_what_is_not_registered(main_job, main_project, tiny, register, tested):
 
 
 def test_dry_run_shows_the_plan_and_leaves_nothing(project, tiny):
-    given = ["lora_r=4", "grad_accum=3", *(word for word in tiny if "grad_accum" not in word)]
+    given = ["lora_r=4", "grad_accum=3", "precision=bf16", *(word for word in tiny if "grad_accum" not in word)]
     finished = project.kedro_train("--dry-run=full", *kedro_words(given))
     assert finished.returncode == 0, finished.output
     lines = [" ".join(line.split()) for line in finished.output.splitlines()]
@@ -360,6 +361,8 @@ def test_dry_run_shows_the_plan_and_leaves_nothing(project, tiny):
         f"trainable parameters {2 * 2 * 4 * (32 + 32) + 99:,} of",
     ):
         assert any(shown.startswith(line) for shown in lines), line
+    slow = any(line.startswith("precision bf16, which is slower than fp32") for line in lines)
+    assert slow is not has_bf16("cpu")
     assert not (project.folder / "data").exists()
     assert not (project.folder / "mlflow.db").exists()
 

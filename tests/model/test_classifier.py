@@ -28,6 +28,7 @@ from account_tax.model.classifier import (
     as_text,
     build_classifier,
     clean_text,
+    has_bf16,
     join_texts,
     load_classifier,
     load_tokenizer,
@@ -212,6 +213,22 @@ def test_weights_other_than_those_with_the_digest_are_refused(tmp_path, file, co
     (folder / file).write_text(json.dumps(content))
     with pytest.raises(BaseModelError, match=file):
         resolve_base(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("has", "fast"),
+    [
+        ({"avx2": True, "cpu_name": "Intel Xeon"}, False),  # none at all
+        ({"avx512_bf16": True, "cpu_name": "AMD EPYC"}, True),  # Zen 4 and 5
+        ({"avx512_bf16": True, "avx512_fp16": True, "cpu_name": "AMD EPYC"}, True),
+        ({"avx512_bf16": True, "cpu_name": "Intel Xeon"}, True),  # Cooper Lake
+        ({"avx512_bf16": True, "avx512_fp16": True, "cpu_name": "Intel Xeon"}, False),
+        ({"avx512_bf16": True, "avx512_fp16": True, "amx_bf16": True, "cpu_name": "Intel"}, True),
+    ],
+)
+def test_bf16_is_there_where_it_is_faster(monkeypatch, has, fast):
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: has)
+    assert has_bf16("cpu") is fast
 
 
 # --- a base in four bits -------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def test_per_class_metrics_list_absent_classes_with_support_zero():
     assert [row["label"] for row in rows] == ["a", "b", "c"]
     assert [row["support"] for row in rows] == [1, 1, 0]
     assert rows[0]["f1"] == 1.0
-    assert rows[2]["f1"] == 0.0
+    assert rows[2]["f1"] is rows[2]["precision"] is rows[2]["recall"] is None
 
 
 def test_confusion_matrix_has_true_classes_as_rows():

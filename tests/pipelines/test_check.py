@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from account_tax.model import classifier
+from account_tax.model.calibration import least_rows
 from account_tax.pipelines import check as checks
 from account_tax.pipelines.check import check, floors_in_words
 from account_tax.pipelines.train import training_core
@@ -83,6 +84,21 @@ def test_the_dry_run_has_the_floors(two_accounts):
     found = check({"data": two_accounts, "registry": {"gates": gates}})
     assert found["ledger"]["gates"].startswith("min_class_recall and min_class_f1 will not be")
     assert "rare" not in found["ledger"]["gates"]
+
+
+@pytest.mark.parametrize("more", [-1, 0])
+def test_the_dry_run_says_where_no_threshold_can_be_promised(tmp_path, two_accounts, more):
+    """At one validation row more there may be one, if all are right."""
+    least = least_rows(0.95, 0.95)
+    for name, count in {"train": 90, "validation": least + more, "test": 40}.items():
+        rows = [f"{name} {i},{'ab'[i % 2]}" for i in range(count)]
+        (tmp_path / "ledger").mkdir(exist_ok=True)
+        (tmp_path / f"ledger/{name}.csv").write_text("\n".join(["text,label", *rows]))
+    data = two_accounts | {"source": str(tmp_path / "ledger")}
+    found = check({"data": data, "registry": {"target_precision": 0.95, "guarantee": 0.95}})
+    said = found["ledger"].get("threshold", "")
+    assert found["rows"]["validation"] == least + more
+    assert (f"at least {least} validation rows, and there are {least - 1}" in said) is (more < 0)
 
 
 def faults(base, **changes) -> list[str]:

@@ -134,6 +134,20 @@ def test_rejects_go_where_they_are_asked_for(file_with, ledger, output, tmp_path
     assert b"errors = no/e.jsonl (-P errors): " in capfdbinary.readouterr().err
 
 
+@pytest.mark.parametrize("where", ["closed", "full"])
+def test_a_standard_output_that_takes_no_more_is_said(file_with, ledger, monkeypatch, capfd, where):
+    """As `| head` closes it; the second is a device that is full however little is written."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open("/dev/full", "w") if where == "full" else os.fdopen(writing, "w") as stream:
+        monkeypatch.setattr("sys.stdout", stream)
+        assert file_with(input=ledger, output="-") == 1
+    said = capfd.readouterr().err
+    why = "No space left on device" if where == "full" else "Broken pipe"
+    assert f"standard output did not take all rows ({why}). Name a file: -P output." in said
+    assert "Traceback" not in said
+
+
 # --- what comes out -------------------------------------------------------------------------------
 
 
@@ -559,6 +573,11 @@ def test_the_list_of_what_can_not_be_filed_is_not_the_output(
     given = {"input": ledger, "output": output, "errors": output, "overwrite": "true"}
     said = refused(file_with, capfd, tmp_path, **given)
     assert f"errors = {output} (-P errors): it is the output." in said
+
+
+def test_the_list_of_what_can_not_be_filed_is_no_stream(file_with, ledger, output, tmp_path, capfd):
+    said = refused(file_with, capfd, tmp_path, input=ledger, output=output, errors="-")
+    assert "errors = - (-P errors): expected the name of a file." in said
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
     for seed in range(300):
         truth, predicted = draw(300, 3, 0.8, seed)
         (drawn,) = resample_models(truth, [predicted], 3, resamples=400, seed=seed)
-        found = interval(0.8, drawn.accuracy)
+        found = interval(np.mean(truth == predicted), drawn.accuracy, 300)
         inside += found["low"] <= 0.8 <= found["high"]
     assert 0.91 <= inside / 300 <= 0.985
 
@@ -87,9 +87,50 @@ def test_the_interval_has_the_width_of_the_normal_one():
     (drawn,) = resample_models(truth, [predicted], 5)
     accuracy = np.mean(truth == predicted)
     half = norm.ppf(0.975) * np.sqrt(accuracy * (1 - accuracy) / 2000)
-    found = interval(accuracy, drawn.accuracy)
+    found = interval(accuracy, drawn.accuracy, 2000)
     assert found["low"] == pytest.approx(accuracy - half, abs=0.0015)
     assert found["high"] == pytest.approx(accuracy + half, abs=0.0015)
+
+
+@pytest.mark.parametrize("rows", [1, 6, 40, 396])
+def test_rows_that_are_all_right_leave_the_interval_its_width(rows):
+    """Drawn however often they are all right: Clopper and Pearson's exact interval, by SciPy."""
+    truth = np.arange(rows) % 2
+    models = {"challenger": truth, "champion": truth}
+    found = summarize_models(truth, models, ["a", "b"], "champion")
+    exact = binomtest(rows, rows).proportion_ci(0.95, method="exact").low
+    for metric in ("accuracy", "f1"):
+        score, change = found["models"]["challenger"][metric], found["difference"][metric]
+        assert (score["low"], score["high"]) == (pytest.approx(exact), 1.0)
+        assert (change["low"], change["high"]) == (
+            pytest.approx(exact - 1),
+            pytest.approx(1 - exact),
+        )
+
+
+def test_an_account_that_no_row_has_or_gets_may_have_any_score():
+    truth = np.array([0, 0, 0, 1])
+    models = {"challenger": np.array([0, 0, 0, 1]), "champion": truth}
+    found = summarize_models(truth, models, ["a", "b", "c"], "champion")
+    one, none = found["classes"][1]["challenger"], found["classes"][2]["challenger"]
+    # one row may be right by chance: the exact interval begins at 0.025; draws without it at 0
+    assert all(each["low"] <= 0.025 and each["high"] == 1 for each in one.values())
+    assert all((each["low"], each["high"]) == (0.0, 1.0) for each in none.values())
+
+
+@pytest.mark.parametrize(("accuracy", "rows"), [(0.99, 20), (0.99, 100), (0.98, 200), (0.9, 10)])
+def test_few_errors_are_covered_as_often_as_it_says(accuracy, rows):
+    """Where errors are so few that many a draw has none; the percentiles alone cover a third."""
+    inside = 0
+    for seed in range(300):
+        truth, predicted = draw(rows, 2, accuracy, seed)
+        whole, (drawn,) = (
+            score_model(truth, predicted, 2),
+            resample_models(truth, [predicted], 2, resamples=400, seed=seed),
+        )
+        found = interval(float(whole.accuracy), drawn.accuracy, rows)
+        inside += found["low"] <= accuracy <= found["high"]
+    assert inside / 300 >= 0.93
 
 
 def test_a_difference_is_paired():
@@ -129,7 +170,8 @@ def test_classes_have_their_own_scores_and_differences():
     assert a["challenger"]["recall"]["value"] == 1
     assert a["f1_difference"]["value"] == pytest.approx(6 / 7 - 2 / 3)
     assert b["f1_difference"]["value"] == pytest.approx(2 / 3 - 1 / 2)
-    assert (c["f1_difference"]["low"], c["f1_difference"]["high"]) == (0, 0)
+    # One row, right in both: at 95% each may yet be wrong in all but 0.025 of such rows.
+    assert (c["f1_difference"]["low"], c["f1_difference"]["high"]) == (-0.975, 0.975)
 
 
 # --- comparisons ----------------------------------------------------------------------------------

@@ -11,6 +11,14 @@ def test_card_names_every_class_weakest_first(facts):
     assert card.index("account number 0 ") < card.index("account number 76 ")
 
 
+def test_an_account_without_a_test_row_is_not_the_weakest(facts):
+    first = facts["evaluation"]["per_class"][0]
+    first |= {"support": 0, "f1": None, "precision": None, "recall": None}
+    card = write_card(facts)
+    assert "| account number 0 | 0 | n/a | n/a | n/a |" in card
+    assert card.index("account number 76 ") < card.index("account number 0 ")
+
+
 def test_card_gives_metrics_data_base_parameters_and_digests(facts):
     card = write_card(facts)
     for part in (

@@ -49,6 +49,13 @@ def test_few_classes_have_numbers_in_the_cells_and_many_have_not(hangul, tmp_pat
     assert "c76" in texts(many[0])
 
 
+def test_an_account_without_a_test_row_has_no_score(tmp_path):
+    evaluation = make_evaluation(["a", "b"])
+    evaluation["per_class"][1] |= {"support": 0, "f1": None}
+    drawn = texts(save_plots(tmp_path, evaluation, HISTORY)[1])
+    assert {"n/a", "0 rows", "0.50"} <= set(drawn)
+
+
 def test_plots_grow_with_the_classes(hangul, tmp_path):
     many = save_plots(tmp_path / "many", make_evaluation([f"c{i}" for i in range(77)]), HISTORY)
 

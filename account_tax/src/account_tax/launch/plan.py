@@ -39,6 +39,7 @@ from .stages import stage_environment
 
 SHOWN = 30  # lines of a check that failed itself
 LONGEST_VALUE = 60  # characters
+SLOW_BF16 = "bf16, which is slower than fp32 on this device; -P precision=fp32 is faster here"
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,15 @@ class Plan:
             "optimizer steps": self.schedule.in_words(),
             "trainable parameters": f"{trainable:,} of {everything:,} ({share:.2%})",
             "padding token": report["padding_token"],
+            **({"precision": SLOW_BF16} if self._is_slow() else {}),
             "environment": environment_in_words(self.environment),
             "code": code_in_words(self.code.tags()),
         }
+
+    def _is_slow(self) -> bool:
+        """Return whether fp32 would be faster; a machine other than this has not been asked."""
+        here, training = type(self.place) is OneMachine, self.resolved.values["train"]["training"]
+        return here and training["bf16"] and not self.report["fast_bf16"]
 
     def _batch_in_words(self) -> str:
         rows, times = share_batch(self.resolved.values["train"]["deepspeed"], self.world_size)

@@ -891,11 +891,16 @@ def batch_threads(device: str, batches: int) -> Iterator[Any]:
 
 
 def has_bf16(device: str) -> bool:
-    """Return whether a device multiplies in bfloat16 itself, instead of emulating it slowly."""
+    """Return whether a device multiplies in bfloat16 faster than in float32.
+
+    Not so are CPUs that emulate it, and Intel's since Sapphire Rapids (AVX-512 FP16) where AMX is
+    hidden from a virtual machine: their AVX-512 BF16 has half of float32's rate (docs/results.md).
+    """
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     has = torch.cpu.get_capabilities()
-    return any(has.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+    slow = has.get("avx512_fp16", False) and has.get("cpu_name", "").startswith("Intel")
+    return has.get("amx_bf16", False) or (has.get("avx512_bf16", False) and not slow)
 
 
 def load_classifier(folder: Path, device: str = "cpu") -> LoadedClassifier:

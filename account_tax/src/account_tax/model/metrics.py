@@ -63,17 +63,21 @@ def compute_classification_metrics(
 def compute_per_class_metrics(
     logits: np.ndarray, labels: np.ndarray, names: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Return label, precision, recall, f1 and support of each class, in the order of the ids."""
+    """Return label, precision, recall, f1 and support of each class, in the order of the ids.
+
+    The scores of a class that no row has are None: it was not measured.
+    """
     columns = _scores(labels, np.argmax(logits, axis=-1), labels=range(len(names)))
     return [
         {
             "label": name,
-            "precision": float(precision),
-            "recall": float(recall),
-            "f1": float(f1),
+            **{
+                metric: float(score) if support else None
+                for metric, score in zip(("precision", "recall", "f1"), scores, strict=True)
+            },
             "support": int(support),
         }
-        for name, precision, recall, f1, support in zip(names, *columns, strict=True)
+        for name, *scores, support in zip(names, *columns, strict=True)
     ]
 
 

@@ -21,7 +21,8 @@ from huggingface_hub.constants import HF_HUB_CACHE
 
 from account_tax.faults import shorten, with_rows
 from account_tax.ledger.tokens import check_length, load_base
-from account_tax.model.classifier import PACKAGE_SCHEME
+from account_tax.model.calibration import least_rows
+from account_tax.model.classifier import PACKAGE_SCHEME, has_bf16
 from account_tax.pipelines.prepare.nodes import inputs_sha256, plan_data, plan_prepared
 from account_tax.pipelines.train.rehearsal import find_loading_faults, find_trainer_faults
 from account_tax.pipelines.train.training_core import apply_lora_adapters, instantiate_model
@@ -39,7 +40,8 @@ def check(values: dict[str, Any]) -> dict[str, Any]:
     Returns:
         `faults`, one line each; `gpus`, how many this process sees; and, as far as known, `labels`,
         `rows` by split, `ledger` in words, `source_sha256`, `inputs_sha256`, `base` (its pin),
-        `parameters`, `trainable_parameters` and `padding_token`.
+        `parameters`, `trainable_parameters` and `padding_token`; and `fast_bf16`, whether this
+        process's device has it.
     """
     report: dict[str, Any] = {"faults": [], "gpus": torch.cuda.device_count()}
     train, data = values.get("train", {}), values.get("data")
@@ -51,6 +53,8 @@ def check(values: dict[str, Any]) -> dict[str, Any]:
         gates = values.get("registry", {}).get("gates")
         if words := floors_in_words(gates, plan.test_rows) if gates else "":
             plan.facts["gates"] = words
+        if words := promise_in_words(values.get("registry", {}), plan.rows.get("validation", 0)):
+            plan.facts["threshold"] = words
         report |= {"labels": plan.labels, "rows": plan.rows, "ledger": plan.facts}
         report["source_sha256"] = plan.source_sha256
     if model.get("name"):
@@ -59,6 +63,7 @@ def check(values: dict[str, Any]) -> dict[str, Any]:
         pinned = {**train, "model": {**model, **report["base"]}}
         report["inputs_sha256"] = inputs_sha256(data, pinned, report["source_sha256"])
     report["faults"] += _training_faults(train) + _cache_faults(train, report)
+    report["fast_bf16"] = has_bf16("cuda" if report["gpus"] else "cpu")
     report["faults"] += _key_faults(values.get("registry", {}))
     return report
 
@@ -89,6 +94,18 @@ def floors_in_words(gates: Mapping[str, Any], test_rows: Mapping[str, int]) -> s
             f"min_class_rows will fail: fewer than {least} test rows of {shorten(with_rows(few))}"
         )
     return "; ".join(said)
+
+
+def promise_in_words(registry: Mapping[str, Any], rows: int) -> str:
+    """Return that no threshold can be promised with so few validation rows, or ""."""
+    if "target_precision" not in registry:
+        return ""
+    target = registry["target_precision"]
+    least = least_rows(target, registry["guarantee"])
+    return (
+        f"none can be promised: a precision of {target:g} takes at least {least:,} validation "
+        f"rows, and there are {rows:,}; a person will look at every line filed"
+    ) * (rows < least)
 
 
 def _check_model(

@@ -87,7 +87,7 @@ class Plan:
         if self.options.precision == "fp32":
             return "fp32", "as asked"
         if not has_bf16(device):
-            return "fp32", "no bf16 in this hardware"
+            return "fp32", "bf16 is no faster on this hardware"
         if share is None:
             return "fp32", "it was not compared with bf16 when it was registered"
         try:
@@ -214,7 +214,9 @@ def check_output(options: Options, read: Sequence[Path]) -> list[str]:
     if output.suffix.lower() not in ENDINGS:
         faults.append(f"expected a file name that ends in {_endings()}.")
     more = [fault for fault in _file_faults(rejects, options, read) if fault not in faults]
-    if rejects.resolve() == output.resolve():
+    if rejects.name == "-":
+        more = ["expected the name of a file."]
+    elif rejects.resolve() == output.resolve():
         more = ["it is the output. Name another file."]
     return [f"output = {output} (-P output): {fault}" for fault in faults] + [
         f"errors = {rejects} (-P errors): {fault}" for fault in more

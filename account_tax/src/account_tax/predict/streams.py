@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
+from account_tax.errors import Failed
 from account_tax.ledger.formats import JSON_ENDINGS
 
 from .options import Options
@@ -33,9 +35,16 @@ def as_files(options: Options, scratch: Path) -> Iterator[Options]:
         yield options
     if options.errors is None and options.rejects.exists():
         sys.stderr.write(options.rejects.read_text(encoding="utf-8"))
-    with options.output.open("rb") as file:
-        shutil.copyfileobj(file, sys.stdout.buffer)
-    sys.stdout.flush()
+    try:
+        with options.output.open("rb") as file:
+            shutil.copyfileobj(file, sys.stdout.buffer)
+        sys.stdout.flush()
+    except OSError as err:  # `| head` has what it wants, say
+        with open(os.devnull, "w") as nothing:  # what is left would be written at the end
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
+        raise Failed(
+            f"standard output did not take all rows ({err.strerror}). Name a file: -P output."
+        ) from err
 
 
 def _read_stdin(scratch: Path) -> Path:

@@ -150,7 +150,7 @@ def compare_runs(client: MlflowClient, runs: Sequence[tuple[Run, str]]) -> dict[
             resample_models(truth, [predicted], classes),
         )
         scores = {
-            metric: interval(getattr(whole, metric), getattr(drawn, metric))
+            metric: interval(getattr(whole, metric), getattr(drawn, metric), len(truth))
             for metric in ("accuracy", "f1")
         }
         rows.append(_describe(run, version, read.get(MANIFEST_FILE, {})) | scores)

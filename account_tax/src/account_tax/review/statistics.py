@@ -41,6 +41,7 @@ class Scores:
     f1: np.ndarray  # (), the macro average
     class_precision: np.ndarray  # (C,)
     class_recall: np.ndarray  # (C,)
+    class_predicted: np.ndarray  # (C,), rows
     class_f1: np.ndarray  # (C,)
 
 
@@ -65,6 +66,7 @@ def score_counts(hits: np.ndarray, support: np.ndarray, predicted: np.ndarray) -
         f1=f1.sum(axis=-1) / occurring,
         class_precision=_divide(hits, predicted),
         class_recall=_divide(hits, support),
+        class_predicted=predicted,
         class_f1=f1,
     )
 
@@ -128,11 +130,28 @@ def _stack(parts: Sequence[Scores]) -> Scores:
     return Scores(**{name: np.concatenate([getattr(p, name) for p in parts]) for name in names})
 
 
-def interval(value: float, resampled: np.ndarray) -> Interval:
-    """Return a value with the percentile interval of its resamples (R,), at CONFIDENCE."""
-    tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(resampled, [tail, 100 - tail])
-    return {"value": float(value), "low": float(low), "high": float(high)}
+def interval(value: float, resampled: np.ndarray, rows: int, lowest: float = 0.0) -> Interval:
+    """Return a value with the percentile interval of its resamples (R,), at CONFIDENCE.
+
+    Rows that are all right are all right however often they are drawn. So the interval reaches at
+    least as far as the rows may hide: to the share of errors of which they would have none with
+    probability (1 - CONFIDENCE) / 2. Where all are right, that is the exact interval. Source:
+    Clopper and Pearson 1934.
+
+    Args:
+        value: Of the rows themselves.
+        resampled: Of the resamples.
+        rows: That the value is measured on.
+        lowest: What the value can be at least, 0 or, for a difference, -1; at most it is 1.
+    """
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.percentile(resampled, [100 * tail, 100 * (1 - tail)])
+    hidden = 1 - tail ** (1 / rows) if rows else 1.0
+    return {
+        "value": float(value),
+        "low": float(max(lowest, min(low, value - hidden))),
+        "high": float(min(1.0, max(high, value + hidden))),
+    }
 
 
 # --- models against each other --------------------------------------------------------------------
@@ -163,7 +182,8 @@ def summarize_models(
         model: {
             metric: interval(
                 *(getattr(of["challenger"], metric) - getattr(of[model], metric)
-                  for of in (whole, resampled))
+                  for of in (whole, resampled)),
+                rows=len(truth), lowest=-1.0,
             )
             for metric in ("accuracy", "f1")
         }
@@ -172,7 +192,9 @@ def summarize_models(
     return {
         "models": {
             model: {
-                metric: interval(getattr(whole[model], metric), getattr(resampled[model], metric))
+                metric: interval(
+                    getattr(whole[model], metric), getattr(resampled[model], metric), len(truth)
+                )
                 for metric in ("accuracy", "f1")
             }
             for model in predictions
@@ -194,10 +216,12 @@ def _summarize_classes(
 
     def scores(model: str, index: int) -> dict[str, Interval]:
         found, drawn = whole[model], resampled[model]
+        measured_on = {"precision": int(found.class_predicted[index])}
         return {
             metric: interval(
                 getattr(found, f"class_{metric}")[index],
                 getattr(drawn, f"class_{metric}")[:, index],
+                rows=measured_on.get(metric, int(support[index])),
             )
             for metric in ("precision", "recall", "f1")
         }
@@ -207,7 +231,7 @@ def _summarize_classes(
             models["challenger"].class_f1 - models[reference].class_f1
             for models in (whole, resampled)
         )
-        return interval(value[index], drawn[:, index])
+        return interval(value[index], drawn[:, index], int(support[index]), lowest=-1.0)
 
     return [
         {

@@ -107,7 +107,9 @@ def _suppliers(metrics: Facts) -> str:
 
 
 def _per_class(evaluation: Facts, most_classes: int | None) -> str:
-    classes = sorted(evaluation["per_class"], key=lambda row: row["f1"])
+    classes = sorted(
+        evaluation["per_class"], key=lambda row: (row["support"] == 0, row["f1"] or 0.0)
+    )
     shown = classes[:most_classes]
     title = "## Accounts, weakest first"
     if not shown:

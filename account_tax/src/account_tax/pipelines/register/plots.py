@@ -14,6 +14,7 @@ from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from account_tax.reporting.markdown import format_number
 from account_tax.reporting.svg import (
     BLUE,
     GREY,
@@ -81,20 +82,20 @@ def plot_confusion_matrix(counts: np.ndarray, labels: Sequence[str]) -> Figure:
 
 def plot_per_class_f1(per_class: Sequence[dict[str, Any]]) -> Figure:
     """Draw the F1 of each class, best first, with the number of its test rows."""
-    rows = sorted(per_class, key=lambda row: (row["f1"], row["support"]))
+    rows = sorted(per_class, key=lambda row: (row["f1"] or 0.0, row["support"]))
     few = len(rows) <= MOST_NUMBERED_CLASSES
     height, font = (0.32, 9.0) if few else (0.16, 6.5)
     labels = [row["label"] for row in rows]
     left = text_inches(labels, font) + 0.2
     figure, axes = sized_figure(4.2, height * len(rows), left=left, bottom=0.5, top=0.45, right=1.3)
     positions = range(len(rows))
-    axes.barh(positions, [row["f1"] for row in rows], height=0.7, color=BLUE)
+    axes.barh(positions, [row["f1"] or 0.0 for row in rows], height=0.7, color=BLUE)
     axes.set_yticks(positions, labels, fontsize=font)
     axes.set(xlim=(0, 1), ylim=(-0.6, len(rows) - 0.4))
     axes.set(xlabel="F1", title="F1 of each class, test split")
     axes.tick_params(axis="y", length=0)
     for position, row in enumerate(rows):
-        axes.text(1.02, position, f"{row['f1']:.2f}", va="center", fontsize=font)
+        axes.text(1.02, position, format_number(row["f1"], ".2f"), va="center", fontsize=font)
         axes.text(
             1.13, position, f"{row['support']} rows", va="center", fontsize=font, color="#7a828c"
         )

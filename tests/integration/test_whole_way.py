@@ -344,7 +344,12 @@ def test_what_is_not_registered(main_job, main_project, tiny, register, tested):
 
 
 def test_dry_run_shows_the_plan_and_leaves_nothing(project, tiny):
-    given = ["lora_r=4", "grad_accum=3", "precision=bf16", *(word for word in tiny if "grad_accum" not in word)]
+    given = [
+        "lora_r=4",
+        "grad_accum=3",
+        "precision=bf16",
+        *(word for word in tiny if "grad_accum" not in word),
+    ]
     finished = project.kedro_train("--dry-run=full", *kedro_words(given))
     assert finished.returncode == 0, finished.output
     lines = [" ".join(line.split()) for line in finished.output.splitlines()]

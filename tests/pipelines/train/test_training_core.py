@@ -306,15 +306,12 @@ def test_compute_metrics_agrees_with_counting_by_hand(average):
 
 
 @pytest.fixture
-def points(tiny_base, tmp_path, monkeypatch):
-    """Return what trains and returns the metric points, (step, value), by key, and the summary."""
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    monkeypatch.setenv("MLFLOW_RUN_ID", MlflowClient(uri).create_run("0").info.run_id)
+def trainer_of(tiny_base, tmp_path):
+    """Return what makes a trainer, without DeepSpeed: trainer_of(averaging, max_steps=4)."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
-    params = train_params(tiny_base)
 
-    def train(resume=None, **training):
+    def make(averaging=False, **training):
+        params = train_params(tiny_base, **{"averaging.enable": averaging})
         model = instantiate_model({"name": str(tiny_base), "num_labels": 3}, tokenizer)
         arguments = TrainingArguments(
             output_dir=str(tmp_path / "checkpoints"),
@@ -329,6 +326,20 @@ def points(tiny_base, tmp_path, monkeypatch):
         trainer = _build_trainer(model, tokenizer, arguments, splits, params, tmp_path)
         for of_engine in (EngineTimeCallback, EngineCallback):  # there is no DeepSpeed here
             trainer.remove_callback(of_engine)
+        return trainer
+
+    return make
+
+
+@pytest.fixture
+def points(trainer_of, tmp_path, monkeypatch):
+    """Return what trains and returns the metric points, (step, value), by key, and the summary."""
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_RUN_ID", MlflowClient(uri).create_run("0").info.run_id)
+
+    def train(resume=None, **training):
+        trainer = trainer_of(**training)
         open_metrics(tmp_path)
         result = trainer.train(resume and str(tmp_path / "checkpoints" / resume))
         close_metrics()
@@ -373,6 +384,38 @@ def test_a_resumed_training_logs_its_last_step_as_an_uninterrupted_one(points):
     assert summary["speed/tokens_per_sec"] == resumed["speed/tokens_per_sec"][0][1] > 0
     _, nothing_left = points(resume="checkpoint-5", max_steps=5, **save)
     assert "speed/tokens_per_sec" not in nothing_left
+
+
+EVERY_TWO = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
+BEST = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": False}
+
+
+@pytest.mark.parametrize("averaging", [False, True])
+@pytest.mark.parametrize(
+    ("training", "again"),
+    [
+        (EVERY_TWO | {"max_steps": 6}, False),
+        (EVERY_TWO | BEST | {"max_steps": 6, "learning_rate": 1e-3}, False),
+        (
+            EVERY_TWO | BEST | {"max_steps": 6, "learning_rate": 2.0},
+            False,
+        ),  # an earlier one is best
+        (EVERY_TWO | {"max_steps": 5, "save_strategy": "no"}, False),  # the last step is, always
+        ({"max_steps": 2}, True),
+    ],
+)
+def test_weights_that_were_evaluated_are_not_evaluated_again(
+    trainer_of, training, again, averaging
+):
+    trainer, ran = trainer_of(averaging, **training), []
+    trainer.train()
+    answer = trainer._answer
+    trainer._answer = lambda *args, **kwargs: ran.append(1) or answer(*args, **kwargs)
+    kept = trainer.evaluate_kept()
+    assert len(ran) == again
+    assert kept["eval_loss"] == trainer.state.log_history[-1]["eval_loss"]
+    anew = trainer.evaluate()
+    assert {key: kept[key] for key in EVALUATED} == {key: anew[key] for key in EVALUATED}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
+
+from account_tax.storage.checkpoints import step_of
 
 from .adapters import AdapterProducts
 from .batches import IGNORED_LABEL, STATES, GlobalBatchSampler, Rows
@@ -151,6 +154,22 @@ class LedgerTrainer(CheckpointedTrainer):
         if norm is not None and not self.args.fp16:
             self.finite.check("gradient norm", float(norm), self.state.global_step + 1, self.args)
         return norm
+
+    def evaluate_kept(self) -> dict[str, float]:
+        """Return the evaluation of the weights that the training left.
+
+        They were evaluated when they were chosen. It is made now where the history has none, as
+        without an `eval_strategy`, or one that took the lower layers' answers from a file.
+        """
+        state = self.state
+        best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        kept = step_of(Path(best)) if best else state.global_step
+        for entry in reversed(state.log_history if not self.frozen.count else []):
+            if entry["step"] == kept and "eval_loss" in entry:
+                found = {key: value for key, value in entry.items() if key.startswith("eval_")}
+                self.log(found)
+                return found
+        return self.evaluate()
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Return the answers of the weights or, while training, of their mean: the better ones."""

@@ -133,7 +133,7 @@ def run_training_pipeline(
 
     with _sole_writer(trainer.folder):
         training_result = trainer.train(_checkpoint_to_resume(trainer.folder))
-    evaluation = trainer.evaluate()
+    evaluation = trainer.evaluate_kept()
     metrics = _summarize(trainer, training_result.metrics, evaluation)
     probe = answer_probe(trainer, tokenizer)
     settings = {

@@ -139,6 +139,18 @@ def test_every_other_name_of_a_module_must_match_too(model, key, value, said):
             "exclude_modules = .*: nothing is left of target_modules",
         ),
         (
+            {"target_modules": "all-linear", "exclude_modules": ["query", "value", "key", "dense"]},
+            "exclude_modules = .*: nothing is left of target_modules",
+        ),
+        (
+            {"target_modules": ["query"], "exclude_modules": ".*query"},
+            "exclude_modules = .*: nothing is left of target_modules",
+        ),
+        (
+            {"target_modules": "all-linear", "exclude_modules": ".*LayerNorm"},
+            "exclude_modules = .*: .*LayerNorm is no part of target_modules",
+        ),
+        (
             {"target_modules": ["query", "word_embeddings"], "layers_to_transform": [0]},
             "target_modules = .*: no layer is changed by word_embeddings. Adapted are: query.",
         ),
@@ -161,10 +173,13 @@ def test_a_layer_may_fit_two_keys_of_one_value(model):
     assert apply_lora_adapters(model, LORA | {"rank_pattern": {"query": 2, "q.*": 2}})
 
 
-@pytest.mark.parametrize(("key", "value"), [("rank_pattern", {"(": 2}), ("exclude_modules", "(")])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("rank_pattern", {"(": 2}), ("exclude_modules", "("), ("target_modules", "(")],
+)
 def test_what_is_no_expression_is_said_of_its_own_key(model, key, value):
     with pytest.raises(ValueError, match=rf"train\.lora\.{key} = .*is no regular expression"):
-        apply_lora_adapters(model, LORA | {key: value})
+        apply_lora_adapters(model, LORA | {"exclude_modules": ["key"], key: value})
 
 
 @pytest.mark.parametrize(

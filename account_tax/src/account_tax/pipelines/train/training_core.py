@@ -333,26 +333,37 @@ def _find_lora_faults(
         for key, r in ranks.items()
         if r > highest
     ]
-    faults += _find_exclusion_faults(leaves, fields)
+    named = ("train.lora.target_modules", "train.lora.exclude_modules")
+    if not any(fault.startswith(named) for fault in faults):
+        faults += _find_exclusion_faults(leaves, [*layers], fields)
     return faults + _find_layer_faults(adaptable, fields, linear)
 
 
-def _find_exclusion_faults(leaves: list[str], fields: dict[str, Any]) -> list[str]:
+def _find_exclusion_faults(
+    leaves: list[str], linear: list[str], fields: dict[str, Any]
+) -> list[str]:
     """Return why `exclude_modules` leaves out nothing, or everything, of `target_modules`."""
     excluded, targets = fields.get("exclude_modules"), fields.get("target_modules")
-    if not isinstance(excluded, list) or not isinstance(targets, list):
+    if not (excluded and targets):
         return []
 
-    def among(names: list[str]) -> set[str]:
-        return {leaf for leaf in leaves if any(_ending(name, False)(leaf) for name in names)}
+    def among(given: Any) -> set[str]:
+        if given == "all-linear":
+            return {*linear}
+        matches = (
+            [re.compile(given).fullmatch]
+            if isinstance(given, str)
+            else [_ending(name, as_expression=False) for name in given]
+        )
+        return {leaf for leaf in leaves if any(match(leaf) for match in matches)}
 
     chosen, start = among(targets), f"train.lora.exclude_modules = {excluded}:"
     if chosen and chosen <= among(excluded):
         return [f"{start} nothing is left of target_modules. Exclude less."]
     return [
         f"{start} {name} is no part of target_modules, so leaves nothing out."
-        for name in excluded
-        if not chosen & among([name])
+        for name in ([excluded] if isinstance(excluded, str) else excluded)
+        if not chosen & among(excluded if isinstance(excluded, str) else [name])
     ]
 
 

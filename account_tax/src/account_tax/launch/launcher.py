@@ -45,6 +45,11 @@ from .register import finish, salvaged
 from .resume import Start, begin
 from .stages import Stages, stage_environment, warm_stages
 
+SHOWN = {  # of the plan's facts, while it starts; `dry_run` shows all
+    *("rows", "threshold", "global batch", "optimizer steps", "trainable parameters", "precision"),
+    "code",
+}
+
 
 def train(project: Path, args: Sequence[str]) -> int:
     """Run `kedro train` with the words of its command line; return its exit status."""
@@ -109,8 +114,9 @@ def _run_plan(
         stages.again = f"with --resume {run.run_id} the same command"
     stages.write_configuration(resolved)
     _record(run, plan, resolved)
-    for name in ("rows", "global batch", "optimizer steps", "trainable parameters", "code"):
-        click.echo(fact_line(name, plan.facts()[name]))
+    for name, fact in plan.facts().items():
+        if name in SHOWN:
+            click.echo(fact_line(name, fact))
     click.echo(f"{'logs':<24} {root / 'logs'}")
     seconds = plan.resolved.launch.system_metrics_seconds
     watched = machine_watched(run.run_id, run.tracking_uri, seconds)

@@ -45,10 +45,11 @@ from .register import finish, salvaged
 from .resume import Start, begin
 from .stages import Stages, stage_environment, warm_stages
 
-SHOWN = {  # of the plan's facts, while it starts; `dry_run` shows all
-    *("rows", "threshold", "global batch", "optimizer steps", "trainable parameters", "precision"),
-    "code",
-}
+# Of the plan's facts, while it starts; `dry_run` shows all.
+SHOWN_FACTS = (
+    *("rows", "threshold", "global batch", "optimizer steps", "trainable parameters"),
+    *("precision", "code"),
+)
 
 
 def train(project: Path, args: Sequence[str]) -> int:
@@ -115,7 +116,7 @@ def _run_plan(
     stages.write_configuration(resolved)
     _record(run, plan, resolved)
     for name, fact in plan.facts().items():
-        if name in SHOWN:
+        if name in SHOWN_FACTS:
             click.echo(fact_line(name, fact))
     click.echo(f"{'logs':<24} {root / 'logs'}")
     seconds = plan.resolved.launch.system_metrics_seconds

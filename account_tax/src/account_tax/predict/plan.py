@@ -31,6 +31,7 @@ from account_tax.storage.names import BF16_TAG
 
 from .options import Options
 from .sinks import ENDINGS
+from .streams import STREAM
 
 MOST_OTHER_LABELS = 0.001  # of the version's validation rows: more, and bf16 is not worth it
 
@@ -214,7 +215,7 @@ def check_output(options: Options, read: Sequence[Path]) -> list[str]:
     if output.suffix.lower() not in ENDINGS:
         faults.append(f"expected a file name that ends in {_endings()}.")
     more = [fault for fault in _file_faults(rejects, options, read) if fault not in faults]
-    if rejects.name == "-":
+    if rejects == STREAM:
         more = ["expected the name of a file."]
     elif rejects.resolve() == output.resolve():
         more = ["it is the output. Name another file."]

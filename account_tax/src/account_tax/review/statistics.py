@@ -216,14 +216,14 @@ def _summarize_classes(
 
     def scores(model: str, index: int) -> dict[str, Interval]:
         found, drawn = whole[model], resampled[model]
-        measured_on = {"precision": int(found.class_predicted[index])}
+        rows, claimed = int(support[index]), int(found.class_predicted[index])
         return {
             metric: interval(
                 getattr(found, f"class_{metric}")[index],
                 getattr(drawn, f"class_{metric}")[:, index],
-                rows=measured_on.get(metric, int(support[index])),
+                size,
             )
-            for metric in ("precision", "recall", "f1")
+            for metric, size in (("precision", claimed), ("recall", rows), ("f1", rows))
         }
 
     def f1_difference(index: int) -> Interval:

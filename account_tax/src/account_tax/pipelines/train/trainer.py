@@ -161,10 +161,12 @@ class LedgerTrainer(CheckpointedTrainer):
         They were evaluated when they were chosen. It is made now where the history has none, as
         without an `eval_strategy`, or one that took the lower layers' answers from a file.
         """
+        if self.frozen.count:
+            return self.evaluate()
         state = self.state
         best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
         kept = step_of(Path(best)) if best else state.global_step
-        for entry in reversed(state.log_history if not self.frozen.count else []):
+        for entry in reversed(state.log_history):
             if entry["step"] == kept and "eval_loss" in entry:
                 found = {key: value for key, value in entry.items() if key.startswith("eval_")}
                 self.log(found)

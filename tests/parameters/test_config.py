@@ -484,6 +484,22 @@ def test_a_field_settled_elsewhere_names_the_place(project, words, place):
             "train.deepspeed.zero_optimization.offload_optimizer.device",
             "stage 1 or 2 or 3 only",
         ),
+        (
+            ["train.lora.enable=false", "lora_r=8"],
+            "train.lora.r",
+            "does nothing where train.lora.enable is false",
+        ),
+        (
+            ["train.ngrams.enable=false", "train.ngrams.min_rows=2"],
+            "train.ngrams.min_rows",
+            "does nothing where train.ngrams.enable is false",
+        ),
+        (
+            [f"train.training.{it}" for it in ("save_strategy=epoch", "eval_strategy=epoch")]
+            + ["train.training.save_steps=10"],
+            "train.training.save_steps",
+            "does nothing where save_strategy is epoch; set that to steps",
+        ),
     ],
 )
 def test_values_that_cannot_stand_together_are_refused(project, words, key, reason):

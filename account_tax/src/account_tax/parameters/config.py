@@ -172,7 +172,8 @@ def resolve(project: Path, overrides: Sequence[Pair]) -> Resolved:
     if not any(fault.unreadable for fault in faults):
         values = _check(everything(), tree, "", faults)
     readable, flat = not faults, dict(_leaves(values))
-    faults += [Fault(key, text, _show(flat[key])) for key, text in conflicts(flat.get)]
+    given = [key for key in flat if sources.get(key, "").startswith("-")]
+    faults += [Fault(key, text, _show(flat[key])) for key, text in conflicts(flat.get, given)]
     options = {name: values.pop(name) for name in asdict(LaunchOptions()) if name in values}
     tuning = values.pop("tuning", {})
     resolved = Resolved(LaunchOptions(**options), values, sources, tuning)

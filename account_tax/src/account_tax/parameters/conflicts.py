@@ -1,19 +1,25 @@
 """Values of parameters that cannot stand together."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 Get = Callable[[str], Any]  # a dotted key's value; None where it is unset or faulty itself
 Conflict = tuple[str, str]  # the key to change, and why
 
 
-def conflicts(get: Get) -> Iterator[Conflict]:
-    """Yield each pair of values that can't stand together, as the key to change and the reason."""
+def conflicts(get: Get, given: Collection[str] = ()) -> Iterator[Conflict]:
+    """Yield each pair of values that can't stand together, as the key to change and the reason.
+
+    Args:
+        get: Returns a dotted key's value.
+        given: The keys that the command line set: each has to do something.
+    """
     yield from _data_conflicts(get)
     yield from _precision_conflicts(get)
     yield from _best_model_conflicts(get)
     yield from _offload_conflicts(get)
+    yield from _idle(get, given)
 
 
 def _data_conflicts(get: Get) -> Iterator[Conflict]:
@@ -81,3 +87,18 @@ def _offload_conflicts(get: Get) -> Iterator[Conflict]:
             needed = " or ".join(map(str, stages))
             reason = f"works with ZeRO stage {needed} only, the stage is {stage}"
             yield f"{at}.{what}.device", f"{reason}; set {at}.{what} to null"
+
+
+def _idle(get: Get, given: Collection[str]) -> Iterator[Conflict]:
+    for switch in ("train.lora.enable", "train.ngrams.enable", "train.averaging.enable"):
+        section = switch.removesuffix("enable")
+        idle = [key for key in given if key.startswith(section) and key != switch]
+        if get(switch) is False:
+            yield from (
+                (key, f"does nothing where {switch} is false; leave it out") for key in idle
+            )
+    for what in ("eval", "save"):
+        steps = f"train.training.{what}_steps"
+        strategy = get(f"train.training.{what}_strategy")
+        if steps in given and strategy not in (None, "steps"):
+            yield steps, f"does nothing where {what}_strategy is {strategy}; set that to steps"

@@ -31,7 +31,7 @@ def read_history(client: MlflowClient, name: str) -> list[Entry]:
 NOW = datetime(2026, 3, 1, 9, 30, tzinfo=UTC)
 PASSED = GateResult("accuracy", "passed", "0.93", "at least 0.90", "it is above")
 FAILED = GateResult("calibration_error", "failed", "0.09", "at most 0.05", "it is above")
-NOT_MEASURED = GateResult("reproduced", "not measured", "", "within tolerance", "nobody tried")
+NOT_MEASURED = GateResult("reproduced", "not measured", "", "within tolerance", "Nobody tried.")
 
 
 def register(client: MlflowClient, name: str, versions: int = 3, author: str = "lee") -> str:

@@ -113,6 +113,8 @@ def test_the_second_version_is_compared_with_the_first(reviewed, tmp_path):
         *(f"other ({n} value{'s' * (n > 1)})" for n in (1, 2, 3)),
     }
     assert found["warnings"] == []
+    data = {row["what"]: row["challenger"] for row in found["differences"]["data"]}
+    assert data["accounts, sha256"].startswith(f"{len(found['classes'])}, ")
 
 
 def test_the_version_says_what_was_found(reviewed, tmp_path):
@@ -147,6 +149,14 @@ def test_a_decision_needs_its_gates(reviewed):
     assert finished.returncode == 2
     assert "min_f1" in finished.output
     assert project.client().get_model_version_by_alias(NAME, "champion").version in (1, "1")
+
+
+def test_what_the_state_forbids_is_refused_before_the_review(reviewed):
+    finished = review(reviewed[0], "--version", "1", "--decision", "reject", *REVIEWER)
+    assert finished.returncode == 2
+    assert "version 1 is approved. Allowed from there: " in finished.output
+    assert "review: " not in finished.output
+    assert "Nothing was changed." in finished.output
 
 
 TAMPERED = (

@@ -17,7 +17,9 @@ REPOSITORY = Path(__file__).parents[2]
 
 @pytest.fixture
 def stages(tmp_path):
-    return Stages(REPOSITORY, tmp_path / "run", {"PATH": "/usr/bin"})
+    found = Stages(REPOSITORY, tmp_path / "run", {"PATH": "/usr/bin"})
+    found.checkpoints = tmp_path / "checkpoints/of the configuration/run"
+    return found
 
 
 @pytest.fixture
@@ -136,11 +138,12 @@ def test_a_killed_run_says_where_the_same_command_goes_on(stages):
     with pytest.raises(Failed, match=r"\. The same command begins anew\."):
         stages.prove_training(-9)
     for step in (5, 40):
-        (stages.root / f"checkpoint-{step}").mkdir(parents=True)
-    with pytest.raises(
-        Failed, match="With --resume 7f the same command goes on from checkpoint-40"
-    ):
+        (stages.checkpoints / f"checkpoint-{step}").mkdir(parents=True)
+    words = "ith --resume 7f the same command goes on from step 40"
+    with pytest.raises(Failed, match=f"W{words}"):
         stages.prove_training(-9)
+    with pytest.raises(Preempted, match=f"interrupted before a save; w{words}"):
+        stages.prove_training(-15)
 
 
 def test_a_failure_has_the_last_lines_of_each_rank(stages):
@@ -197,7 +200,7 @@ def test_ranks_that_saved_when_told_to_end_did_not_fail(stages):
 
 @pytest.mark.parametrize("status", [241, -15])  # of a rank, of deepspeed itself
 def test_sigterm_before_the_first_step_is_no_failure_either(stages, status):
-    with pytest.raises(Preempted, match="without a save; run the same command again"):
+    with pytest.raises(Preempted, match="before a save; the same command begins anew"):
         stages.prove_training(status)
 
 
@@ -211,7 +214,7 @@ def test_training_that_is_complete_says_what_is_left(trained):
     assert trained.outcome_of_interruption() == left
     (trained.root / "registration.json").unlink()
     (trained.root / "training_metrics.json").unlink()  # register would miss it
-    assert trained.outcome_of_interruption().endswith("run the same command again")
+    assert trained.outcome_of_interruption().endswith("the same command begins anew")
 
 
 def test_why_training_stopped_itself_comes_first(stages):

@@ -95,7 +95,7 @@ def test_cells_that_a_spreadsheet_runs_are_said_and_stay(file_with, tmp_path, ca
     source.write_text("\n".join(["note;memo;merchant", *lines]) + "\n")
     assert file_with(input=source, output=output, batch_rows=3) == 0
     said = capfd.readouterr().out
-    assert "5 rows have a cell that a spreadsheet runs: =, +, - or @ begins it" in said
+    assert "in 5 of the rows: =, +, - or @ begins a cell, which a spreadsheet runs" in said
     assert [line.rsplit(";", 3)[0] for line in output.read_text().splitlines()[1:]] == lines
     assert file_with(input=source, output=tmp_path / "out.jsonl") == 0
     assert "formulas" not in capfd.readouterr().out

@@ -27,11 +27,14 @@ ROWS = 120
 
 def make_record(lora_r: int, **changes) -> Record:
     counts = {"train": (960, "a"), "validation": (120, "b"), "test": (ROWS, "c")}
-    splits = {name: {"rows": rows, "sha256": 64 * digit} for name, (rows, digit) in counts.items()}
+    splits = {
+        name: {"rows": rows, "sha256": 64 * digit, "classes": dict.fromkeys(LABELS, rows // 3)}
+        for name, (rows, digit) in counts.items()
+    }
     dataset = {
         "source_sha256": "d" * 64,
         "rows": {"read": 1300, "kept": 1200},
-        "labels": LABELS,
+        "labels": "strict",
         "text_columns": ["text"],
         "splits": splits,
     }

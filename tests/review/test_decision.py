@@ -132,11 +132,11 @@ def test_every_fault_is_said_at_once_and_nothing_changes(client, model):
         )  # fmt: skip
     said = str(refusal.value)
     for part in (
-        f"8 problems with the approve of {model} 1",
+        f"8 problems with the decision to approve {model} version 1",
         "reason (-P reason): blank",
         "reviewer = Lee (-P reviewer): also the author of the version",
         "gate calibration_error: failed, found 0.09; wanted at most 0.05",
-        "gate reproduced: not measured, nobody tried; wanted within tolerance",
+        "gate reproduced: not measured; wanted within tolerance. Nobody tried. Waive it",
         "waive = acuracy (-P waive): no such gate. Did you mean accuracy?",
         "waive = min_unseen_accuracy (-P waive): this gate is not asked of this version.",
         "waive = accuracy (-P waive): this gate passed. Leave it out.",

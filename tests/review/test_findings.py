@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -125,6 +126,12 @@ def test_only_keys_that_differ_are_shown_with_both_values(findings):
     packages = {row["what"]: row for row in findings["differences"]["environment"]}
     assert packages["numpy"] == {"what": "numpy", "challenger": "2.16", "champion": "2.8"}
     assert "torch" not in packages
+
+
+def test_accounts_are_counted_and_told_apart(findings):
+    (row,) = (row for row in findings["differences"]["data"] if "accounts" in row["what"])
+    assert row["challenger"] == row["champion"]
+    assert re.fullmatch(r"3, [0-9a-f]{12}", row["challenger"])
 
 
 def test_an_unrecorded_configuration_is_not_taken_for_an_equal_one(evidence, gates):

@@ -2,6 +2,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from account_tax.review.command import show
@@ -149,6 +150,21 @@ def test_rare_accounts_are_named(findings):
     words = "With fewer than 3 different texts, so in train only: rent (1)."
     for render in (render_html, render_markdown):
         assert words in render(findings | {"rare": words})
+
+
+@pytest.mark.parametrize("render", [render_html, render_markdown])
+def test_an_account_without_a_row_is_last_and_not_measured(evidence, gates, render):
+    ours = evidence.answers["challenger"]
+    truth = np.where(evidence.truth == 0, 1, evidence.truth)  # none is of the first account
+    found = find(replace(evidence, truth=truth), gates) | RUN
+    assert ours.predicted.min() == 0
+    text = render(found)
+    (accounts,) = re.findall(r"F1, .*?(?:</table>|\n\n)", text, re.S)
+    lines = [line for line in accounts.split("\n") if "n/a" in line]
+    assert lines
+    assert "0.00" not in "".join(lines)
+    places = [accounts.find(label) for label in ("통신비", "접대비")]
+    assert 0 < places[0] < places[1]
 
 
 def test_what_did_not_pass_comes_first(findings):

@@ -108,14 +108,27 @@ def test_rows_that_are_all_right_leave_the_interval_its_width(rows):
         )
 
 
-def test_an_account_that_no_row_has_or_gets_may_have_any_score():
+@pytest.mark.parametrize("rows", [1, 2, 3, 7])
+def test_an_account_whose_rows_are_all_right_has_the_exact_interval(rows):
+    """Many a draw of 40 rows has none of an account's few: it says nothing of the account."""
+    truth = np.array([0] * (40 - rows) + [1] * rows)
+    models = {"challenger": truth, "champion": truth}
+    account = summarize_models(truth, models, ["a", "b"], "champion")["classes"][1]
+    exact = binomtest(rows, rows).proportion_ci(0.95, method="exact").low
+    for each in account["challenger"].values():
+        assert (each["value"], each["low"], each["high"]) == (1.0, pytest.approx(exact), 1.0)
+    assert account["f1_difference"]["low"] == pytest.approx(exact - 1)
+
+
+def test_what_no_row_shows_is_not_measured():
     truth = np.array([0, 0, 0, 1])
-    models = {"challenger": np.array([0, 0, 0, 1]), "champion": truth}
+    models = {"challenger": np.array([0, 0, 0, 0]), "champion": truth}
     found = summarize_models(truth, models, ["a", "b", "c"], "champion")
-    one, none = found["classes"][1]["challenger"], found["classes"][2]["challenger"]
-    # one row may be right by chance: the exact interval begins at 0.025; draws without it at 0
-    assert all(each["low"] <= 0.025 and each["high"] == 1 for each in one.values())
-    assert all((each["low"], each["high"]) == (0.0, 1.0) for each in none.values())
+    one, none = found["classes"][1]["challenger"], found["classes"][2]
+    assert one["recall"]["value"] == 0
+    assert list(one["precision"].values()) == [0.0, 0.0, 1.0]  # of a claim it never made
+    measured = [none["f1_difference"], *none["challenger"].values(), *none["reference"].values()]
+    assert all(set(each.values()) == {None} for each in measured)
 
 
 @pytest.mark.parametrize(("accuracy", "rows"), [(0.99, 20), (0.99, 100), (0.98, 200), (0.9, 10)])

@@ -51,6 +51,8 @@ def settle_libraries(verbose: bool) -> None:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     for name in ("mlflow", "account_tax"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # It sets its level when it is imported, which a filter outlives.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     # Each try of a server that is away would be a warning in the middle of the progress.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
 

@@ -111,6 +111,7 @@ def _run_plan(
     environment = stage_environment(project) | run.environment()
     environment[CONFIG_VARIABLE] = resolved.sha256
     stages = Stages(project, (project / root).resolve(), environment)
+    stages.checkpoints = project / start.folder
     if plan.resolved.launch.resume == "never":
         stages.again = f"with --resume {run.run_id} the same command"
     stages.write_configuration(resolved)

@@ -24,7 +24,7 @@ from account_tax.processes.identity import identify
 from account_tax.processes.warm import warm_interpreter
 from account_tax.provenance.code import python_path
 from account_tax.provenance.signing import PASSPHRASE_VARIABLE
-from account_tax.storage.checkpoints import list_checkpoints
+from account_tax.storage.checkpoints import list_checkpoints, step_of
 from account_tax.storage.files import read_json, sha256_of, write_json
 from account_tax.storage.names import (
     ADAPTER_FOLDER,
@@ -75,6 +75,7 @@ class Stages:
         root: The run's own folder for results, logs and its copy of the configuration.
         environment: What every stage finds in its environment.
         versions: Catalog versions that later stages load.
+        checkpoints: Folder of the run's checkpoints, where it is to be trained.
         again: What goes on with a training that was interrupted, in words.
     """
 
@@ -82,6 +83,7 @@ class Stages:
     root: Path
     environment: dict[str, str]
     versions: dict[str, str] = field(default_factory=dict)
+    checkpoints: Path | None = None
     again: str = "the same command"
 
     @property
@@ -219,9 +221,8 @@ class Stages:
             if not why:
                 why = _in_words(status) if status else NO_RESULT
                 if _signal_in(status):  # no fault of the run's
-                    kept = list_checkpoints(self.root)
-                    where = f"{self.again} goes on from {kept[0].name}" if kept else ANEW
-                    again = f" {where.capitalize()}."
+                    way = self._way_on()
+                    again = f" {way[0].upper()}{way[1:]}."
             raise Failed(f"training failed: {why}.{again}\n{self.last_lines()}")
         content = json.loads(marker.read_text(encoding="utf-8"))
         for name, sha256 in content["weights"].items():
@@ -240,7 +241,12 @@ class Stages:
             return f"its results are registered; {command} would give the run its end"
         if all((self.root / name).is_file() for name in TRAINED):
             return f"training is complete; {command} would evaluate and register it"
-        return "interrupted without a save; run the same command again"
+        return f"interrupted before a save; {self._way_on()}"
+
+    def _way_on(self) -> str:
+        """Return where a training goes on that ended without a save of its last step."""
+        kept = list_checkpoints(self.checkpoints) if self.checkpoints else []
+        return f"{self.again} goes on from step {step_of(kept[0])}" if kept else ANEW
 
     def _said(self, key: str, name: str) -> Any:
         """Return what rank 0 left in a file below the root, None where there is none."""

@@ -30,8 +30,8 @@ from .streams import as_files
 REJECTS_STATUS = 3
 SHOWN_ACCOUNTS = 50
 FORMULAS = (
-    "have a cell that a spreadsheet runs: =, +, - or @ begins it. Cells are written as they were "
-    "read: import such a file as text"
+    "=, +, - or @ begins a cell, which a spreadsheet runs. Cells are written as they were read: "
+    "import such a file as text"
 )
 
 
@@ -127,7 +127,7 @@ def _show(plan: Plan, rows: Mapping[str, int], read: int, seconds: float) -> dic
         "rows written": f"{rows['written']:,}",
         "rows rejected": f"{rejected:,}" + (f" ({plan.options.rejects_name})" * bool(rejected)),
         "needs review": f"{share:.2%} ({below})",
-        "formulas": f"{rows['formulas']:,} rows {FORMULAS}" * bool(rows["formulas"]),
+        "formulas": f"in {rows['formulas']:,} of the rows: {FORMULAS}" * bool(rows["formulas"]),
         "totals": f"{rows['totals']:,} rows read as such: for review, and in the sums below"
         * bool(rows["totals"]),
         "seconds": f"{seconds:.1f}",

@@ -80,22 +80,33 @@ def find_previous_champion(registry: RegistryState, proposal: Proposal) -> Model
     return registry.versions[left[0]]
 
 
+def check_before_review(
+    registry: RegistryState, subject: ModelVersion, author: str, proposal: Proposal
+) -> None:
+    """Raise Refused with everything that speaks against the decision whatever the gates say."""
+    if faults := _faults_whatever_gates_say(registry, subject, author, proposal):
+        raise _refusal(faults, _title(subject, proposal))
+
+
 def check_proposal(
     registry: RegistryState, subject: ModelVersion, author: str, proposal: Proposal
 ) -> None:
     """Raise Refused with everything that speaks against the decision."""
-    faults = [*proposal.faults(), *_faults_of_move(registry, subject, proposal)]
+    faults = proposal.faults()
+    faults += _faults_whatever_gates_say(registry, subject, author, proposal)
     hinder = list[GateResult]()
     if proposal.decision == "approve":
-        faults += _faults_of_reviewer(author, proposal)
         faults += _faults_of_waivers(proposal.gates, proposal.waive)
         hinder += [each for each in proposal.gates if not each.passed]
         hinder = [each for each in hinder if each.name not in proposal.waive]
     if faults or hinder:
         failed = faults or any(each.status == "failed" for each in hinder)
         faults += [_hindrance(each) for each in hinder]
-        what = f"{proposal.decision} of {registry.model.name} {subject.version}"
-        raise _refusal(faults, what, Refused if failed else Unmeasured)
+        raise _refusal(faults, _title(subject, proposal), Refused if failed else Unmeasured)
+
+
+def _title(subject: ModelVersion, proposal: Proposal) -> str:
+    return f"decision to {proposal.decision} {subject.name} version {subject.version}"
 
 
 def _refusal(faults: list[str], what: str, kind: type[Refused] = Refused) -> Refused:
@@ -131,10 +142,10 @@ def faults_of_words(
     return faults + _faults_of_expiry(expires, now)
 
 
-def _faults_of_move(
-    registry: RegistryState, subject: ModelVersion, proposal: Proposal
+def _faults_whatever_gates_say(
+    registry: RegistryState, subject: ModelVersion, author: str, proposal: Proposal
 ) -> list[str]:
-    """Return what the version's state and tags do not allow."""
+    """Return what the version's state, tags and author do not allow."""
     number = int(subject.version)
     state = registry.standing.state_of(number)
     allowed = moves_from(state, expiry_of(registry.history.entries, number))
@@ -154,7 +165,9 @@ def _faults_of_move(
             f"version {subject.version} has no tag {CONTENT_TAG}, so what it holds could change "
             "after the decision. Register it with this project."
         )
-    return faults
+    return faults + (
+        _faults_of_reviewer(author, proposal) if proposal.decision == "approve" else []
+    )
 
 
 def _faults_of_reviewer(author: str, proposal: Proposal) -> list[str]:
@@ -179,9 +192,9 @@ def _same_name(one: str, other: str) -> bool:
 
 
 def _hindrance(gate: GateResult) -> str:
-    found = f"found {gate.found}" if gate.found else gate.why.removesuffix(".")
+    found, why = (f", found {gate.found}", "") if gate.found else ("", f"{gate.why} ")
     return (
-        f"gate {gate.name}: {gate.status}, {found}; wanted {gate.wanted}. "
+        f"gate {gate.name}: {gate.status}{found}; wanted {gate.wanted}. {why}"
         f"Waive it with the reason for that (-P waive={gate.name}), or reject the version."
     )
 

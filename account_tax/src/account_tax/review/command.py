@@ -34,7 +34,7 @@ from account_tax.storage.names import TAG
 from account_tax.tracking.owned_run import OwnedRun
 from account_tax.tracking.store import open_store, tracking_uri
 
-from .allowed import Proposal
+from .allowed import Proposal, author_of, check_before_review
 from .decision import decide
 from .gates import GateResult, judge
 from .history_text import format_history
@@ -106,6 +106,9 @@ def _review_and_decide(client: MlflowClient, run: OwnedRun, request: Request) ->
         _roll_back(client, request.name, proposal)
         return
     version = find_version(client, request.name, request.reference)
+    if request.decision in ("approve", "reject"):  # a review takes minutes
+        registry = read_registry(client, request.name)
+        check_before_review(registry, version, author_of(client, version), proposal)
     seen = count_entries(client, request.name)  # before the champion is looked up
     gates = []
     if request.decision != "retire":  # a version goes out of service whatever its numbers are

@@ -10,6 +10,7 @@ from account_tax.parameters.config import GATES, NO_PART, LaunchOptions, Resolve
 from account_tax.provenance.environment import differing
 from account_tax.provenance.statement import NOT_RECORDED
 from account_tax.registry.record import Record
+from account_tax.storage.files import canonical_sha256
 
 DIGEST_SHOWN = 12  # hex digits; the whole digest is in the run
 MOST_PACKAGES = 40  # rows of a table that a person still reads
@@ -45,16 +46,17 @@ def _rows(challenger: Record, champion: Record | None, facts: Any) -> list[Row]:
 
 def _data_facts(record: Record) -> dict[str, str]:
     dataset = record.dataset
-    names = ("source sha256", "rows read", "rows kept", "labels", "text columns",
+    names = ("source sha256", "rows read", "rows kept", "accounts, sha256", "text columns",
              *(f"{split} rows, sha256" for split in ("train", "validation", "test")))  # fmt: skip
     if dataset is None:
         return dict.fromkeys(names, NOT_RECORDED)
+    accounts = list(dataset["splits"]["train"]["classes"])
     splits = (f"{each['rows']:,}, {_short(each['sha256'])}" for each in dataset["splits"].values())
     values = (
         _short(dataset["source_sha256"]),
         f"{dataset['rows']['read']:,}",
         f"{dataset['rows']['kept']:,}",
-        f"{len(dataset['labels']):,}",
+        f"{len(accounts):,}, {_short(canonical_sha256(accounts))}",
         ", ".join(dataset["text_columns"]),
         *splits,
     )

@@ -79,7 +79,11 @@ def render_comparison(findings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _render(template: str, findings: Mapping[str, Any], **more: Any) -> str:
-    return _fill(template, **findings, **_sentences(findings), **more)
+    weakest = sorted(
+        findings["classes"], key=lambda each: (not each["rows"], each["challenger"]["f1"]["value"])
+    )
+    sentences = _sentences(findings)
+    return _fill(template, **{**findings, "classes": weakest}, **sentences, **more)
 
 
 def _fill(template: str, **values: Any) -> str:

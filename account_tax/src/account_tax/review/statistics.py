@@ -30,7 +30,10 @@ SMALLEST_SLICE = 10  # rows; smaller ones are pooled
 DISAGREEMENTS = 20
 CURVE_POINTS = 200
 
-Interval = dict[str, float]  # value, low, high
+Interval = dict[str, float | None]  # value, low, high
+NOT_MEASURED: Interval = dict.fromkeys(("value", "low", "high"))
+# Which rows an account's metric is measured on.
+MEASURED_ON = {"precision": "class_predicted", "recall": "class_rows", "f1": "class_rows"}
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Scores:
     f1: np.ndarray  # (), the macro average
     class_precision: np.ndarray  # (C,)
     class_recall: np.ndarray  # (C,)
+    class_rows: np.ndarray  # (C,)
     class_predicted: np.ndarray  # (C,), rows
     class_f1: np.ndarray  # (C,)
 
@@ -66,6 +70,7 @@ def score_counts(hits: np.ndarray, support: np.ndarray, predicted: np.ndarray) -
         f1=f1.sum(axis=-1) / occurring,
         class_precision=_divide(hits, predicted),
         class_recall=_divide(hits, support),
+        class_rows=support,
         class_predicted=predicted,
         class_f1=f1,
     )
@@ -140,13 +145,15 @@ def interval(value: float, resampled: np.ndarray, rows: int, lowest: float = 0.0
 
     Args:
         value: Of the rows themselves.
-        resampled: Of the resamples.
-        rows: That the value is measured on.
+        resampled: Of the resamples that have such a row.
+        rows: That the value is measured on. On none it may be anything.
         lowest: What the value can be at least, 0 or, for a difference, -1; at most it is 1.
     """
+    if not rows:
+        return {"value": float(value), "low": lowest, "high": 1.0}
     tail = (1 - CONFIDENCE) / 2
     low, high = np.percentile(resampled, [100 * tail, 100 * (1 - tail)])
-    hidden = 1 - tail ** (1 / rows) if rows else 1.0
+    hidden = 1 - tail ** (1 / rows)
     return {
         "value": float(value),
         "low": float(max(lowest, min(low, value - hidden))),
@@ -170,8 +177,9 @@ def summarize_models(
 
     Returns:
         models (accuracy and f1 of each), difference (the challenger's less the reference's),
-        against (the same of every model) and classes; every number with its 95% interval, those of
-        a difference from paired resamples.
+        against (the same of every model) and classes, in the order of their ids (not measured is
+        one that no row has); every number with its 95% interval, those of a difference from paired
+        resamples.
     """
     drawn = resample_models(truth, list(predictions.values()), len(names))
     resampled = dict(zip(predictions, drawn, strict=True))
@@ -201,48 +209,53 @@ def summarize_models(
         },
         "difference": differences[reference],
         "against": differences,
-        "classes": _summarize_classes(truth, names, whole, resampled, reference),
+        "classes": _summarize_classes(names, whole, resampled, reference),
     }
 
 
 def _summarize_classes(
-    truth: np.ndarray,
     names: Sequence[str],
     whole: Mapping[str, Scores],
     resampled: Mapping[str, Scores],
     reference: str,
 ) -> list[dict[str, Any]]:
-    support = np.bincount(truth, minlength=len(names))
-
-    def scores(model: str, index: int) -> dict[str, Interval]:
-        found, drawn = whole[model], resampled[model]
-        rows, claimed = int(support[index]), int(found.class_predicted[index])
-        return {
-            metric: interval(
-                getattr(found, f"class_{metric}")[index],
-                getattr(drawn, f"class_{metric}")[:, index],
-                size,
-            )
-            for metric, size in (("precision", claimed), ("recall", rows), ("f1", rows))
-        }
-
-    def f1_difference(index: int) -> Interval:
-        value, drawn = (
-            models["challenger"].class_f1 - models[reference].class_f1
-            for models in (whole, resampled)
-        )
-        return interval(value[index], drawn[:, index], int(support[index]), lowest=-1.0)
-
+    ours, theirs = ((whole[model], resampled[model]) for model in ("challenger", reference))
     return [
         {
             "label": name,
-            "rows": int(support[index]),
-            "challenger": scores("challenger", index),
-            "reference": scores(reference, index),
-            "f1_difference": f1_difference(index),
+            "rows": int(ours[0].class_rows[index]),
+            "challenger": _class_scores(*ours, index),
+            "reference": _class_scores(*theirs, index),
+            "f1_difference": _f1_difference(ours, theirs, index),
         }
         for index, name in enumerate(names)
     ]
+
+
+def _class_scores(found: Scores, drawn: Scores, index: int) -> dict[str, Interval]:
+    if not found.class_rows[index]:
+        return dict.fromkeys(MEASURED_ON, NOT_MEASURED)
+    return {
+        metric: interval(
+            getattr(found, f"class_{metric}")[index],
+            getattr(drawn, f"class_{metric}")[getattr(drawn, of)[:, index] > 0, index],
+            int(getattr(found, of)[index]),
+        )
+        for metric, of in MEASURED_ON.items()
+    }
+
+
+def _f1_difference(
+    ours: tuple[Scores, Scores], theirs: tuple[Scores, Scores], index: int
+) -> Interval:
+    rows = int(ours[0].class_rows[index])
+    if not rows:
+        return NOT_MEASURED
+    value, drawn = (
+        our.class_f1[..., index] - their.class_f1[..., index]
+        for our, their in zip(ours, theirs, strict=True)
+    )
+    return interval(float(value), drawn[ours[1].class_rows[:, index] > 0], rows, lowest=-1.0)
 
 
 def compare_by_mcnemar(

@@ -157,7 +157,8 @@ def read_space(project: Path, name: str, resolved: Resolved) -> tuple[Space, lis
     except OSError:
         there = sorted((project / "recipes" / "spaces").glob("*.yml"))
         known = [path.relative_to(project).as_posix() for path in there]
-        return Space((), {}), [f"tuning.space = {name}: no such file. {hint(name, known)}"]
+        given = f"tuning.space = {name} ({resolved.sources['tuning.space']})"
+        return Space((), {}), [f"{given}: no such file. {hint(name, known)}"]
     except NOT_YAML as err:
         why = " ".join(str(err).split())
         return Space((), {}), [f"{name}: can't be read as YAML with keys: {why}."]

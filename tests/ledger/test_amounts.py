@@ -61,6 +61,10 @@ def test_the_whole_column_decides_whether_a_comma_is_for_thousands():
     assert amounts_of("1.234", "5.25") == [1.234, 5.25]
     assert amounts_of("1,234", "20,000") == [1234, 20000]  # nothing speaks of decimals
     assert amounts_of("1,234", "20,0001") == [1234, 20.0001]  # a slip, which shows nothing
+    # three decimals: no group of thousands begins with 0, or follows four digits
+    assert amounts_of("0.125", "1.375", "2.625") == [0.125, 1.375, 2.625]
+    assert amounts_of("0,234", "1,234", "2,500") == [0.234, 1.234, 2.5]
+    assert amounts_of("1375.125", "2.625") == [1375.125, 2.625]
     assert amounts_of("1.234", "1.234.567") == [1234, 1234567]
     np.testing.assert_equal(amounts_of("1,234", "5.25", "5,25"), [math.nan, 5.25, 5.25])
 

@@ -251,6 +251,30 @@ def test_rare_accounts_may_be_left_out(rare):
     assert ledger.rows_read == len(ledger.frame) + sum(ledger.dropped.values())
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_without_strata_rare_accounts_are_in_train_only_too(rare, seed):
+    data = rare()
+    data["split"] |= {"stratified": False, "seed": seed}
+    ledger = read_ledger(data)
+    assert ledger.rare == {"rare": 2, "rent": 1}
+    splits, _ = split_ledger(ledger, data)
+    known = [set(splits[name]["label"]) for name in ("validation", "test")]
+    assert not set.union(*known) & {"rare", "rent"}
+
+
+def test_a_folders_own_splits_are_refused_for_a_rare_account_where_that_is_asked(
+    parameters, ledger_csv
+):
+    for name in ("train", "validation", "test"):
+        path = ledger_csv(*[(f"{name} {n}", "a") for n in range(3)], name=f"own/{name}.csv")
+    with (path.parent / "train.csv").open("a") as file:
+        file.write("once,rare\n")
+    data = parameters(path.parent, rare="refuse")
+    with pytest.raises(DataError, match=r"data.rare = refuse: .* rare \(1\)"):
+        split_ledger(read_ledger(data), data)
+    assert read_ledger(parameters(path.parent, rare="train_only")).rare == {}
+
+
 @pytest.mark.parametrize("changes", [{"rare": "refuse", "min_rows": 21}, {"rare": "refuse"}])
 def test_rare_accounts_may_be_refused(rare, changes):
     data = rare(**changes)

@@ -487,18 +487,18 @@ def test_a_field_settled_elsewhere_names_the_place(project, words, place):
         (
             ["train.lora.enable=false", "lora_r=8"],
             "train.lora.r",
-            "does nothing where train.lora.enable is false",
+            "does nothing where train.lora.enable = false (--train.lora.enable). Change",
         ),
         (
             ["train.ngrams.enable=false", "train.ngrams.min_rows=2"],
             "train.ngrams.min_rows",
-            "does nothing where train.ngrams.enable is false",
+            "does nothing where train.ngrams.enable = false",
         ),
         (
             [f"train.training.{it}" for it in ("save_strategy=epoch", "eval_strategy=epoch")]
             + ["train.training.save_steps=10"],
             "train.training.save_steps",
-            "does nothing where save_strategy is epoch; set that to steps",
+            "does nothing where train.training.save_strategy = epoch",
         ),
     ],
 )
@@ -506,6 +506,32 @@ def test_values_that_cannot_stand_together_are_refused(project, words, key, reas
     (line,) = faults(project, "--recipe=bert-base", *(f"--{word}" for word in words))
     assert line.startswith(f"{key} = ")
     assert reason in line
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (
+            ["--train.training.warmup_steps=0", "--train.training.warmup_ratio=0.5"],
+            "train.training.warmup_ratio",
+        ),
+        (["--data.date_order=dmy"], "data.date_order"),
+    ],
+)
+def test_what_another_keeps_from_doing_anything_is_refused(project, words, key):
+    (line,) = faults(project, *words)
+    assert line.startswith(f"{key} = ")
+    assert "does nothing where" in line
+    # A trial's values are drawn each by itself.
+    assert resolve(project, parse_command_line(words), all_serve=False)
+
+
+def test_a_recipes_own_values_may_wait_for_their_switch(project):
+    write(project / "recipes/own.yml", "train: {lora: {r: 4}, training: {max_steps: 3}}")
+    assert run(project, "--recipe=own", "--train.lora.enable=false").flat()["train.lora.r"] == 4
+    write(project / "recipes/own.yml", "train: {averaging: {enable: false}, lora: {enable: false}}")
+    (line,) = faults(project, "--recipe=own", "--lora_r=2")
+    assert "where train.lora.enable = false (recipes/own.yml)" in line
 
 
 def test_conflicts_are_told_beside_other_faults(project):

@@ -28,8 +28,9 @@ NUMBERS = {
 # What a column that shows no decimals leaves open, such as 1,234, has thousands.
 READINGS = (*NUMBERS, "thousands")
 
-# What shows which is which: one or two decimals, or two marks. A slip such as 1,2345 shows nothing.
-SHOWS = re.compile(r"\d[.,]\d{1,2}(?!\d)|[.,]\d{3}[.,]")
+# What shows which is which: one or two decimals, two marks, or three decimals where no thousands
+# would be: 0.125, 1375.125. A slip such as 1,2345 shows nothing.
+SHOWS = re.compile(r"\d[.,]\d{1,2}(?!\d)|[.,]\d{3}[.,]|(?<!\d)0[.,]\d|\d{4}[.,]\d{3}(?!\d)")
 
 LOOKED_AT, FEW = 1000, 20  # rows, at most and at least
 MOST, MANY = 0.9, 0.2  # share that can be read; share that differs: codes repeat

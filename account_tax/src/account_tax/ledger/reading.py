@@ -514,11 +514,11 @@ def _split_by_time(kept: pd.DataFrame, data: dict[str, Any]) -> pd.DataFrame:
 def _settle_rare(kept: pd.DataFrame, data: dict[str, Any]) -> tuple[pd.DataFrame, dict[str, int]]:
     """Return the rows that stay, and the rare labels with their number of texts or groups.
 
-    A folder's own splits stay as they are, and without strata a label may be in any split. By time,
-    what comes after train can't go there: rows of rare labels and of new ones are left out.
+    A folder's own splits stay as they are. By time, what comes after train can't go there: rows of
+    rare labels and of new ones are left out.
     """
     how, by_time = data.get("rare", "refuse"), "day" in kept
-    if how != "drop" and not by_time and ("split" in kept or not data["split"]["stratified"]):
+    if how == "train_only" and "split" in kept and not by_time:
         return kept, {}
     rare = find_rare(kept, data.get("min_rows", len(SPLITS)), tied=how == "train_only")
     in_train = (kept["split"] == "train").to_numpy() if by_time else np.full(len(kept), True)

@@ -154,12 +154,14 @@ def parse_command_line(args: Sequence[str], flags: Iterable[str] = LAUNCH_FLAGS)
     return pairs
 
 
-def resolve(project: Path, overrides: Sequence[Pair]) -> Resolved:
+def resolve(project: Path, overrides: Sequence[Pair], *, all_serve: bool = True) -> Resolved:
     """Return the parameters of a run: conf < recipe < command line, cast and checked.
 
     Args:
         project: The folder with MLproject, conf/ and recipes/.
         overrides: (name, text) pairs as `parse_command_line` returns them.
+        all_serve: Whether one that does nothing beside another is a fault: it is a person's. Of a
+            trial's values one may have been drawn that turns others off.
 
     Raises:
         ConfigError: If anything is wrong: all faults together, each with where it was set.
@@ -172,8 +174,8 @@ def resolve(project: Path, overrides: Sequence[Pair]) -> Resolved:
     if not any(fault.unreadable for fault in faults):
         values = _check(everything(), tree, "", faults)
     readable, flat = not faults, dict(_leaves(values))
-    given = [key for key in flat if sources.get(key, "").startswith("-")]
-    faults += [Fault(key, text, _show(flat[key])) for key, text in conflicts(flat.get, given)]
+    found = conflicts(flat.get, {key: sources.get(key, "") for key in flat}, all_serve=all_serve)
+    faults += [Fault(key, text, _show(flat[key])) for key, text in found]
     options = {name: values.pop(name) for name in asdict(LaunchOptions()) if name in values}
     tuning = values.pop("tuning", {})
     resolved = Resolved(LaunchOptions(**options), values, sources, tuning)
@@ -185,14 +187,18 @@ def resolve(project: Path, overrides: Sequence[Pair]) -> Resolved:
     return resolved
 
 
-def resolve_usable(project: Path, overrides: Sequence[Pair]) -> tuple[Resolved, list[str]]:
+def resolve_usable(
+    project: Path, overrides: Sequence[Pair], *, all_serve: bool = True
+) -> tuple[Resolved, list[str]]:
     """Return the parameters of a run, less the sections whose values can't stand together, and why.
+
+    The arguments are those of `resolve`.
 
     Raises:
         ConfigError: If a word or a file can't be read.
     """
     try:
-        return resolve(project, overrides), []
+        return resolve(project, overrides, all_serve=all_serve), []
     except ConfigError as err:
         if err.usable is None:
             raise

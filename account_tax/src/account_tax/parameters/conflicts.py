@@ -1,25 +1,43 @@
 """Values of parameters that cannot stand together."""
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+ANY = ()
+_AT = "train.training."
+# What does nothing, with all below it, where another key has one of these values.
+IDLE: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
+    *((f"train.{name}.", f"train.{name}.enable", (False,)) for name in ("lora", "ngrams")),
+    ("train.averaging.", "train.averaging.enable", (False,)),
+    (f"{_AT}eval_steps.", f"{_AT}eval_strategy", ("no", "epoch")),
+    (f"{_AT}eval_delay.", f"{_AT}eval_strategy", ("no",)),
+    (f"{_AT}save_steps.", f"{_AT}save_strategy", ("no", "epoch", "best")),
+    (f"{_AT}save_total_limit.", f"{_AT}save_strategy", ("no",)),
+    (f"{_AT}logging_steps.", f"{_AT}logging_strategy", ("no", "epoch")),
+    (f"{_AT}warmup_ratio.", f"{_AT}warmup_steps", ANY),
+    (f"{_AT}gradient_checkpointing_kwargs.", f"{_AT}gradient_checkpointing", (False, None)),
+    ("data.date_order.", "data.time_column", (None,)),
+)
 
 Get = Callable[[str], Any]  # a dotted key's value; None where it is unset or faulty itself
 Conflict = tuple[str, str]  # the key to change, and why
 
 
-def conflicts(get: Get, given: Collection[str] = ()) -> Iterator[Conflict]:
+def conflicts(get: Get, sources: Mapping[str, str], *, all_serve: bool) -> Iterator[Conflict]:
     """Yield each pair of values that can't stand together, as the key to change and the reason.
 
     Args:
         get: Returns a dotted key's value.
-        given: The keys that the command line set: each has to do something.
+        sources: Where each key was set.
+        all_serve: Whether each that the command line set has to do something.
     """
     yield from _data_conflicts(get)
     yield from _precision_conflicts(get)
     yield from _best_model_conflicts(get)
     yield from _offload_conflicts(get)
-    yield from _idle(get, given)
+    if all_serve:
+        yield from _idle(get, sources)
 
 
 def _data_conflicts(get: Get) -> Iterator[Conflict]:
@@ -89,16 +107,13 @@ def _offload_conflicts(get: Get) -> Iterator[Conflict]:
             yield f"{at}.{what}.device", f"{reason}; set {at}.{what} to null"
 
 
-def _idle(get: Get, given: Collection[str]) -> Iterator[Conflict]:
-    for switch in ("train.lora.enable", "train.ngrams.enable", "train.averaging.enable"):
-        section = switch.removesuffix("enable")
-        idle = [key for key in given if key.startswith(section) and key != switch]
-        if get(switch) is False:
-            yield from (
-                (key, f"does nothing where {switch} is false; leave it out") for key in idle
-            )
-    for what in ("eval", "save"):
-        steps = f"train.training.{what}_steps"
-        strategy = get(f"train.training.{what}_strategy")
-        if steps in given and strategy not in (None, "steps"):
-            yield steps, f"does nothing where {what}_strategy is {strategy}; set that to steps"
+def _idle(get: Get, sources: Mapping[str, str]) -> Iterator[Conflict]:
+    """Yield each key that the command line set and that another keeps from doing anything."""
+    for key in (key for key, source in sources.items() if source.startswith("-")):
+        for idle, switch, values in IDLE:
+            now = get(switch)
+            off = now in values or (values == ANY and now is not None)
+            if key != switch and f"{key}.".startswith(idle) and off:
+                shown = {None: "null", False: "false"}.get(now, now)
+                place = f" ({sources[switch]})" if sources.get(switch) else ""
+                yield key, f"does nothing where {switch} = {shown}{place}. Change or drop one"

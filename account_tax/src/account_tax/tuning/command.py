@@ -31,6 +31,7 @@ from account_tax.parameters.config import (
     read_aliases,
     resolve_usable,
 )
+from account_tax.processes.groups import Interrupted
 from account_tax.processes.guard import guard_stage
 from account_tax.processes.identity import state_of
 from account_tax.provenance.code import describe_code
@@ -185,7 +186,7 @@ def _search(project: Path, words: Sequence[str], asked: Asked, plan: Plan, run: 
     now = digests(asked, plan)
     name = asked.search["study"] or canonical_sha256([now[key] for key in list(now)[:3]])[:12]
     studies = (project / asked.root / "studies").resolve()
-    with _alone(studies / name, name):
+    with _alone(studies / name, name), _told_to_go_on(name):
         study = _begin(asked, run, name, now, studies)
         study.release()
         wanted = asked.search["trials"]
@@ -200,6 +201,16 @@ def _search(project: Path, words: Sequence[str], asked: Asked, plan: Plan, run: 
             workers.run(project, environment, launch.grace_seconds)
         _serve(project, asked, study, tracking_uri(project))
         _finish(project, asked, study, run)
+
+
+@contextmanager
+def _told_to_go_on(name: str) -> Iterator[None]:
+    """Say of a search that is interrupted how it goes on."""
+    try:
+        yield
+    except Interrupted as err:
+        said = f"study {name} keeps its trials; the same command goes on with it"
+        raise Interrupted(err.signum, said) from err
 
 
 @contextmanager

@@ -97,7 +97,7 @@ def best_recipe(project: Path, pairs: Sequence[Pair], study: Study, best: Trial)
     `kedro train --recipe` resolves it to the configuration that the best trial had.
     """
     words = [f"--{key}={text}" for key, text in override(pairs, best.values)]
-    resolved = resolve(project, parse_command_line(words))
+    resolved = resolve(project, parse_command_line(words), all_serve=False)
     name = resolved.launch.recipe
     tree = yaml.safe_load((project / "recipes" / f"{name}.yml").read_text(encoding="utf-8"))
     changes = _given({name: resolved.values[name] for name in RECIPE_SECTIONS}, resolved)

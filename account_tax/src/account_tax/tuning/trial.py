@@ -62,7 +62,8 @@ def run_trial(project: Path, pairs: Sequence[Pair], study: Study, trial: Trial, 
 
 def _plan(project: Path, words: Sequence[str], run: OwnedRun) -> Plan:
     """Return the plan of a trial: its own checkpoints are the only ones that it goes on from."""
-    plan = make_plan(project, *resolve_usable(project, parse_command_line(words)))
+    pairs = parse_command_line(words)
+    plan = make_plan(project, *resolve_usable(project, pairs, all_serve=False))
     there = list_checkpoints(project / store_of(plan.resolved) / run.run_id)
     resume = run.run_id if there else "never"
     launch = replace(plan.resolved.launch, register=False, resume=resume)

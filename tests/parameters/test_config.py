@@ -516,6 +516,10 @@ def test_values_that_cannot_stand_together_are_refused(project, words, key, reas
             "train.training.warmup_ratio",
         ),
         (["--data.date_order=dmy"], "data.date_order"),
+        (
+            ["--train.training.gradient_checkpointing_kwargs.x=1"],
+            "train.training.gradient_checkpointing_kwargs.x",
+        ),
     ],
 )
 def test_what_another_keeps_from_doing_anything_is_refused(project, words, key):
@@ -524,6 +528,13 @@ def test_what_another_keeps_from_doing_anything_is_refused(project, words, key):
     assert "does nothing where" in line
     # A trial's values are drawn each by itself.
     assert resolve(project, parse_command_line(words), all_serve=False)
+
+
+def test_a_search_for_the_worst_is_refused(project):
+    words = ["--tuning.metric=eval/loss", "--tuning.direction=maximize"]
+    (line,) = faults(project, *words)
+    assert line.startswith("tuning.direction = maximize (--tuning.direction): ")
+    assert "minimize" in line
 
 
 def test_a_recipes_own_values_may_wait_for_their_switch(project):

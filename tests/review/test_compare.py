@@ -146,6 +146,10 @@ def test_a_version_whose_run_keeps_other_answers_is_refused(client, trained):
         (Request(experiment="Defalt"), "Did you mean Default?"),
         (Request(experiment="nothing-like-it"), "There are: Default."),
         (Request(versions=["7", "x"], filter="a", **NAMED), "3 problems with the versions"),
+        (
+            Request(versions=["1"], experiment="e", **NAMED),
+            r"experiment \(-P experiment\): it chooses",
+        ),
         (Request(filter="metrics.f1 > 2"), "0 trained runs with a test score found"),
         (Request(versions=["7"], **NAMED), "account-tax"),
     ],

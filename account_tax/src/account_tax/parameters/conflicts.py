@@ -35,6 +35,7 @@ def conflicts(get: Get, sources: Mapping[str, str], *, all_serve: bool) -> Itera
     yield from _data_conflicts(get)
     yield from _precision_conflicts(get)
     yield from _best_model_conflicts(get)
+    yield from _search_conflicts(get)
     yield from _offload_conflicts(get)
     if all_serve:
         yield from _idle(get, sources)
@@ -95,6 +96,14 @@ def _interval_conflicts(evaluate: float | None, save: float | None) -> Iterator[
     if (evaluate < 1) != (save < 1) or not math.isclose(times, max(1, round(times)), rel_tol=1e-9):
         reason = f"load_best_model_at_end needs a multiple of eval_steps, {evaluate}"
         yield "train.training.save_steps", reason
+
+
+def _search_conflicts(get: Get) -> Iterator[Conflict]:
+    name = get("train.training.metric_for_best_model") or "f1"
+    metric, direction = get("tuning.metric") or name, get("tuning.direction")
+    better = "minimize" if metric.endswith("loss") else "maximize"
+    if direction not in (None, better):
+        yield "tuning.direction", f"of {metric} the best is what is searched: {better}, or null"
 
 
 def _offload_conflicts(get: Get) -> Iterator[Conflict]:

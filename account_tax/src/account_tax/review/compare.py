@@ -40,7 +40,7 @@ class Request(ModelOptions):
     versions: Annotated[list[Name], Help("Registered versions: 1,2,3.")] = field(
         default_factory=list[str]
     )
-    experiment: Annotated[Name, Help("Whose runs, where no versions are given.")] = "Default"
+    experiment: Annotated[Name | None, Help("Whose runs, where no versions: else Default.")] = None
     filter: Annotated[
         Name | None, Help("Which of them, as in tags.`account_tax.recipe` = 'starter'.")
     ] = None
@@ -77,11 +77,12 @@ def find_runs(client: MlflowClient, request: Request) -> list[tuple[Run, str]]:
     """
     if request.versions:
         return _find_versions(client, request)
-    experiment = client.get_experiment_by_name(request.experiment)
+    name = request.experiment or "Default"
+    experiment = client.get_experiment_by_name(name)
     if experiment is None:
         names = [each.name for each in client.search_experiments()]
-        near = hint(request.experiment, names)
-        raise Refused(f"experiment = {request.experiment} (-P experiment): there is none. {near}")
+        near = hint(name, names)
+        raise Refused(f"experiment = {name} (-P experiment): there is none. {near}")
     trained = f"{condition(f'tags.`{KIND_TAG}`', 'train')} and attributes.status = 'FINISHED'"
     trained += " and metrics.`test/f1` >= 0"  # else register=false left the test split alone
     wanted = f"{trained} and {request.filter}" if request.filter else trained
@@ -99,8 +100,10 @@ def find_runs(client: MlflowClient, request: Request) -> list[tuple[Run, str]]:
 
 def _find_versions(client: MlflowClient, request: Request) -> list[tuple[Run, str]]:
     faults, found = list[str](), dict[str, ModelVersion]()  # once: an alias may be one of them
-    if request.filter:
-        faults.append("filter (-P filter): it chooses among runs. Give it or versions, not both.")
+    for key in ("filter", "experiment"):
+        if getattr(request, key):
+            chooses = "it chooses among runs. Give it or versions, not both"
+            faults.append(f"{key} (-P {key}): {chooses}.")
     for reference in request.versions:
         try:
             version = find_version(client, request.name, reference)

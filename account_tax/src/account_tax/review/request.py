@@ -53,6 +53,14 @@ def read_request(project: Path, words: Sequence[str]) -> Request:
 
 
 def _decision_faults(asked: Request) -> Iterator[str]:
+    if asked.reads_only or asked.decision in ("rollback", "retire"):  # nothing is reviewed
+        what = "the history" if asked.reads_only else f"decision = {asked.decision}"
+        idle: dict[str, object] = {"slices": asked.slices, "data": asked.data}
+        if asked.decision != "retire":  # a rollback is to previous_champion, always
+            idle["version"] = asked.version
+        yield from (
+            f"{key} (-P {key}): {what} takes none. Leave it out." for key in idle if idle[key]
+        )
     given = {"waive": asked.waive, "expires": asked.expires}
     if asked.decision is None:
         given |= {"reviewer": asked.reviewer, "reason": asked.reason}

@@ -17,9 +17,8 @@ REPOSITORY = Path(__file__).parents[2]
 
 @pytest.fixture
 def stages(tmp_path):
-    found = Stages(REPOSITORY, tmp_path / "run", {"PATH": "/usr/bin"})
-    found.checkpoints = tmp_path / "checkpoints/of the configuration/run"
-    return found
+    checkpoints = tmp_path / "checkpoints/of the configuration/run"
+    return Stages(REPOSITORY, tmp_path / "run", {"PATH": "/usr/bin"}, checkpoints=checkpoints)
 
 
 @pytest.fixture

@@ -110,8 +110,8 @@ def _run_plan(
     resolved = _into_folder(plan.resolved, root, start.folder)
     environment = stage_environment(project) | run.environment()
     environment[CONFIG_VARIABLE] = resolved.sha256
-    stages = Stages(project, (project / root).resolve(), environment)
-    stages.checkpoints = project / start.folder
+    checkpoints = project / start.folder
+    stages = Stages(project, (project / root).resolve(), environment, checkpoints=checkpoints)
     if plan.resolved.launch.resume == "never":
         stages.again = f"with --resume {run.run_id} the same command"
     stages.write_configuration(resolved)

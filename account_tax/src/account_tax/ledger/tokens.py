@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerBase  # Kedro reads the nodes' hints
 
 from .reading import DataError, Ledger, read_ledger
 from .texts import RowFile
-from .words import words_of
+from .words import offsets_of, words_of
 
 if TYPE_CHECKING:
     from account_tax.model.classifier import BaseReference
@@ -94,7 +94,7 @@ def _read_whole(
 def _as_lists(ids: list[list[int]]) -> pa.ListArray:
     """Return lists as an array: a million of them would take gigabytes as Python objects."""
     lengths = np.fromiter(map(len, ids), dtype=np.int32, count=len(ids))
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    offsets = offsets_of(lengths)
     flat = np.fromiter(chain.from_iterable(ids), dtype=np.int32, count=offsets[-1])
     return pa.ListArray.from_arrays(offsets, flat)
 
@@ -245,7 +245,7 @@ def _as_batch(
 ) -> pa.RecordBatch:
     lengths = ids.value_lengths()
     mask = np.ones(len(ids.flatten()), np.int8)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    offsets = offsets_of(lengths)
     return pa.record_batch(
         {
             "input_ids": ids,

@@ -67,7 +67,7 @@ class Words:
         ends = known.offsets.to_numpy()[words.offsets.to_numpy()]
         extra = len(self.before) + len(self.behind)
         kept = np.minimum(np.diff(ends), max_length - extra)
-        offsets, places = _offsets(kept + extra), _offsets(kept)
+        offsets, places = offsets_of(kept + extra), offsets_of(kept)
         found = np.empty(offsets[-1], np.int32)
         for place, token in enumerate(self.before):
             found[offsets[:-1] + place] = token
@@ -79,7 +79,8 @@ class Words:
         return pa.ListArray.from_arrays(offsets, found)
 
 
-def _offsets(lengths: np.ndarray) -> np.ndarray:
+def offsets_of(lengths: Any) -> np.ndarray:
+    """Return where lists of these lengths begin, and the last ends, as Arrow has it."""
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
 
 

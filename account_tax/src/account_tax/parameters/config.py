@@ -174,7 +174,7 @@ def resolve(project: Path, overrides: Sequence[Pair], *, all_serve: bool = True)
     if not any(fault.unreadable for fault in faults):
         values = _check(everything(), tree, "", faults)
     readable, flat = not faults, dict(_leaves(values))
-    found = conflicts(flat.get, {key: sources.get(key, "") for key in flat}, all_serve=all_serve)
+    found = conflicts(flat.get, {key: sources.get(key, "") for key in flat if all_serve})
     faults += [Fault(key, text, _show(flat[key])) for key, text in found]
     options = {name: values.pop(name) for name in asdict(LaunchOptions()) if name in values}
     tuning = values.pop("tuning", {})

@@ -24,21 +24,19 @@ Get = Callable[[str], Any]  # a dotted key's value; None where it is unset or fa
 Conflict = tuple[str, str]  # the key to change, and why
 
 
-def conflicts(get: Get, sources: Mapping[str, str], *, all_serve: bool) -> Iterator[Conflict]:
+def conflicts(get: Get, sources: Mapping[str, str]) -> Iterator[Conflict]:
     """Yield each pair of values that can't stand together, as the key to change and the reason.
 
     Args:
         get: Returns a dotted key's value.
-        sources: Where each key was set.
-        all_serve: Whether each that the command line set has to do something.
+        sources: Where each key was set; one that the command line set has to do something.
     """
     yield from _data_conflicts(get)
     yield from _precision_conflicts(get)
     yield from _best_model_conflicts(get)
     yield from _search_conflicts(get)
     yield from _offload_conflicts(get)
-    if all_serve:
-        yield from _idle(get, sources)
+    yield from _idle(get, sources)
 
 
 def _data_conflicts(get: Get) -> Iterator[Conflict]:
@@ -98,11 +96,16 @@ def _interval_conflicts(evaluate: float | None, save: float | None) -> Iterator[
         yield "train.training.save_steps", reason
 
 
-def _search_conflicts(get: Get) -> Iterator[Conflict]:
+def goal_of(get: Get) -> tuple[str, str]:
+    """Return the metric that a search goes by, and whether to minimize or maximize it."""
     name = get("train.training.metric_for_best_model") or "f1"
-    metric, direction = get("tuning.metric") or name, get("tuning.direction")
-    better = "minimize" if metric.endswith("loss") else "maximize"
-    if direction not in (None, better):
+    metric = get("tuning.metric") or f"eval/{name.removeprefix('eval_')}"
+    return metric, "minimize" if metric == "eval/loss" else "maximize"
+
+
+def _search_conflicts(get: Get) -> Iterator[Conflict]:
+    metric, better = goal_of(get)
+    if get("tuning.direction") not in (None, better):
         yield "tuning.direction", f"of {metric} the best is what is searched: {better}, or null"
 
 

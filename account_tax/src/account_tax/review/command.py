@@ -106,10 +106,11 @@ def _review_and_decide(client: MlflowClient, run: OwnedRun, request: Request) ->
         _roll_back(client, request.name, proposal)
         return
     version = find_version(client, request.name, request.reference)
-    if request.decision in ("approve", "reject"):  # a review takes minutes
+    seen = None
+    if request.decision:  # a review takes minutes, and looks the champion up
         registry = read_registry(client, request.name)
         check_before_review(registry, version, author_of(client, version), proposal)
-    seen = count_entries(client, request.name)  # before the champion is looked up
+        seen = len(registry.history.digests)
     gates = []
     if request.decision != "retire":  # a version goes out of service whatever its numbers are
         try:

@@ -31,6 +31,7 @@ from account_tax.parameters.config import (
     read_aliases,
     resolve_usable,
 )
+from account_tax.parameters.conflicts import goal_of
 from account_tax.processes.groups import Interrupted
 from account_tax.processes.guard import guard_stage
 from account_tax.processes.identity import state_of
@@ -116,11 +117,8 @@ def read_asked(project: Path, words: Sequence[str]) -> Asked:
     space, wrong = read_space(project, search["space"], resolved)
     if wrong:
         raise ConfigError([*faults, *wrong])
-    training = resolved.values.get("train", {}).get("training", {})
-    name = training.get("metric_for_best_model", "f1").removeprefix("eval_")
-    search["metric"] = search["metric"] or f"eval/{name}"
-    better = "minimize" if search["metric"] == "eval/loss" else "maximize"
-    search["direction"] = search["direction"] or better
+    known = resolved.flat() | {f"tuning.{key}": value for key, value in search.items()}
+    search["metric"], search["direction"] = goal_of(known.get)
     keys = {alias: key for key, alias in read_aliases(project).items()}
     given = [(keys.get(name, name), text) for name, text in pairs]
     kept = dict(pair for pair in given if not pair[0].startswith(NOT_A_TRIALS))

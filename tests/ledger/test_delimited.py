@@ -1,9 +1,12 @@
 """Ledgers are read a window at a time, and what can't be read costs no other row."""
 
+import random
 import tracemalloc
+from dataclasses import replace
 
 import pytest
 
+from account_tax.ledger import delimited
 from account_tax.ledger.delimited import FIELD_LIMIT
 from account_tax.ledger.formats import open_file
 from account_tax.ledger.windows import Wanted
@@ -49,6 +52,38 @@ def test_the_delimiter_is_the_one_by_which_the_header_has_the_text(tmp_path, del
     path.write_text("\n".join(delimiter.join(row) for row in (["id", *COLUMNS], ["1", "a,;b", ""])))
     source = open_file(path, TEXT)
     assert source.columns == ["id", *COLUMNS]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_lines_that_are_read_together_give_what_each_gives_alone(tmp_path, monkeypatch, seed):
+    draw = random.Random(seed)
+    parts = ["a", "가", ",", ",", ";", '"', '"b"', '"c, d"', '""', ' "', "\\", "\x1a", "\xff", " "]
+    ends = ["\n", "\r\n", "\r"] if draw.random() < 0.5 else ["\n"]
+    broken = draw.choice([0.0, 0.02, 0.5])  # of the lines: whole parts are read each way
+
+    def line():
+        if draw.random() < broken:
+            if draw.random() < 0.5:
+                return 'a,"b\nc"'
+            return "".join(draw.choices(parts, k=draw.randint(0, 6)))
+        return draw.choice(
+            ['"a, b",가', "a,b", 'a,"b ""c"""', ",", "", '"",x', 'a "b",c', 'a"b,c"d']
+        )
+
+    text = "memo,merchant\n" + "".join(line() + draw.choice(ends) for _ in range(200))
+    path = tmp_path / "in.csv"
+    path.write_bytes(text.encode().replace("\xff".encode(), b"\xff"))
+    monkeypatch.setattr(delimited, "AHEAD", draw.choice([1, 50, 400, 1 << 14]))
+
+    wanted = replace(TEXT, encoding="utf-8")
+
+    def records():
+        windows = open_file(path, wanted).windows(64)
+        return [(window.rows.items, window.rejects) for window in windows]
+
+    together = records()
+    monkeypatch.setattr(delimited, "_one_a_line", lambda *_: None)
+    assert together == records()
 
 
 def test_line_numbers_count_blank_lines_and_lines_inside_quotes(tmp_path):

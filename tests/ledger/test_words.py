@@ -3,6 +3,7 @@
 import random
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -42,9 +43,9 @@ def test_ids_are_the_tokenizers_own(recipe, max_length):
     texts = texts_of_all_kinds(tokens.MANY)
     words = words_of(tokenizer)
     assert words
-    plain = words.plain(tokens.pa.array(texts))
+    plain = words.plain(pa.array(texts))
     assert 0.4 < plain.mean() < 0.9  # both ways are tried
-    assert read_tokens(texts, tokenizer, max_length).to_pylist() == whole(
+    assert read_tokens(pa.array(texts), tokenizer, max_length).to_pylist() == whole(
         texts, tokenizer, max_length
     )
 
@@ -73,7 +74,7 @@ def test_where_a_text_may_be_more_than_its_words_it_is_read_whole(normalizer, sp
     tokenizer = make_tokenizer(normalizer, splitter)
     assert words_of(tokenizer) is None
     texts = ["a b"] * tokens.MANY
-    assert read_tokens(texts, tokenizer, 8).to_pylist() == whole(texts, tokenizer, 8)
+    assert read_tokens(pa.array(texts), tokenizer, 8).to_pylist() == whole(texts, tokenizer, 8)
 
 
 def test_a_rule_that_nobody_thought_of_is_found_by_looking(monkeypatch):
@@ -82,5 +83,7 @@ def test_a_rule_that_nobody_thought_of_is_found_by_looking(monkeypatch):
     monkeypatch.setattr(tokens, "words_of", lambda _: known)
     texts = ["a b"] * tokens.MANY
     assert (
-        read_tokens(texts, tokenizer, 8).to_pylist() == whole(texts, tokenizer, 8) == [[3]] * 1000
+        read_tokens(pa.array(texts), tokenizer, 8).to_pylist()
+        == whole(texts, tokenizer, 8)
+        == [[3]] * 1000
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterable, Iterator
-from itertools import takewhile
+from itertools import count, takewhile
 from pathlib import Path
 
 from account_tax.errors import Refused
@@ -29,6 +29,7 @@ DELIMITERS = (",", ";", "\t", "|")
 END_OF_FILE = "\x1a"  # of DOS
 SPACED = re.compile(' +"')
 UNCLOSED = "a quote that is not closed"
+AHEAD = 1 << 14  # characters of the lines that are looked at together
 FIELD_LIMIT = csv.field_size_limit()
 
 
@@ -47,11 +48,30 @@ class _Lines:
         self.taken.append(line)
         return line
 
+    def look_ahead(self) -> list[str]:
+        """Return some of the next lines, which are still to be taken; none while there are such."""
+        if self._again:
+            return []
+        lines, left = list[str](), AHEAD
+        while left > 0 and (line := next(self._lines, None)) is not None:
+            lines.append(line)
+            left -= len(line)
+        self._again.extend(reversed(lines))
+        return lines
+
     def begin_record(self) -> str | None:
         """Return the first line of the next record; None at the end."""
         self.first += len(self.taken)
         self.taken.clear()
         return next(self, None)
+
+    def skip(self, lines: int) -> int:
+        """Take so many lines as records of their own; return the number of the first."""
+        first = self.first = self.first + len(self.taken)
+        self.taken.clear()
+        self.first += lines
+        del self._again[-lines:]
+        return first
 
     def give_back(self, kept: int) -> None:
         """Let all but so many lines of the record be read again."""
@@ -61,7 +81,7 @@ class _Lines:
     @property
     def text(self) -> str:
         """The record as it stands in the file, without its end."""
-        return "".join(self.taken).removesuffix("\n").removesuffix("\r")
+        return _without_end("".join(self.taken))
 
 
 class CsvSource:
@@ -148,7 +168,14 @@ def _read_records(
     plain = csv.reader(counted, **form)
     spaced = csv.reader(counted, skipinitialspace=True, **form)
     escaped = csv.reader(counted, escapechar="\\", **form)
-    while (line := counted.begin_record()) is not None:
+    while True:
+        if values := _one_a_line(ahead := counted.look_ahead(), delimiter):
+            for number, line, row in zip(count(counted.skip(len(ahead))), ahead, values):
+                if any(row):
+                    yield Item(number, _without_end(line), row)
+            continue
+        if (line := counted.begin_record()) is None:
+            return
         try:
             if '"' in line or len(line) > FIELD_LIMIT:
                 values = _next_values(counted, plain, spaced, escaped)
@@ -164,6 +191,22 @@ def _read_records(
             yield Reject(counted.first, f"bytes that are not {encoding.name.upper()}")
         elif any(values) and raw.strip() != END_OF_FILE:
             yield Item(counted.first, raw, values)
+
+
+def _one_a_line(lines: list[str], delimiter: str) -> list[list[str]] | None:
+    """Return the values of lines each of which is a whole record; None where one may be none."""
+    text = "".join(lines)
+    if ' "' in text or END_OF_FILE in text or not is_text(text):
+        return None
+    try:
+        values = list(csv.reader(lines, delimiter=delimiter, strict=True))
+    except csv.Error:
+        return None
+    return values if len(values) == len(lines) else None
+
+
+def _without_end(line: str) -> str:
+    return line.removesuffix("\n").removesuffix("\r")
 
 
 def _next_values(counted: _Lines, *readers: Iterator[list[str]]) -> list[str]:

@@ -102,7 +102,7 @@ class Ledger:
             "rows read": f"{self.rows_read:,}, left out: {_left_out(self.dropped)}",
         }
         where = "left out after train" if "day" in self.frame else "in train only"
-        where = "left out" if not set(self.rare) & set(self.frame["label"]) else where
+        where = "left out" if not among(self.frame["label"], self.rare).any() else where
         more = {
             "unreadable rows": _in_words(self.rejects),
             "doubtful accounts": self.doubtful.in_words(),
@@ -444,7 +444,7 @@ def _say_how_map_fits(label_map: Mapping[str, str], labels: Any) -> dict[str, st
     if not label_map:
         return {}
     words = f"{among(labels, label_map).sum():,} rows have a new account"
-    if strange := len(label_map.keys() - set(labels)):
+    if strange := len(label_map.keys() - set(labels.unique())):
         words += f"; {strange:,} of its {len(label_map):,} old ones are not in the ledger"
     return {"label map": words}
 

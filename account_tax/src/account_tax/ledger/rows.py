@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -45,8 +45,7 @@ class Dialect:
         return value
 
 
-@dataclass(frozen=True)
-class Item:
+class Item(NamedTuple):
     """A row as it stands in a text file: the line it began in, from 1, its text and its values."""
 
     number: int
@@ -79,14 +78,14 @@ class CsvRows(TextRows):
 
     def frame(self, columns: Sequence[str]) -> pd.DataFrame:
         """Return columns as text, by the names given; what is missing is ""."""
-        places = [self.columns.index(clean_name(column)) for column in columns]
-        picked = [[item.values[place] for place in places] for item in self.items]
-        return pd.DataFrame(picked, columns=list(columns), dtype=str)
+        places = {column: self.columns.index(clean_name(column)) for column in columns}
+        picked = {name: [item.values[at] for item in self.items] for name, at in places.items()}
+        return pd.DataFrame(picked, dtype=str)
 
     def in_order(self, columns: Sequence[str]) -> Self:
         """Return the rows with the same columns in another order."""
         places = [self.columns.index(column) for column in columns]
-        items = [replace(item, values=[item.values[at] for at in places]) for item in self.items]
+        items = [each._replace(values=[each.values[at] for at in places]) for each in self.items]
         return replace(self, columns=[*columns], items=items, dialect=None)
 
     def records(self, dialect: Dialect) -> list[str]:

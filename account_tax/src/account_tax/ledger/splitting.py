@@ -85,9 +85,9 @@ def _split_faults(
         fault = f"data.source = {name}: no rows are left for {', '.join(empty)}. Add rows"
         least = data.get("min_rows", len(SPLITS))
         faults.append(f"{fault}{f', or lower data.min_rows ({least})' * (least > len(SPLITS))}.")
-    known = set(splits["train"]["label"])
+    known = set(splits["train"]["label"].unique())
     for name in SPLITS[1:]:
-        if unknown := sorted(set(splits[name]["label"]) - known):
+        if unknown := sorted(set(splits[name]["label"].unique()) - known):
             faults.append(
                 f"data.label_column = {data['label_column']}: {name} has labels that train has "
                 f"not: {shorten(unknown)}. Add rows of them to train, or leave them out."

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain, pairwise
 
@@ -20,7 +20,7 @@ import pyarrow as pa
 from account_tax.errors import Refused
 
 # Gives of N texts the lists of int32 that a model reads, its token ids.
-Tokenize = Callable[[Sequence[str]], pa.ListArray]
+Tokenize = Callable[[pa.StringArray], pa.ListArray]
 
 SCHEMA = pa.schema({"text": pa.string(), "ids": pa.list_(pa.int32())})
 
@@ -96,15 +96,17 @@ class Texts:
         """
         first = self._rows.starts[-1]
         # A ledger repeats its lines: each of these rows' different texts is tokenized once.
-        places, different = pd.factorize(texts)
         columns = {"text": pa.array(texts.tolist(), pa.string())}
-        read: pa.Array = pa.array(different.tolist(), pa.string())
+        coded = columns["text"].dictionary_encode()
+        places, read = coded.indices, coded.dictionary
         if self._tokenize:
-            read = self._tokenize(different.tolist())
-            columns["ids"] = read.take(pa.array(places))
+            read = self._tokenize(read)
+            columns["ids"] = read.take(places)
         self._rows.append(pa.record_batch(columns))
         place = np.arange(first, first + len(texts))
-        return pd.DataFrame({"place": place, "seen": number(read)[places]}, index=texts.index)
+        return pd.DataFrame(
+            {"place": place, "seen": number(read)[places.to_numpy()]}, index=texts.index
+        )
 
     def of(self, rows: pd.DataFrame) -> list[str]:
         """Return the texts of rows, by their column place, which rises."""

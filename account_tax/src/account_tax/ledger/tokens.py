@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import chain
@@ -58,7 +58,7 @@ def read_seen_ledger(data: dict[str, Any], model: dict[str, Any]) -> Ledger:
         BaseModelError: If the base can't be had.
     """
 
-    def read(texts: Sequence[str]) -> pa.ListArray:
+    def read(texts: pa.StringArray) -> pa.ListArray:
         _, tokenizer = load_base(model)
         if faults := check_length(data["max_length"], tokenizer, model["name"]):
             raise LengthError(faults)
@@ -68,27 +68,28 @@ def read_seen_ledger(data: dict[str, Any], model: dict[str, Any]) -> Ledger:
 
 
 def read_tokens(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int
+    texts: pa.StringArray, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> pa.ListArray:
     """Return the ids of each text, cut as a model reads them."""
     if len(texts) < MANY or not (words := words_of(tokenizer)):
-        return _read_whole(texts, tokenizer, max_length)
-    array = pa.array(texts, pa.string())
-    plain = words.plain(array)
-    of_words, others = array.filter(plain), array.filter(~plain).to_pylist()
+        return _read_whole(texts.to_pylist(), tokenizer, max_length)
+    plain = words.plain(texts)
+    of_words, others = texts.filter(plain), texts.filter(~plain).to_pylist()
     with _all_cores():
         ids = words.read(of_words, max_length)
     looked = of_words.slice(0, LOOKED_AT).to_pylist()
     if not ids.slice(0, LOOKED_AT).equals(_read_whole(looked, tokenizer, max_length)):
-        return _read_whole(texts, tokenizer, max_length)  # a rule that is not known here
+        return _read_whole(
+            texts.to_pylist(), tokenizer, max_length
+        )  # a rule that is not known here
     both = pa.concat_arrays([ids, _read_whole(others, tokenizer, max_length)])
     return both.take(np.argsort(np.argsort(~plain, kind="stable")))
 
 
 def _read_whole(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int
+    texts: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> pa.ListArray:
-    return _as_lists(token_ids(list(texts), tokenizer, truncation=True, max_length=max_length))
+    return _as_lists(token_ids(texts, tokenizer, truncation=True, max_length=max_length))
 
 
 def _as_lists(ids: list[list[int]]) -> pa.ListArray:
@@ -237,7 +238,7 @@ def _read(
         return
     for start in range(0, len(rows), TOKENIZE_ROWS):
         texts = rows["text"].iloc[start : start + TOKENIZE_ROWS].tolist()
-        yield read_tokens(texts, tokenizer, max_length)
+        yield read_tokens(pa.array(texts, pa.string()), tokenizer, max_length)
 
 
 def _as_batch(

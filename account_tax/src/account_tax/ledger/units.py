@@ -39,7 +39,7 @@ def find_rare(frame: pd.DataFrame, least: int, *, tied: bool) -> dict[str, int]:
     """
     codes, labels = pd.factorize(frame["label"])
     # A pair of a unit and a label as one number: as a table they would take ten times the memory.
-    pairs = np.unique(number_units(frame) * len(labels) + codes)
+    pairs = pd.unique(number_units(frame) * len(labels) + codes)
     units, codes = pairs // len(labels), pairs % len(labels)
     sizes = np.bincount(codes, minlength=len(labels))
     rare = np.zeros(len(labels), dtype=bool)

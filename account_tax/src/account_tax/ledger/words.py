@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import chain, takewhile
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ NORMALIZERS = (  # that read character by character, or put train.model.prefix b
     *("Precompiled", "Prepend", "Replace"),
 )
 SPACES = {"Regex": " {2,}"}  # replaced by one: there are none in plain texts
+TOGETHER = 64  # words
 MOST_ADDED = 20  # tokens looked for in each text
 
 
@@ -59,11 +60,7 @@ class Words:
         """Return the ids of plain texts, cut to max_length tokens."""
         words = pc.split_pattern(texts, " ")
         coded = words.flatten().dictionary_encode()
-        self.backend.no_truncation()
-        around = slice(len(self.before), -len(self.behind) or None)
-        read = self.backend.encode_batch_fast(coded.dictionary.to_pylist())
-        ids = pa.array([each.ids[around] for each in read], pa.list_(pa.int32()))
-        known = ids.take(coded.indices)
+        known = self._read_each(coded.dictionary).take(coded.indices)
         ends = known.offsets.to_numpy()[words.offsets.to_numpy()]
         extra = len(self.before) + len(self.behind)
         kept = np.minimum(np.diff(ends), max_length - extra)
@@ -77,6 +74,20 @@ class Words:
         source = known.values.to_numpy()[np.repeat(ends[:-1], kept) + within]
         found[np.repeat(offsets[:-1] + len(self.before), kept) + within] = source
         return pa.ListArray.from_arrays(offsets, found)
+
+    def _read_each(self, words: pa.StringArray) -> pa.ListArray:
+        """Return the ids of each word; some are read as one text: most of a call is its own."""
+        listed, places = words.to_pylist(), offsets_of(pc.add(pc.utf8_length(words), 1))
+        starts = range(0, len(listed), TOGETHER)
+        self.backend.no_truncation()
+        read = self.backend.encode_batch([" ".join(listed[at : at + TOGETHER]) for at in starts])
+        around = slice(len(self.before), -len(self.behind) or None)
+        ids = [each.ids[around] for each in read]
+        firsts = (first for each in read for first, _ in each.offsets[around])  # of its text
+        begins = np.repeat(places[starts], list(map(len, ids))) + np.fromiter(firsts, np.int32)
+        offsets = offsets_of(np.histogram(begins, places)[0])
+        flat = np.fromiter(chain.from_iterable(ids), np.int32)
+        return pa.ListArray.from_arrays(offsets, flat)
 
 
 def offsets_of(lengths: Any) -> np.ndarray:

@@ -1037,8 +1037,9 @@ def as_text(column: pd.Series) -> pd.Series:
                 raise ValueError(
                     f"row {row}: a {kind} in {column.name}, which is not a single value."
                 )
-    texts = column.astype("str").fillna("")
-    return pd.Series(map(clean_text, texts), index=column.index, dtype="str", name=column.name)
+    places, different = pd.factorize(column.astype("str").fillna(""))
+    texts = pd.array(list(map(clean_text, different.tolist())), dtype="str").take(places)
+    return pd.Series(texts, index=column.index, name=column.name)
 
 
 def clean_text(text: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
@@ -326,7 +327,7 @@ def count_leaked_rows(
         splits, _ = split_ledger(ledger, data)
     except DataError:
         return None, "the ledger the champion was trained on can't be read"
-    seen = number(tokenize(texts))
+    seen = number(tokenize(pa.array(texts, pa.string())))
     return int(np.isin(seen, splits["train"]["seen"]).sum()), ""
 
 

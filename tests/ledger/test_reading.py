@@ -26,6 +26,36 @@ def counted(ledger) -> dict[str, int]:
     return {reason: count for reason, count in ledger.dropped.items() if count}
 
 
+# --- how files are read ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "idle"),
+    [
+        ("x.csv", {"sheet": "2024"}, ["sheet = 2024"]),
+        ("x.jsonl", {"header_row": 1, "sheet": "2024"}, ["header_row = 1", "sheet = 2024"]),
+        ("x.parquet", {"encoding": "cp949"}, ["encoding = cp949"]),
+        ("x.xlsx", {"encoding": "cp949"}, ["encoding = cp949"]),
+    ],
+)
+def test_what_says_nothing_of_a_file_is_refused(
+    parameters, tmp_path, two_classes, name, said, idle
+):
+    table, path = pd.DataFrame(two_classes, columns=["text", "label"]), tmp_path / name
+    write = {
+        "csv": lambda: table.to_csv(path, index=False),
+        "jsonl": lambda: table.to_json(path, orient="records", lines=True),
+        "parquet": lambda: table.to_parquet(path),
+        "xlsx": lambda: table.to_excel(path, index=False),
+    }
+    write[name.partition(".")[2]]()
+    read_ledger(parameters(path))
+    (fault,) = faults_of(parameters(path, **said))
+    for words in idle:
+        key = words.partition(" ")[0]
+        assert f"{words} says nothing of it. Set data.{key} to null." in fault
+
+
 # --- what is kept out ---------------------------------------------------------------------------
 
 

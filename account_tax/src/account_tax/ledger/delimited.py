@@ -87,7 +87,7 @@ class _Lines:
 class CsvSource:
     """A text file with a header; its delimiter is one of comma, semicolon, tab, bar."""
 
-    unit = "line"
+    unit, told = "line", ("encoding", "header_row")
 
     def __init__(self, path: Path, wanted: Wanted):
         self.path, self._encoding = path, find_encoding(path, wanted.encoding)

@@ -100,7 +100,7 @@ def _found_in_words(file: Mapping[str, Any]) -> str:
 class JsonSource:
     """A JSON Lines file: an object on each line that is not blank."""
 
-    unit = "line"
+    unit, told = "line", ("encoding",)
 
     def __init__(self, path: Path, wanted: Wanted):
         self.path = path
@@ -166,7 +166,7 @@ class JsonSource:
 class ArrowSource:
     """A Parquet or Arrow file, with its own types."""
 
-    unit = "row"
+    unit, told = "row", ()
 
     def __init__(self, path: Path, wanted: Wanted):
         self._path = path
@@ -245,5 +245,6 @@ def _slices(batches: Iterator[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
 
 
 # A file that was found readable and has the wanted columns. `unit` is what a reject's number
-# counts, line or row; `found` its format, and what was found out about it.
+# counts, line or row; `told` what a person can say of how it is read; `found` its format, and what
+# was found out about it.
 Source = CsvSource | SheetSource | JsonSource | ArrowSource

@@ -61,6 +61,8 @@ class JoinedFiles:
         self.found = [{"file": file.label, **opened.found} for file, opened in self._opened]
         self.found += [{"file": file.label, "format": "empty"} for file in empty]
         self.read_as = files_in_words(self.found)
+        if not self.faults and (idle := self._idle(wanted)):
+            raise Refused(idle)
 
     @property
     def paths(self) -> list[Path]:
@@ -76,6 +78,17 @@ class JoinedFiles:
             for file, size in zip(self._files, sizes, strict=True)
             if not size and file.split in filled
         ]
+
+    def _idle(self, wanted: Wanted) -> str:
+        """Return what was said about the files that none of them takes, "" for nothing."""
+        told = {name for _, opened in self._opened for name in opened.told}
+        said = {name: getattr(wanted, name) for name in ("encoding", "header_row", "sheet")}
+        idle = [
+            f"{name} = {value} says nothing of it. Set data.{name} to null."
+            for name, value in said.items()
+            if value is not None and name not in told
+        ]
+        return f"it was read as {self.read_as}. {' '.join(idle)}" if idle else ""
 
     def refuse_faults(self) -> None:
         """Refuse files that can't be read, the first of them by name."""

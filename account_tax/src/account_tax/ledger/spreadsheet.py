@@ -44,7 +44,7 @@ TEXT_LIMIT = 256 << 20  # bytes of the workbook's texts, which are all held in m
 class SheetSource:
     """A sheet of an .xlsx or .xlsm file with a header, read row by row."""
 
-    unit = "row"
+    unit, told = "row", ("header_row", "sheet")
     dialect = Dialect(bom=True)  # of its rows as CSV, which Excel opens then
 
     def __init__(self, path: Path, wanted: Wanted):

@@ -118,6 +118,12 @@ def test_the_encoding_and_the_header_can_be_given(tmp_path):
         read(tmp_path / "x.csv", columns, encoding="cp1251", header_row=9)
 
 
+def test_a_delimiter_that_is_not_known_is_told(tmp_path):
+    (tmp_path / "x.csv").write_text("memo^merchant\na^b\n")
+    with pytest.raises(Refused, match=r"has 1 field\. .*parted by none of comma, semicolon"):
+        read(tmp_path / "x.csv", ("memo", "merchant"))
+
+
 @pytest.mark.parametrize("name", ["x.jsonl", "x.ndjson", "x.json", "x.jsonl.gz"])
 def test_json_lines_are_read(tmp_path, name):
     lines = "\n".join(json.dumps(dict(zip(NAMES, row, strict=True))) for row in ROWS)

@@ -25,7 +25,7 @@ from .windows import (
     in_windows,
 )
 
-DELIMITERS = (",", ";", "\t", "|")
+MARKS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 END_OF_FILE = "\x1a"  # of DOS
 SPACED = re.compile(' +"')
 UNCLOSED = "a quote that is not closed"
@@ -91,14 +91,19 @@ class CsvSource:
 
     def __init__(self, path: Path, wanted: Wanted):
         self.path, self._encoding = path, find_encoding(path, wanted.encoding)
-        headers = {mark: self._find_header(mark, wanted) for mark in DELIMITERS}
+        headers = {mark: self._find_header(mark, wanted) for mark in MARKS}
         found = {mark: header for mark, header in headers.items() if header}
         if not found:
             raise Refused(_no_header(wanted))
         delimiter = max(found, key=lambda mark: found[mark].fits)  # the first among equals
         self._header = found[delimiter]
         self.columns = self._header.names
-        check_columns(self.columns, wanted, self._header)
+        try:
+            check_columns(self.columns, wanted, self._header)
+        except Refused as err:
+            marks = ", ".join(MARKS.values())
+            hint = f" Its fields are parted by none of {marks}." * (len(self.columns) == 1)
+            raise Refused(f"{err}{hint}") from None
         # Excel takes a file without BOM for one in the country's old encoding.
         bom = bool(self._encoding.skip) or self._encoding.name != "utf-8"
         self.dialect = Dialect(delimiter, self._line_end(), bom)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from account_tax.errors import Failed, Refused
 
-from .delimited import CsvSource
+from .delimited import MARKS, CsvSource
 from .encodings import LINE_LIMIT, find_encoding, is_text, read_lines
 from .packed import ZIP_MARK
 from .rows import Item, JsonRows, ParquetRows, clean_name, parse_object
@@ -33,7 +33,6 @@ PARQUET_MARK, ARROW_STREAM_MARK, ARROW_FILE_MARK = b"PAR1", b"\xff\xff\xff\xff",
 OLE_MARK = b"\xd0\xcf\x11\xe0"
 JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
 TYPED_ENDINGS = (".parquet", ".arrow", ".xlsx", ".xlsm")
-MARKS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 ENDINGS = (".csv", ".tsv", ".txt", *JSON_ENDINGS, *TYPED_ENDINGS)
 SHOWN_FORMS = 5
 

@@ -163,14 +163,15 @@ def _missing_fault(
     spelt = [
         near[name] for name in (clean_name(each).casefold() for each in missing) if name in near
     ]
+    fields = "1 field" if len(names) == 1 else f"{len(names)} fields"
     if header is None or _may_be_shown(header, wanted):
         first = sorted(shown)[:SHOWN_COLUMNS]
         more = len(names) - len(first)
         text = f"{expected} {first}" + f" and {more:,} more" * (more > 0)
     elif wanted.header_row is not None:
-        text = f"{expected} none of them in row {wanted.header_row}, which has {len(names)} fields"
+        text = f"{expected} none of them in row {wanted.header_row}, which has {fields}"
     else:
-        where = f"in the first {HEADER_LINES} lines; a row has {len(names)} fields"
+        where = f"in the first {HEADER_LINES} lines; a row has {fields}"
         text = f"{expected} none of them {where}"
     text += f"; spelt in another case: {spelt}" if spelt else ""
     keys = ", ".join(dict.fromkeys(filter(None, (wanted.columns[name] for name in missing))))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -50,4 +50,15 @@ def read_request(project: Path, words: Sequence[str]) -> Request:
     Raises:
         Refused: If an option can't be what it is, or the key can't be read.
     """
-    return Request.read(project, words, lambda asked: key_faults(asked.verify_key))
+    return Request.read(project, words, _faults)
+
+
+def _faults(asked: Request) -> Iterator[str]:
+    yield from key_faults(asked.verify_key)
+    used_by = {"run_code": ["R3"], "seeds": ["R3"], "data": ["R2", "R3"]}
+    for name, rungs in used_by.items():
+        if getattr(asked, name) != getattr(Request, name) and not {*rungs} & {*asked.rungs}:
+            yield (
+                f"{name} (-P {name}): for {' and '.join(rungs)} only, which rungs = "
+                f"{','.join(asked.rungs)} leaves out. Leave it out too."
+            )

@@ -399,6 +399,12 @@ def test_a_fault_is_one_short_line_whatever_was_typed(project):
         ),
         ("--train.lora.eva_config={rho: 2}", "initialised from rows of the ledger"),
         ("--train.lora.inference_mode=true", "not yours to set"),
+        ("--train.training.do_eval=true", "not yours to set"),
+        ("--train.training.length_column_name=size", "not yours to set"),
+        ("--train.training.ddp_static_graph=true", "plain DDP's"),
+        ("--train.training.ignore_data_skip=true", "the row that it stopped at"),
+        ("--train.training.run_name=first", "set --run-name of mlflow run instead"),
+        ("--train.training.project=ledgers", "nothing is sent to a hub"),
         ("--train.lora.revision=main", "set train.model.revision instead"),
         ("--train.lora.layer_replication=[[0,4]]", "the base has the layers it has"),
         ("--train.deepspeed.zero_optimization.offload_param.device=disk", "one of none, cpu, nvme"),
@@ -519,6 +525,21 @@ def test_values_that_cannot_stand_together_are_refused(project, words, key, reas
         (
             ["--train.training.gradient_checkpointing_kwargs.x=1"],
             "train.training.gradient_checkpointing_kwargs.x",
+        ),
+        (
+            ["--train.training.lr_scheduler_type=constant", "--train.training.warmup_ratio=0.2"],
+            "train.training.warmup_ratio",
+        ),
+        (
+            ["--train.training.optim=sgd", "--train.training.adam_beta2=0.9"],
+            "train.training.adam_beta2",
+        ),
+        (
+            [
+                "--train.deepspeed.zero_optimization.offload_optimizer.device=none",
+                "--train.deepspeed.zero_optimization.offload_optimizer.pin_memory=true",
+            ],
+            "train.deepspeed.zero_optimization.offload_optimizer.pin_memory",
         ),
     ],
 )

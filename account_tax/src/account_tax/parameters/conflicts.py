@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 ANY = ()
-_AT = "train.training."
+_AT, _ZERO = "train.training.", "train.deepspeed.zero_optimization."
+OFFLOADED = {"offload_optimizer": (1, 2, 3), "offload_param": (3,)}  # and ZeRO's stages that do
 # What does nothing, with all below it, where another key has one of these values.
 IDLE: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
     *((f"train.{name}.", f"train.{name}.enable", (False,)) for name in ("lora", "ngrams")),
@@ -16,6 +17,15 @@ IDLE: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
     (f"{_AT}save_total_limit.", f"{_AT}save_strategy", ("no",)),
     (f"{_AT}logging_steps.", f"{_AT}logging_strategy", ("no", "epoch")),
     (f"{_AT}warmup_ratio.", f"{_AT}warmup_steps", ANY),
+    *(
+        (f"{_AT}{name}.", f"{_AT}lr_scheduler_type", ("constant", "reduce_lr_on_plateau"))
+        for name in ("warmup_ratio", "warmup_steps")
+    ),
+    *(
+        (f"{_AT}{name}.", f"{_AT}optim", ("sgd", "adafactor", "rmsprop"))
+        for name in ("adam_beta1", "adam_beta2", "adam_epsilon")
+    ),
+    *((f"{_ZERO}{name}.", f"{_ZERO}{name}.device", ("none",)) for name in OFFLOADED),
     (f"{_AT}gradient_checkpointing_kwargs.", f"{_AT}gradient_checkpointing", (False, None)),
     ("data.date_order.", "data.time_column", (None,)),
 )
@@ -110,13 +120,12 @@ def _search_conflicts(get: Get) -> Iterator[Conflict]:
 
 
 def _offload_conflicts(get: Get) -> Iterator[Conflict]:
-    at = "train.deepspeed.zero_optimization"
-    for what, stages in (("offload_optimizer", (1, 2, 3)), ("offload_param", (3,))):
-        stage, device = get(f"{at}.stage"), get(f"{at}.{what}.device")
+    for what, stages in OFFLOADED.items():
+        stage, device = get(f"{_ZERO}stage"), get(f"{_ZERO}{what}.device")
         if stage is not None and device in ("cpu", "nvme") and stage not in stages:
             needed = " or ".join(map(str, stages))
             reason = f"works with ZeRO stage {needed} only, the stage is {stage}"
-            yield f"{at}.{what}.device", f"{reason}; set {at}.{what} to null"
+            yield f"{_ZERO}{what}.device", f"{reason}; set {_ZERO}{what} to null"
 
 
 def _idle(get: Get, sources: Mapping[str, str]) -> Iterator[Conflict]:

@@ -475,6 +475,10 @@ def _lora(reason: str, keys: str) -> dict[str, str]:
     return {f"train.lora.{key}": reason for key in keys.split()}
 
 
+def _training(reason: str, keys: str) -> dict[str, str]:
+    return {f"train.training.{key}": reason for key in keys.split()}
+
+
 CONFIDENTIAL = "not available here: ledgers are confidential, nothing is sent to a hub"
 # Keys the libraries know and this project settles elsewhere, with where.
 REFUSED = {
@@ -499,6 +503,24 @@ REFUSED = {
     "train.training.use_cpu": "set CUDA_VISIBLE_DEVICES= in the environment to leave GPUs alone",
     "train.training.ddp_backend": "not yours to set: gloo on CPUs, NCCL on GPUs",
     "train.training.debug": "not available here: it is TPUs' and plain DDP's",
+    **_training(
+        "not available here: it is plain DDP's, and DeepSpeed trains here",
+        "ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph",
+    ),
+    **_training(
+        "not yours to set: kedro train trains, evaluates, and answers the test split",
+        "do_train do_eval do_predict",
+    ),
+    **_training(
+        "not yours to set: the training knows its own columns",
+        "remove_unused_columns length_column_name",
+    ),
+    "train.training.auto_find_batch_size": "not available here: a batch is what the parameters say",
+    "train.training.ignore_data_skip": "not available here: a resumed run goes on with the row "
+    "that it stopped at",
+    "train.training.run_name": "set --run-name of mlflow run instead",
+    "train.training.liger_kernel_config": "not available here: no kernels of others are in the "
+    "lock",
     "train.training.local_rank": "not yours to set: the launcher numbers the ranks",
     "train.training.resume_from_checkpoint": "set resume instead: auto, never, or the id of a run",
     "train.lora.lora_alpha": "set train.lora.alpha instead",
@@ -535,7 +557,9 @@ REFUSED = {
     "train.deepspeed.wandb": CONFIDENTIAL,
     "train.deepspeed.comet": CONFIDENTIAL,
 }
-REFUSED_PREFIXES = tuple(f"train.training.{word}" for word in ("push_to_hub", "hub_", "trackio_"))
+REFUSED_PREFIXES = tuple(
+    f"train.training.{word}" for word in ("push_to_hub", "hub_", "trackio_", "project")
+)
 
 
 def refusal(key: str) -> str | None:

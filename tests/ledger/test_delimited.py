@@ -88,7 +88,7 @@ def test_lines_that_are_read_together_give_what_each_gives_alone(tmp_path, monke
 
 def test_line_numbers_count_blank_lines_and_lines_inside_quotes(tmp_path):
     path = tmp_path / "in.csv"
-    path.write_bytes(b'memo,merchant\r\n\r\n"a\r\nb",x\r\nc,y\rd,z\nbad\n')
+    path.write_bytes(b'memo,merchant\r\n \t\r\n"a\r\nb",x\r\nc,y\rd,z\nbad\n')
     assert read(path) == ([3, 5, 6], [(7, "1 fields where the header has 2")])
 
 

@@ -77,6 +77,12 @@ def test_rows_without_text_or_label_are_counted_and_left_out(parameters, ledger_
     assert counted(ledger) == {"no_text": 2, "no_label": 1}
 
 
+def test_where_no_row_is_left_it_is_told_why(parameters, tmp_path):
+    (tmp_path / "x.csv").write_text("text,label\n" + "taxi,travel,more\n" * 50)
+    (fault,) = faults_of(parameters(tmp_path / "x.csv", max_rejected=1))
+    assert "none of the 50 rows is left; left out: 50 unreadable" in fault
+
+
 def test_the_first_of_equal_texts_stays(parameters, ledger_csv):
     path = ledger_csv(
         ("taxi", "travel"), (" taxi ", "travel"), ("taxi", "rent"), ("office", "rent")
@@ -260,7 +266,10 @@ BAD_BYTES = {
     "book.pdf": (b"%PDF", "unknown file type .pdf. Expected .csv,"),
     "noname": (b"text,label\n", "without a type"),
     "one.csv": (b"text,label\na,x\nb,x\n", "one class in the 2 rows that are left of"),
-    "nothing.csv": (b"text,label\n,x\nJane Doe 4411,\n", "none of the 2 rows has both"),
+    "nothing.csv": (
+        b"text,label\n,x\nJane Doe 4411,\n",
+        "none of the 2 rows is left; left out: 1 no text, 1 no label",
+    ),
     "twice.csv": (b"text,label,label\na,x,y\n", "['label'] stand there more than once"),
 }
 

@@ -24,6 +24,16 @@ def test_half_precision_allows_a_share_of_the_largest_logit():
         compare_logits(EXPECTED + 0.05, EXPECTED, "fp16")
 
 
+@pytest.mark.parametrize("change", [-1.0, -2.0, 1.5])
+def test_what_the_encoder_adds_is_checked_where_n_grams_weigh_much(change):
+    encoder = np.array([[0.9, -0.5], [-0.2, 0.4]])
+    expected = encoder + 90 * EXPECTED
+    same = expected + 0.04
+    assert compare_logits(same, expected, "bf16", encoder)["tolerance"] == pytest.approx(0.05)
+    with pytest.raises(VerificationError, match="bf16"):
+        compare_logits(expected + change * encoder, expected, "bf16", encoder)
+
+
 def test_half_precision_keeps_the_label_where_the_margin_is_clear():
     # margin 0.3 > tolerance 0.2: differences within the tolerance may not swap these
     flipped = EXPECTED + np.array([[0.0, 0.0], [0.16, -0.16]])

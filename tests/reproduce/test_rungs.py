@@ -1,7 +1,9 @@
 """From the rungs to the verdict."""
 
-from account_tax.registry.record import Difference
-from account_tax.reproduce.rungs import Rung, Verdict, judge, skip
+import pytest
+
+from account_tax.registry.record import Difference, Record
+from account_tax.reproduce.rungs import Rung, Verdict, _compare_metrics, judge, skip
 
 GOOD = [Rung(name, "pass", "") for name in ("R0", "R1", "R2")]
 
@@ -46,3 +48,17 @@ def test_without_a_known_cause_the_rung_is_named():
     verdict = judge([*GOOD, Rung("R3", "fail", "weights differ by 0.1", verdict="different")])
     assert (verdict.word, verdict.cause) == ("different", None)
     assert verdict.reason == "R3: weights differ by 0.1; no input is known to differ"
+
+
+@pytest.mark.parametrize(
+    ("recorded", "status"),
+    [
+        ({"test/loss": 0.3, "test/loss_uncalibrated": 1.7}, "pass"),
+        ({"test/loss": 1.7}, "pass"),  # a version of before, when it was without temperature
+        ({"test/loss": 0.3}, "fail"),
+        ({"test/loss": 1.7, "test/loss_uncalibrated": 1.7}, "fail"),
+    ],
+)
+def test_a_loss_is_compared_with_what_it_was(recorded, status):
+    found = {"test/loss": 0.3, "test/loss_uncalibrated": 1.7}
+    assert _compare_metrics(Record(metrics=recorded), found, 9).status == status

@@ -25,7 +25,7 @@ from account_tax.pipelines.prepare.nodes import (
 from account_tax.storage.names import DATASETS
 
 CATALOG = Path(__file__).parents[3] / "conf/base/catalog.yml"
-NGRAMS = {"enable": True, "word": [1, 2], "char": [2, 4], "min_rows": 2, "max_features": 500}
+NGRAMS = {"enable": True, "word": [1, 2], "char": [2, 4], "min_rows": None, "max_features": 500}
 
 # --- plan ---------------------------------------------------------------------------------------
 

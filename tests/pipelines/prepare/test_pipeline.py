@@ -10,7 +10,7 @@ from account_tax.ledger.reading import DataError
 from account_tax.pipelines.prepare.pipeline import create_pipeline
 from account_tax.storage.prepared import find_prepared, split_digest
 
-NGRAMS = {"enable": True, "word": [1, 2], "char": [2, 4], "min_rows": 2, "max_features": 500}
+NGRAMS = {"enable": True, "word": [1, 2], "char": [2, 4], "min_rows": None, "max_features": 500}
 VERSION = "2026-01-01T00.00.00.000Z"
 
 

@@ -163,6 +163,8 @@ def test_both_parts_stand_with_what_each_is_worth_alone(facts):
     assert "| n-grams alone | 0.7000 | 0.6000 | 0.5 |" in card
     assert "| validation, the encoder alone | n/a | 0.8000 |" in card
     assert "it takes at least 63 validation rows, all right" in card
+    calibration["rows"] = 396
+    assert "too many of the rows with the highest scores are wrong" in write_card(facts)
 
 
 def test_an_accounts_own_threshold_stands_in_the_card(facts):

@@ -18,7 +18,7 @@ from .dates import ORDERS, read_days
 CURRENCY = re.compile(r"^(?![CD]R[\W\d])[A-Z]{2,3}(?=\W|\d)|[A-Z]{3}$|[원円元\\]")
 SPACE = re.compile(r"(?<=\d)[ '’](?=\d{3}(?!\d))|(?<!\d)\s+|\s+(?!\d)")
 SIGN = re.compile(r"(-|△|▲)(.*)|\((.*)\)|(.*)-|\+?(.*)")  # all but the last of them: negative
-UNITS = {"억": 1e8, "만": 1e4, "천": 1e3, "": 1.0}
+UNITS = {"억": 1e8, "천만": 1e7, "백만": 1e6, "만": 1e4, "천": 1e3, "": 1.0}
 PART = re.compile(rf"([\d.,]+)({'|'.join(UNITS)})")
 # A number where a point, or a comma, stands before the decimals.
 NUMBERS = {

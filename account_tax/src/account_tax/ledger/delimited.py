@@ -176,7 +176,7 @@ def _read_records(
     while True:
         if values := _one_a_line(ahead := counted.look_ahead(), delimiter):
             for number, line, row in zip(count(counted.skip(len(ahead))), ahead, values):
-                if any(row):
+                if any(row) and line.strip():
                     yield Item(number, _without_end(line), row)
             continue
         if (line := counted.begin_record()) is None:
@@ -194,7 +194,7 @@ def _read_records(
         raw = counted.text
         if not is_text(raw):
             yield Reject(counted.first, f"bytes that are not {encoding.name.upper()}")
-        elif any(values) and raw.strip() != END_OF_FILE:
+        elif any(values) and raw.strip() not in ("", END_OF_FILE):
             yield Item(counted.first, raw, values)
 
 

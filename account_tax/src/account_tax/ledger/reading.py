@@ -550,7 +550,7 @@ def _class_faults(
     read_as: str,
 ) -> list[str]:
     if kept.empty:
-        none = f"none of the {rows_read} rows has both a text and a label"
+        none = f"none of the {rows_read:,} rows is left; left out: {_left_out(dropped)}"
         return [_source_fault(data, f"{none}. It was read as {read_as}.")]
     labels: Any = kept["label"]
     if labels.nunique() > 1:

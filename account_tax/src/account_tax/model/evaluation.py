@@ -33,7 +33,9 @@ def evaluate_test_split(
     """
     classifier = load_classifier(folder).merge()
     logits, labels = answer_split(classifier, test)
-    return score_answers(classifier.labels, classifier.add_ngrams(logits, texts), labels, average)
+    logits = classifier.add_ngrams(logits, texts)
+    temperature = classifier.calibration.get("temperature", 1.0)
+    return score_answers(classifier.labels, logits, labels, average, temperature)
 
 
 def answer_split(classifier: LoadedClassifier, split: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -69,11 +71,16 @@ def score_suppliers(test: Any, logits: np.ndarray, labels: np.ndarray) -> dict[s
 
 
 def score_answers(
-    names: list[str], logits: np.ndarray, labels: np.ndarray, average: str
+    names: list[str], logits: np.ndarray, labels: np.ndarray, average: str, temperature: float
 ) -> dict[str, Any]:
-    """Return the evaluation of logits, (N, C), against class ids; see `evaluate_test_split`."""
+    """Return the evaluation of logits, (N, C), against class ids; see `evaluate_test_split`.
+
+    The loss is that of the scores which the temperature makes of the logits, as a version gives
+    them.
+    """
     metrics = compute_classification_metrics(logits, labels, average)
-    metrics["loss"] = compute_cross_entropy(logits, labels)
+    metrics["loss"] = compute_cross_entropy(logits / temperature, labels)
+    metrics["loss_uncalibrated"] = compute_cross_entropy(logits, labels)
     return {
         "rows": len(labels),
         "labels": names,

@@ -15,8 +15,9 @@ from account_tax.errors import Refused
 
 from .classifier import Ngrams, count_ngrams
 
-DEFAULTS = {"word": [1, 2], "char": [2, 4], "min_rows": 2, "max_features": 50_000}
-FEW_ROWS = 500  # below, an n-gram that one row has may be all there is of an account
+DEFAULTS = {"word": [1, 2], "char": [2, 4], "min_rows": None, "max_features": 50_000}
+MIN_ROWS = 2  # that have an n-gram, where a person sets nothing else
+FEW_ROWS = 500  # below, 1: an n-gram that one row has may be all there is of an account
 MOST_ROWS = 200_000  # more take longer and add next to nothing; a sample with a fixed seed is taken
 MOST_WEIGHTS = 5_000_000  # F * C: 10 MB in float16; what the solver holds is 50 times that
 FEWEST_FEATURES = 100
@@ -85,7 +86,7 @@ def choose_ngrams(
             f"{MOST_WEIGHTS:,} weights. Set train.ngrams.enable to false."
         )
     sizes = torch.tensor([params["word"], params["char"]])
-    least = 1 if rows < FEW_ROWS else params["min_rows"]
+    least = params["min_rows"] or (1 if rows < FEW_ROWS else MIN_ROWS)
     hashes, rows_with = _choose(texts, sizes, least, room)
     if not len(hashes):
         mend = "Shorten train.ngrams.word or char" if least == 1 else "Lower train.ngrams.min_rows"

@@ -28,6 +28,7 @@ IDLE: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
     *((f"{_ZERO}{name}.", f"{_ZERO}{name}.device", ("none",)) for name in OFFLOADED),
     (f"{_AT}gradient_checkpointing_kwargs.", f"{_AT}gradient_checkpointing", (False, None)),
     ("data.date_order.", "data.time_column", (None,)),
+    ("data.max_rejected.", "data.on_error", ("fail",)),
 )
 
 Get = Callable[[str], Any]  # a dotted key's value; None where it is unset or faulty itself

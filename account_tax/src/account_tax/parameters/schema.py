@@ -336,7 +336,7 @@ class NgramModel(TypedDict):
     enable: bool
     word: Sizes
     char: Sizes
-    min_rows: Count
+    min_rows: Count | None
     max_features: Count
 
 

@@ -83,7 +83,7 @@ class Scored:
     Attributes:
         predicted: Class ids, (N,).
         scores: Probability of the predicted label, (N,), at the version's own temperature.
-        loss: Cross-entropy in nats; None where it does not know every label.
+        loss: Cross-entropy of its scores in nats; None where it does not know every label.
         rows_per_second: Of this machine, tokenizing included.
     """
 
@@ -355,10 +355,11 @@ def _score(
     logits = classifier.logits(texts)
     seconds = time.perf_counter() - start
     calibration: Mapping[str, Any] = classifier.settings.get("calibration") or {}
-    scores = softmax(logits, calibration.get("temperature", 1.0))
+    temperature = calibration.get("temperature", 1.0)
+    scores = softmax(logits, temperature)
     own = _ids(classifier.labels, names)  # class id -> position in names
     back = np.full(len(names), -1)
     back[own] = np.arange(len(own))
     known = back[truth]
-    loss = compute_cross_entropy(logits, known) if (known >= 0).all() else None
+    loss = compute_cross_entropy(logits / temperature, known) if (known >= 0).all() else None
     return Scored(own[logits.argmax(-1)], scores.max(-1), loss, len(texts) / max(seconds, 1e-9))

@@ -73,7 +73,7 @@ def _summary(facts: Facts) -> str:
         f"# {facts['name']}\n\n"
         f"Files a ledger line under one of {len(evaluation['labels'])} accounts, from its text. "
         f"F1, precision and recall are {evaluation['average']} averages; the test split has "
-        f"{evaluation['rows']:,} rows, the loss is in nats.\n\n"
+        f"{evaluation['rows']:,} rows; the loss is in nats, on test that of the scores.\n\n"
         + markdown_table(["split", *names], rows)
         + _parts(metrics, calibration)
         + _suppliers(metrics)
@@ -205,10 +205,10 @@ def _scores(calibration: Facts | None, metrics: Facts) -> str:
     target, threshold = calibration["target_precision"], calibration["threshold"]
     own = calibration.get("account_thresholds", {})
     least = least_rows(target, calibration["guarantee"])
-    reached = (
-        f"none can be promised: a person looks at every row{' of theirs' * bool(own)}; "
-        f"it takes at least {least:,} validation rows, all right"
-    )
+    few = calibration["rows"] < least
+    why = f"it takes at least {least:,} validation rows, all right"
+    why = why if few else "too many of the rows with the highest scores are wrong"
+    reached = f"none can be promised: a person looks at every row{' of theirs' * bool(own)}; {why}"
     rows = {
         "target precision": f"{target:.2%}, promised with {calibration['guarantee']:.2%}",
         "threshold of all other accounts" if own else "threshold": (

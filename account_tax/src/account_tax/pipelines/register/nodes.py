@@ -99,9 +99,9 @@ def evaluate_model(
             (fuse(logits, ngrams[split].numpy(), fusion["fusion"]), labels)
             for split, (logits, labels) in (("validation", validation), ("test", test))
         )
-    evaluation = score_answers(adapter.labels, *test, average)
     promised = (registry_params[key] for key in ("target_precision", "guarantee"))
     calibration = calibrate(*validation, adapter.labels, *promised)
+    evaluation = score_answers(adapter.labels, *test, average, calibration["temperature"])
     evaluation["calibration"] = calibration | fusion
     measured = measure_scores(adapter, test, calibration) | alone
     evaluation["metrics"] |= {f"test/{name}": value for name, value in measured.items()}

@@ -63,3 +63,15 @@ def test_text_of_another_country_is_refused_not_guessed(tmp_path, name, text):
 def test_utf_16_that_is_named_needs_no_mark(tmp_path):
     (tmp_path / "x.csv").write_bytes("적요,계정\n".encode("utf-16-le"))
     assert find_encoding(tmp_path / "x.csv", "utf-16").name == "utf-16-le"
+
+
+@pytest.mark.parametrize("name", ["utf-16-le", "utf-16-be"])
+def test_dense_hangul_without_a_mark_is_utf_16(tmp_path, name):
+    lines = "적요,계정\n" + "서울택시요금지급건입니다출장비용정산처리,여비교통비\n" * 200
+    (tmp_path / "x.csv").write_bytes(lines.encode(name))
+    assert find_encoding(tmp_path / "x.csv").name == name
+
+
+def test_a_few_nuls_make_no_utf_16(tmp_path):
+    (tmp_path / "x.csv").write_bytes(b"text,label\na\0\0,b\nc\0,d\n")
+    assert find_encoding(tmp_path / "x.csv").name == "utf-8"

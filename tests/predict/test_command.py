@@ -419,6 +419,19 @@ def test_an_input_is_read_as_it_is_asked_for(file_with, tmp_path, capfd):
     assert read_ledger(output)["merchant"].tolist() == ["Такси", "Обед"]
 
 
+def test_a_ledger_of_which_no_row_is_filed_is_a_failure(file_with, tmp_path, capfd):
+    source, output = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_text("memo,merchant\n택시,\n점심,\n", encoding="utf-8")
+    asked = {"input": source, "output": output, "on_error": "skip", "encoding": "cp949"}
+    assert file_with(**asked) == 3
+    told = capfd.readouterr()
+    assert "none of the 2 rows can be filed; " in told.err
+    assert "Is the file written in cp949 (-P encoding)?" in told.err
+    assert "needs review" not in told.out
+    said = refused(file_with, capfd, tmp_path, **asked | {"header_row": 3, "overwrite": True})
+    assert "because -P encoding says cp949 and -P header_row says 3" in said
+
+
 def test_a_sheet_can_be_named(file_with, tmp_path, capfd):
     book, output = tmp_path / "in.xlsx", tmp_path / "out.csv"
     with pd.ExcelWriter(book) as writer:

@@ -118,6 +118,8 @@ def test_a_version_stands_there_once(client, trained):
         client.set_registered_model_alias("account-tax", "champion", str(number))
     request = Request(versions=["1", "2", "champion", "1"], **NAMED)
     assert [words for _, words in find_runs(client, request)] == ["version 1", "version 2"]
+    with pytest.raises(Refused, match=r"versions = 1,1 \(-P versions\): only version 1\. Expected"):
+        find_runs(client, Request(versions=["1", "1"], **NAMED))
 
 
 def test_runs_of_different_test_splits_are_refused_with_those_not_scored(client, trained):

@@ -94,7 +94,7 @@ class CsvSource:
         headers = {mark: self._find_header(mark, wanted) for mark in MARKS}
         found = {mark: header for mark, header in headers.items() if header}
         if not found:
-            raise Refused(_no_header(wanted))
+            raise Refused(f"{_no_header(wanted)}{_as_told(wanted)}")
         delimiter = max(found, key=lambda mark: found[mark].fits)  # the first among equals
         self._header = found[delimiter]
         self.columns = self._header.names
@@ -103,7 +103,7 @@ class CsvSource:
         except Refused as err:
             marks = ", ".join(MARKS.values())
             hint = f" Its fields are parted by none of {marks}." * (len(self.columns) == 1)
-            raise Refused(f"{err}{hint}") from None
+            raise Refused(f"{err}{hint}{_as_told(wanted)}") from None
         # Excel takes a file without BOM for one in the country's old encoding.
         bom = bool(self._encoding.skip) or self._encoding.name != "utf-8"
         self.dialect = Dialect(delimiter, self._line_end(), bom)
@@ -152,6 +152,13 @@ class CsvSource:
         if len(values) != expected:
             return Reject(record.number, f"{len(values)} fields where the header has {expected}")
         return header_again(record, self.columns)
+
+
+def _as_told(wanted: Wanted) -> str:
+    """Return what may be to blame for what is not found: how a person said that it is read."""
+    told = {name: getattr(wanted, name) for name in ("encoding", "header_row")}
+    said = [f"data.{name} says {value}" for name, value in told.items() if value is not None]
+    return f" It was read so because {' and '.join(said)}: with null it is found." * bool(said)
 
 
 def _no_header(wanted: Wanted) -> str:

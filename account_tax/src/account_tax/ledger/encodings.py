@@ -19,6 +19,7 @@ BOMS = {
     codecs.BOM_UTF16_LE: "utf-16-le",
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
+WIDE = ("utf-16-le", "utf-16-be")
 HEAD_BYTES = 4096
 JUDGED_LINES = 20_000  # that are not ASCII; more of them change no verdict
 JUDGED_BYTES = 4096  # of a line
@@ -92,11 +93,19 @@ def find_encoding(path: Path, given: str | None = None) -> Encoding:
         if given is not None:
             name = codecs.lookup(given).name
             return Encoding(f"{name}-le" if name in ("utf-16", "utf-32") else name)  # as on Windows
-        if head.count(0) > len(head) / 10:
-            big = head[0::2].count(0) > head[1::2].count(0)
-            return Encoding("utf-16-be" if big else "utf-16-le")
+        if wide := next((name for name in WIDE if 0 in head and _is_wide(head, name)), ""):
+            return Encoding(wide)
         file.seek(0)
         return Encoding(_judge(_lines_that_tell(file)))
+
+
+def _is_wide(head: bytes, name: str) -> bool:
+    """Return whether bytes are text of two each, with the end of a line in it and no NUL."""
+    try:
+        text = codecs.getincrementaldecoder(name)().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return "\0" not in text and not {"\n", "\r"}.isdisjoint(text)
 
 
 def _without_marks(head: bytes, mark: bytes) -> bytes:

@@ -51,7 +51,7 @@ def predict(options: Options, run: OwnedRun) -> None:
         metrics = _file(plan, run)
         run.log_metrics(metrics)
         run.set_tags({f"{TAG}output_sha256": sha256_of(plan.options.output)})
-    _refuse_rejects(plan, int(metrics["predict/rows_rejected"]))
+    _refuse_rejects(plan, *(int(metrics[f"predict/rows_{it}"]) for it in ("rejected", "written")))
 
 
 def _file(plan: Plan, run: OwnedRun) -> dict[str, float]:
@@ -126,7 +126,7 @@ def _show(plan: Plan, rows: Mapping[str, int], read: int, seconds: float) -> dic
         "rows read": f"{rows['read']:,}",
         "rows written": f"{rows['written']:,}",
         "rows rejected": f"{rejected:,}" + (f" ({plan.options.rejects_name})" * bool(rejected)),
-        "needs review": f"{share:.2%} ({below})",
+        "needs review": f"{share:.2%} ({below})" * bool(rows["written"]),
         "formulas": f"in {rows['formulas']:,} of the rows: {FORMULAS}" * bool(rows["formulas"]),
         "totals": f"{rows['totals']:,} rows read as such: for review, and in the sums below"
         * bool(rows["totals"]),
@@ -178,7 +178,16 @@ def _tags(plan: Plan) -> dict[str, str]:
     }
 
 
-def _refuse_rejects(plan: Plan, rejected: int) -> None:
+def _refuse_rejects(plan: Plan, rejected: int, written: int) -> None:
+    if rejected and not written:
+        given = plan.options.encoding
+        raise Failed(
+            f"none of the {rejected:,} rows can be filed; {plan.options.rejects_name} has their "
+            f"{plan.source.unit} numbers and reasons."
+            + f" Is the file written in {given} (-P encoding)?"
+            * bool(given),
+            REJECTS_STATUS,
+        )
     if rejected and plan.options.on_error == "fail":
         raise Failed(
             f"{rejected:,} row{'s' * (rejected > 1)} can't be filed; {plan.options.rejects_name} "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -199,7 +200,7 @@ def open_input(options: Options, text_columns: Sequence[str], scratch: Path) -> 
     except OSError as err:
         raise Refused(f"can't be read ({err.strerror}).") from err
     except Refused as err:  # the reader knows training's parameters
-        raise Refused(str(err).replace("Set data.", "Set -P ")) from err
+        raise Refused(re.sub(r"\bdata\.(encoding|header_row|sheet)\b", r"-P \1", str(err))) from err
     return source
 
 

@@ -114,6 +114,9 @@ def _find_versions(client: MlflowClient, request: Request) -> list[tuple[Run, st
             found[version.version] = version
             changed = read_record(client, version).changed
             faults += [f"version {version.version}: {one.text}" for one in changed]
+    if len(found) == 1 and not faults:
+        given = f"versions = {','.join(request.versions)} (-P versions)"
+        faults.append(f"{given}: only version {next(iter(found))}. Expected at least two.")
     if faults:
         raise Refused(tell(faults, "with the versions"))
     return [

@@ -184,7 +184,7 @@ def test_a_typed_command_ends_tidily_and_does_not_take_its_libraries_apart(calle
         (["register", "--run", "xyz"], "run = xyz (--run): expected the id of a run, 32 hex"),
         (
             ["review", "--decision=approve", "--reviewer=Kim", "--reason=it", "--expires=soon"],
-            "expires = soon (-P expires): expected a date such as",
+            "expires = soon (--expires): expected a date such as",
         ),
         (["export", "--output=new", "--verify_key=no.pem"], "verify_key = no.pem: can't be read"),
         (

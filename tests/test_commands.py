@@ -209,3 +209,19 @@ def test_a_store_that_goes_away_is_said_with_how_to_go_on(client, tmp_path, monk
     said = capsys.readouterr().err
     assert f"the MLflow run {run_id} is not marked as FINISHED. " in said
     assert f"`kedro register --run {run_id}`" in said
+
+
+@pytest.mark.parametrize(
+    ("run_id", "said"),
+    [
+        ("", "a (--a): b. Set --c to 1.\n`mlflow run . -P d=1`"),
+        ("r", "a (-P a): b. Set -P c to 1."),
+    ],
+)
+def test_options_are_told_as_they_are_typed(monkeypatch, capsys, run_id, said):
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    if run_id:
+        monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+    reason = "a (-P a): b. Set -P c to 1.\n`mlflow run . -P d=1`"
+    commands._tell(None, commands.End(2, "FAILED", reason))
+    assert said in capsys.readouterr().err

@@ -274,7 +274,7 @@ def test_an_environment_off_the_lock_registers_nothing_unless_allowed(new_projec
         refused.output
     )
     assert f"accelerate {metadata.version('accelerate')}: the lock has 0.1" in refused.output
-    assert "-P allow_unlocked=true" in refused.output
+    assert "--allow_unlocked=true" in refused.output
     assert not copy.client().search_registered_models()
 
     allowed = copy.kedro_train(*options, "--registry.allow_unlocked=true")

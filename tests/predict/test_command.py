@@ -73,7 +73,7 @@ def test_the_end_tells_sums_by_account(file_with, tmp_path, capfd):
     assert file_with(input=source, output=missing, amount_column="total") == 2
     said = capfd.readouterr().err
     assert "expected the columns ['memo', 'merchant', 'total']" in said
-    assert "Rename the column or set -P amount_column." in said
+    assert "Rename the column or set --amount_column." in said
 
 
 def test_cells_that_a_spreadsheet_runs_are_said_and_stay(file_with, tmp_path, capfd):
@@ -131,7 +131,7 @@ def test_rejects_go_where_they_are_asked_for(file_with, ledger, output, tmp_path
     assert rejects in said.err
     assert b"standard error has their line numbers and reasons. All others are in" in said.err
     assert file_with(input=ledger, output=output, overwrite="true", errors="no/e.jsonl") == 2
-    assert b"errors = no/e.jsonl (-P errors): " in capfdbinary.readouterr().err
+    assert b"errors = no/e.jsonl (--errors): " in capfdbinary.readouterr().err
 
 
 @pytest.mark.parametrize("where", ["closed", "full"])
@@ -144,7 +144,7 @@ def test_a_standard_output_that_takes_no_more_is_said(file_with, ledger, monkeyp
         assert file_with(input=ledger, output="-") == 1
     said = capfd.readouterr().err
     why = "No space left on device" if where == "full" else "Broken pipe"
-    assert f"standard output did not take all rows ({why}). Name a file: -P output." in said
+    assert f"standard output did not take all rows ({why}). Name a file: --output." in said
     assert "Traceback" not in said
 
 
@@ -414,7 +414,7 @@ def test_an_input_is_read_as_it_is_asked_for(file_with, tmp_path, capfd):
     source, output = tmp_path / "in.csv", tmp_path / "out.csv"
     source.write_bytes(text.encode("cp1251"))
     said = refused(file_with, capfd, tmp_path, input=source, output=output)
-    assert "Set -P encoding to what it is" in said
+    assert "Set --encoding to what it is" in said
     assert file_with(input=source, output=output, encoding="cp1251", header_row=3) == 0
     assert read_ledger(output)["merchant"].tolist() == ["Такси", "Обед"]
 
@@ -426,10 +426,10 @@ def test_a_ledger_of_which_no_row_is_filed_is_a_failure(file_with, tmp_path, cap
     assert file_with(**asked) == 3
     told = capfd.readouterr()
     assert "none of the 2 rows can be filed; " in told.err
-    assert "Is the file written in cp949 (-P encoding)?" in told.err
+    assert "Is the file written in cp949 (--encoding)?" in told.err
     assert "needs review" not in told.out
     said = refused(file_with, capfd, tmp_path, **asked | {"header_row": 3, "overwrite": True})
-    assert "because -P encoding says cp949 and -P header_row says 3" in said
+    assert "because --encoding says cp949 and --header_row says 3" in said
 
 
 def test_a_sheet_can_be_named(file_with, tmp_path, capfd):
@@ -440,7 +440,7 @@ def test_a_sheet_can_be_named(file_with, tmp_path, capfd):
                 writer, sheet_name=name, index=False
             )
     said = refused(file_with, capfd, tmp_path, input=book, output=output)
-    assert "Set -P sheet to one of them" in said
+    assert "Set --sheet to one of them" in said
     assert file_with(input=book, output=output, sheet="February") == 0
     assert read_ledger(output)["memo"].tolist() == ["February"]
     assert output.read_bytes().startswith(BOM_UTF8)  # by which Excel knows it is UTF-8
@@ -506,8 +506,8 @@ def test_all_faults_of_files_and_model_are_told_at_once(file_with, tmp_path, cap
     assert said.startswith("4 problems with the prediction; nothing was written")
     for part in (
         "account-tax champion", "challenger is 1",
-        "none.csv (-P input): no such file or folder.",
-        "out.xlsx (-P output): expected a file name that ends in .csv, .parquet or .jsonl.",
+        "none.csv (--input): no such file or folder.",
+        "out.xlsx (--output): expected a file name that ends in .csv, .parquet or .jsonl.",
         "its folder does not exist",
     ):  # fmt: skip
         assert part in said
@@ -545,12 +545,12 @@ def test_a_file_that_is_not_what_its_name_says_is_refused(file_with, tmp_path, c
     source = tmp_path / name
     source.write_text("coffee\n")
     said = refused(file_with, capfd, tmp_path, input=source, output=tmp_path / "out.csv")
-    assert f"{name} (-P input): " in said
+    assert f"{name} (--input): " in said
 
 
 def test_more_labels_than_there_are_is_refused(file_with, ledger, output, tmp_path, capfd):
     said = refused(file_with, capfd, tmp_path, input=ledger, output=output, top_k=4)
-    assert "top_k = 4 (-P top_k): account-tax version 1 knows 3 labels." in said
+    assert "top_k = 4 (--top_k): account-tax version 1 knows 3 labels." in said
 
 
 def test_an_output_that_is_there_is_not_replaced_unasked(
@@ -558,7 +558,7 @@ def test_an_output_that_is_there_is_not_replaced_unasked(
 ):
     output.write_text("precious")
     said = refused(file_with, capfd, tmp_path, input=ledger, output=output)
-    assert "filed.csv exists. Give -P overwrite=true" in said
+    assert "filed.csv exists. Give --overwrite=true" in said
     assert output.read_text() == "precious"
     said = refused(file_with, capfd, tmp_path, input=ledger, output=ledger, overwrite="true")
     assert "it is the input" in said
@@ -576,7 +576,7 @@ def test_the_list_of_what_can_not_be_filed_replaces_no_ledger(
     said = refused(
         file_with, capfd, tmp_path, input=source, output=output, overwrite="true", **given
     )
-    assert f"errors = {source} (-P errors): it is the input" in said
+    assert f"errors = {source} (--errors): it is the input" in said
     assert source.read_bytes() == before
 
 
@@ -585,12 +585,12 @@ def test_the_list_of_what_can_not_be_filed_is_not_the_output(
 ):
     given = {"input": ledger, "output": output, "errors": output, "overwrite": "true"}
     said = refused(file_with, capfd, tmp_path, **given)
-    assert f"errors = {output} (-P errors): it is the output." in said
+    assert f"errors = {output} (--errors): it is the output." in said
 
 
 def test_the_list_of_what_can_not_be_filed_is_no_stream(file_with, ledger, output, tmp_path, capfd):
     said = refused(file_with, capfd, tmp_path, input=ledger, output=output, errors="-")
-    assert "errors = - (-P errors): expected the name of a file." in said
+    assert "errors = - (--errors): expected the name of a file." in said
 
 
 @pytest.mark.parametrize(
@@ -642,7 +642,7 @@ def test_an_output_among_the_part_files_of_a_glob_is_refused(
 
 def test_a_folder_that_takes_no_file_is_refused(file_with, ledger, tmp_path, capfd):
     said = refused(file_with, capfd, tmp_path, input=ledger, output="/proc/out.csv")
-    assert "output = /proc/out.csv (-P output)" in said
+    assert "output = /proc/out.csv (--output)" in said
 
 
 def test_a_changed_file_of_the_version_is_refused(file_with, shop, ledger, output, tmp_path, capfd):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -83,8 +84,17 @@ def _adopt(project: Path) -> OwnedRun | None:
 def _tell(run: OwnedRun | None, end: End) -> int:
     """Say why it was not done, end the run and return the exit status."""
     if end.reason:
-        click.echo(hide_secrets(end.reason), err=True)
+        click.echo(hide_secrets(_as_typed(end.reason)), err=True)
     return close(run, end) if run else end.status
+
+
+def _as_typed(reason: str) -> str:
+    """Return the reason with options as the command has them that was typed: -P is mlflow run's."""
+    if "MLFLOW_RUN_ID" in os.environ:
+        return reason
+    lines = reason.splitlines(keepends=True)
+    typed = (each if "mlflow run" in each else re.sub(r"-P (?=\w)", "--", each) for each in lines)
+    return "".join(typed)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,8 @@ class Trained:
         return Path(unquote(urlsplit(uri).path)) / name
 
     def reproduce(self, *words: str, version: str = "1", **how) -> Finished:
-        asked = ("--version", version, "--run_code", "yes", *words)
+        trains = [] if "R2" in words else ["--run_code", "yes"]
+        asked = ("--version", version, *trains, *words)
         return self.project.run("kedro", "reproduce", *asked, **how)
 
     def report(self) -> dict:

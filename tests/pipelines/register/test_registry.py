@@ -175,7 +175,7 @@ def test_the_run_keeps_the_test_metrics_and_stays_open(registered):
     assert set(metrics) == {
         f"test/{name}"
         for name in (
-            *("accuracy", "f1", "precision", "recall", "loss"),
+            *("accuracy", "f1", "precision", "recall", "loss", "loss_uncalibrated"),
             *("ece", "ece_uncalibrated", "coverage"),
         )
     }

@@ -129,7 +129,7 @@ def show_values(resolved: Resolved) -> None:
         value = value if len(value) <= LONGEST_VALUE else f"{value[: LONGEST_VALUE - 3]}..."
         click.echo(f"{key:<{width}} = {value}  ({sources[key]})")
     if others := len(flat) - len(shown):
-        click.echo(f"{others} values are the recipe's or defaults; -P dry_run=full shows them")
+        click.echo(f"{others} values are the recipe's or defaults; dry_run=full shows them")
     click.echo("")
 
 

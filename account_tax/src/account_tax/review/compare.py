@@ -104,7 +104,7 @@ def _find_versions(client: MlflowClient, request: Request) -> list[tuple[Run, st
         if getattr(request, key):
             chooses = "it chooses among runs. Give it or versions, not both"
             faults.append(f"{key} (-P {key}): {chooses}.")
-    for reference in request.versions:
+    for reference in dict.fromkeys(request.versions):
         try:
             version = find_version(client, request.name, reference)
         except Refused as err:

@@ -50,6 +50,13 @@ def test_ids_are_the_tokenizers_own(recipe, max_length):
     )
 
 
+@pytest.mark.parametrize("text", ["a  b", "\u200b"])
+def test_where_no_text_is_of_plain_words_all_are_read_whole(text):
+    _, tokenizer = load_base(resolve(ROOT, [("recipe", "english")]).values["train"]["model"])
+    texts = [text] * tokens.MANY
+    assert read_tokens(pa.array(texts), tokenizer, 8).to_pylist() == whole(texts, tokenizer, 8)
+
+
 def make_tokenizer(normalizer, splitter, words="a b ab") -> PreTrainedTokenizerFast:
     vocabulary = {word: place for place, word in enumerate(["[UNK]", *words.split()])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))

@@ -61,17 +61,19 @@ class _Lines:
 
     def begin_record(self) -> str | None:
         """Return the first line of the next record; None at the end."""
-        self.first += len(self.taken)
-        self.taken.clear()
+        self._end_record()
         return next(self, None)
 
-    def skip(self, lines: int) -> int:
-        """Take so many lines as records of their own; return the number of the first."""
-        first = self.first = self.first + len(self.taken)
+    def take_ahead(self) -> int:
+        """Take the lines that were looked at, a record each; return the number of the first."""
+        self._end_record()
+        self.taken.extend(reversed(self._again))
+        self._again.clear()
+        return self.first
+
+    def _end_record(self) -> None:
+        self.first += len(self.taken)
         self.taken.clear()
-        self.first += lines
-        del self._again[-lines:]
-        return first
 
     def give_back(self, kept: int) -> None:
         """Let all but so many lines of the record be read again."""
@@ -182,7 +184,7 @@ def _read_records(
     escaped = csv.reader(counted, escapechar="\\", **form)
     while True:
         if values := _one_a_line(ahead := counted.look_ahead(), delimiter):
-            for number, line, row in zip(count(counted.skip(len(ahead))), ahead, values):
+            for number, line, row in zip(count(counted.take_ahead()), ahead, values):
                 if any(row) and line.strip():
                     yield Item(number, _without_end(line), row)
             continue

@@ -79,9 +79,8 @@ def read_tokens(
         ids = words.read(of_words, max_length)
     looked = of_words.slice(0, LOOKED_AT).to_pylist()
     if not ids.slice(0, LOOKED_AT).equals(_read_whole(looked, tokenizer, max_length)):
-        return _read_whole(
-            texts.to_pylist(), tokenizer, max_length
-        )  # a rule that is not known here
+        # By a rule that is not known here.
+        return _read_whole(texts.to_pylist(), tokenizer, max_length)
     both = pa.concat_arrays([ids, _read_whole(others, tokenizer, max_length)])
     return both.take(np.argsort(np.argsort(~plain, kind="stable")))
 

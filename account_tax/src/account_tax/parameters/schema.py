@@ -471,12 +471,8 @@ def everything() -> Section:
     return Section({**launch.fields, **parameters().fields}, parameters().required)
 
 
-def _lora(reason: str, keys: str) -> dict[str, str]:
-    return {f"train.lora.{key}": reason for key in keys.split()}
-
-
-def _training(reason: str, keys: str) -> dict[str, str]:
-    return {f"train.training.{key}": reason for key in keys.split()}
+def _each(section: str, reason: str, keys: str) -> dict[str, str]:
+    return {f"train.{section}.{key}": reason for key in keys.split()}
 
 
 CONFIDENTIAL = "not available here: ledgers are confidential, nothing is sent to a hub"
@@ -503,15 +499,18 @@ REFUSED = {
     "train.training.use_cpu": "set CUDA_VISIBLE_DEVICES= in the environment to leave GPUs alone",
     "train.training.ddp_backend": "not yours to set: gloo on CPUs, NCCL on GPUs",
     "train.training.debug": "not available here: it is TPUs' and plain DDP's",
-    **_training(
+    **_each(
+        "training",
         "not available here: it is plain DDP's, and DeepSpeed trains here",
         "ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph",
     ),
-    **_training(
+    **_each(
+        "training",
         "not yours to set: kedro train trains, evaluates, and answers the test split",
         "do_train do_eval do_predict",
     ),
-    **_training(
+    **_each(
+        "training",
         "not yours to set: the training knows its own columns",
         "remove_unused_columns length_column_name",
     ),
@@ -527,20 +526,26 @@ REFUSED = {
     "train.lora.lora_dropout": "set train.lora.dropout instead",
     "train.lora.base_model_name_or_path": "set train.model.name instead",
     "train.lora.revision": "set train.model.revision instead",
-    **_lora(
+    **_each(
+        "lora",
         "not yours to set: the training does",
         "peft_type peft_version auto_mapping inference_mode fan_in_fan_out",
     ),
-    **_lora(
+    **_each(
+        "lora",
         "not available here: the base is loaded in float32, not quantized",
         "use_qalora qalora_group_size loftq_config",
     ),
-    **_lora(
+    **_each(
+        "lora",
         "not available here: nothing is initialised from rows of the ledger",
         "eva_config corda_config lora_ga_config",
     ),
-    **_lora("not available here: it is for layers of Megatron", "megatron_config megatron_core"),
-    **_lora(
+    **_each(
+        "lora", "not available here: it is for layers of Megatron", "megatron_config megatron_core"
+    ),
+    **_each(
+        "lora",
         "not available here: of PEFT's other kinds of LoRA use_dora and use_rslora are",
         "arrow_config kasa_config monteclora_config use_bdlora velora_config",
     ),

@@ -181,11 +181,10 @@ def _tags(plan: Plan) -> dict[str, str]:
 def _refuse_rejects(plan: Plan, rejected: int, written: int) -> None:
     if rejected and not written:
         given = plan.options.encoding
+        hint = f" Is the file written in {given} (-P encoding)?" * bool(given)
         raise Failed(
             f"none of the {rejected:,} rows can be filed; {plan.options.rejects_name} has their "
-            f"{plan.source.unit} numbers and reasons."
-            + f" Is the file written in {given} (-P encoding)?"
-            * bool(given),
+            f"{plan.source.unit} numbers and reasons.{hint}",
             REJECTS_STATUS,
         )
     if rejected and plan.options.on_error == "fail":

@@ -32,6 +32,18 @@ def test_by_default_there_are_label_and_score(model, shop, logits):
     assert answer["label"].tolist() == [shop.labels[place] for place in logits.argmax(1)]
 
 
+def test_a_line_without_text_needs_a_person(model):
+    calibration = model.unwrap_python_model().classifier.settings["calibration"]
+    kept = calibration["threshold"]
+    calibration["threshold"] = 0.0
+    try:
+        lines = pd.DataFrame({"memo": ["taxi", None, " "], "merchant": [None, "", "\u200b"]})
+        answer = model.predict(lines, params={"needs_review": True})
+    finally:
+        calibration["threshold"] = kept
+    assert answer["needs_review"].tolist() == [False, True, True]
+
+
 def test_a_score_is_the_probability_at_the_versions_temperature(model, logits):
     expected = softmax(logits, 0.02).max(axis=1)  # conftest's
     assert model.predict(FRAME)["score"].tolist() == pytest.approx(expected, abs=1e-9)

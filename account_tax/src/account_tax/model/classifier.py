@@ -1070,7 +1070,8 @@ class AccountClassifier(PythonModel):
             context: MLflow's, unused.
             model_input: A DataFrame with the text columns the model was trained on.
             params: `top_k` above 1 adds label_2, score_2 and so on; `needs_review` adds the column
-                of that name, true where the score is below the version's or account's threshold.
+                of that name, true where the score is below the version's or account's threshold,
+                or where there is no text.
 
         Raises:
             ValueError: If a text column is missing, or `top_k` is not 1 to the number of labels.
@@ -1090,9 +1091,8 @@ class AccountClassifier(PythonModel):
         logits = self.classifier.merge().logits(texts)
         answer = self.classifier.rank(logits, top_k).set_index(frame.index)
         if options.get("needs_review", False):
-            answer["needs_review"] = needs_review(
-                answer["label"], answer["score"], self.classifier.calibration
-            )
+            unsure = needs_review(answer["label"], answer["score"], self.classifier.calibration)
+            answer["needs_review"] = unsure | (np.array(texts, dtype=object) == "")
         return answer
 
 

@@ -102,10 +102,60 @@ def test_a_header_that_is_repeated_on_each_page_is_no_row(tmp_path):
 
 def test_a_delimiter_at_the_end_of_each_row_but_not_of_the_header_is_no_field(tmp_path):
     path = tmp_path / "in.csv"
-    path.write_text("memo,merchant\na,x,\nb,y,,\nc,z,1\n")
-    assert read(path) == ([2, 3], [(4, "3 fields where the header has 2")])
+    path.write_text("memo,merchant\na,x,\nb,y,\n" + "c,z,1\n")
+    assert read(path) == ([], [(at, "3 fields where the header has 2") for at in (2, 3, 4)])
+    path.write_text("memo,merchant\n" + "a,x,\n" * 20 + "b,y,,\nc,z,1\n")
+    more = "fields where other rows have 3"
+    assert read(path, 99) == ([*range(2, 22)], [(22, f"4 {more}"), (23, f"3 {more}")])
     rows = next(open_file(path, TEXT).windows(4)).rows
-    assert rows.records(rows.dialect) == ["a,x", "b,y"]  # more columns come behind them
+    assert rows.records(rows.dialect) == ["a,x"] * 4  # more columns come behind them
+
+
+def read_values(path, rows):
+    path.write_text("\n".join(["memo,merchant,amount,note", *rows]) + "\n")
+    source = open_file(path, TEXT)
+    windows = list(source.windows(100))
+    assert sum(map(len, (window.rejects for window in windows))) + sum(
+        len(window.rows.numbers) for window in windows
+    ) == len(rows)
+    return (
+        [item.values for window in windows for item in window.rows.items],
+        [(each.number, each.reason) for window in windows for each in window.rejects],
+    )
+
+
+TOO_MANY = "5 fields where the header has 4"
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        ["taxi,Kim,1,200,", "hotel,Lee,500,", "lunch,Kim,12,345,"],  # thousands, unquoted
+        ["lunch, dinner,Kim,500,", *["taxi,Lee,500,paid"] * 20],
+        [*["taxi,Lee,500,"] * 200, "lunch, dinner,Kim,500,"],
+    ],
+)
+def test_a_blank_behind_a_field_too_many_does_not_shift_a_row(tmp_path, rows):
+    values, rejects = read_values(tmp_path / "in.csv", rows)
+    broken = [at for at, row in enumerate(rows, start=2) if row.count(",") == 4]
+    assert rejects == [(number, TOO_MANY) for number in broken]
+    assert values == [row.split(",") for row in rows if row.count(",") == 3]
+
+
+def test_thousands_without_quotes_in_every_row_are_no_delimiter_at_its_end(tmp_path):
+    rows = [f"taxi,Kim,{number},{100 + number}," for number in range(1, 30)]
+    values, rejects = read_values(tmp_path / "in.csv", rows)
+    assert not values
+    assert {reason for _, reason in rejects} == {TOO_MANY}
+
+
+def test_a_row_that_differs_where_a_delimiter_ends_each_is_set_aside(tmp_path):
+    good = ["taxi,Kim,500,,", "hotel,Lee,700,paid,"] * 30
+    rows = [*good, "lunch, dinner,Kim,500,,", "taxi,Kim,500,", "taxi,Kim,500,paid"]
+    values, rejects = read_values(tmp_path / "in.csv", rows)
+    assert values == [row.removesuffix(",").split(",") for row in good] + [rows[-1].split(",")]
+    more = "where other rows have 5"
+    assert rejects == [(62, f"6 fields {more}"), (63, f"4 fields {more}")]
 
 
 def test_a_quote_that_is_never_closed_costs_its_own_line_only(tmp_path):

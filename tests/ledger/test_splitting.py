@@ -416,6 +416,28 @@ def test_a_source_that_is_split_already_is_not_split_by_time(parameters, ledger_
         read_ledger(parameters(path.parent, time_column="date"))
 
 
+def test_groups_are_counted_in_words(parameters, ledger_csv):
+    rows = [(f"line {i}", "ab"[i % 2], f"g{i % 30}" * (i % 5 > 0)) for i in range(100)]
+    path = ledger_csv(*rows, columns="text label voucher")
+    found = read_ledger(parameters(path, group_column="voucher")).facts()["groups"]
+    assert found == "24 in the column voucher; 20 rows without one, each a group of its own"
+
+
+def test_columns_that_hold_nothing_are_refused_together(parameters, ledger_csv):
+    rows = [(f"line {i}", "ab"[i % 2], *[" "] * 3, str(i)) for i in range(100)]
+    path = ledger_csv(*rows, columns="text label voucher shop sum full")
+    named = {"group_column": "voucher", "supplier_column": "shop", "amount_column": "sum"}
+    with pytest.raises(DataError) as caught:
+        read_ledger(parameters(path, **named))
+    expected = (
+        "data.{} = {}: no row has a value there. Name another column, or set data.{} to null."
+    )
+    assert caught.value.faults == [expected.format(key, name, key) for key, name in named.items()]
+    with pytest.raises(DataError, match=r"data\.time_column = sum: no row has a value"):
+        read_ledger(parameters(path, time_column="sum"))
+    read_ledger(parameters(path, **dict.fromkeys(named, "full")))
+
+
 # --- suppliers ------------------------------------------------------------------------------------
 
 

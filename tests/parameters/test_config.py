@@ -458,7 +458,7 @@ def test_a_field_settled_elsewhere_names_the_place(project, words, place):
     ("words", "key", "reason"),
     [
         (["data.split.train=0.5"], "data.split.train", "sum to 0.7"),
-        (["data.time_column=a", "data.group_column=b"], "data.group_column", "days of two splits"),
+        (["data.time_column=a", "data.group_column=b"], "data.group_column", "one of them to null"),
         (["data.time_column=a", "data.duplicates=keep"], "data.duplicates", "days of two splits"),
         (["data.label_column=text"], "data.label_column", "would hold its label"),
         (["data.supplier_column=label"], "data.supplier_column", "train knows every account"),

@@ -134,8 +134,12 @@ def read_ledger(data: dict[str, Any], tokenize: Tokenize | None = None) -> Ledge
         digest = files.digest()
     if faults := faults + tables.faults + tables.reject_faults():
         raise DataError(faults)
+    if faults := _blank_columns(frame, data):
+        raise DataError(faults)
     typed = {"mind this": words} if (words := mind_texts(tables.first)) else {}
     _settle_suppliers(frame, data, typed)
+    if data.get("group_column"):
+        typed["groups"] = _groups_in_words(frame["group"], data["group_column"])
     if data.get("amount_column"):
         frame["amount"], typed["amounts"] = read_amounts(frame["amount"])
     if data.get("time_column"):
@@ -353,6 +357,23 @@ def _other_columns(data: dict[str, Any]) -> dict[str, str]:
 
 
 # --- rows ---------------------------------------------------------------------------------------
+
+
+def _blank_columns(frame: pd.DataFrame, data: dict[str, Any]) -> list[str]:
+    """Return the faults of columns beside text and label that were named and hold nothing."""
+    named = [(kind, f"data.{kind}_column") for kind in OTHERS if data.get(f"{kind}_column")]
+    return [
+        f"{key} = {data[f'{kind}_column']}: no row has a value there. Name another column, or set "
+        f"{key} to null."
+        for kind, key in named
+        if not frame[kind].astype(bool).any()
+    ]
+
+
+def _groups_in_words(groups: Any, column: str) -> str:
+    none = int((groups == "").sum())
+    without = f"; {none:,} rows without one, each a group of its own" * bool(none)
+    return f"{groups[groups != ''].nunique():,} in the column {column}{without}"
 
 
 def _settle_suppliers(frame: pd.DataFrame, data: dict[str, Any], typed: dict[str, str]) -> None:

@@ -62,7 +62,8 @@ def _data_conflicts(get: Get) -> Iterator[Conflict]:
     if get("data.time_column") and get("data.group_column"):
         yield (
             "data.group_column",
-            "a group has days of two splits: with data.time_column set null",
+            "a group may have days of two splits, so it can't stand beside data.time_column: set "
+            "one of them to null",
         )
     if get("data.time_column") and get("data.duplicates") == "keep":
         yield "data.duplicates", "repeats have days of two splits: with data.time_column set drop"

@@ -112,8 +112,8 @@ def test_strict_names_kinds_and_counts_and_the_key_that_decides(doubtful):
     assert caught.value.faults == [
         "data.label_column = label: look like one account (leading zeros): 0811 (6) = 811 (4); "
         "a word for nothing: #N/A (4); a total: 합계 (4). Set data.labels to merge, which joins "
-        "the first and leaves out the others, or to as_is, which keeps all; or write the right "
-        "ones into a file, data.label_map."
+        "one account's spellings and leaves out what is none, or to as_is, which keeps all; or "
+        "write the right ones into a file, data.label_map."
     ]
 
 
@@ -152,7 +152,7 @@ def test_a_map_from_old_to_new_labels_decides_first(doubtful, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("old,new\na,b\na,c\n", "1 old labels stand there with another new one"),
+        ("old,new\na,b\nd,d\na,c\n", "with several new ones: a. Leave one"),
         ("alt,neu\na,b\n", "expected the columns"),
         ("old,new\na,b\nc\n", r"1 of its rows can't be read, the first in line 3: 1 fields"),
         ("", "the file is empty"),

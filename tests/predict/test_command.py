@@ -55,19 +55,20 @@ def test_the_end_tells_rows_by_account(file_with, ledger, output, capfd):
         assert f"{label:<24} {len(rows):,} ({review:,} for review)" in said
 
 
-def test_the_end_tells_sums_by_account(file_with, tmp_path, capfd):
+@pytest.mark.parametrize(("last", "value", "digits"), [("0,25", 0.25, 2), ("25", 25, 0)])
+def test_the_end_tells_sums_by_account(file_with, tmp_path, capfd, last, value, digits):
     """Whether 1.500 is one and a half or many, the column's last row says."""
-    amounts = ["1.500", "-2.000", "(3)", "soon", "", "4", "2.000-", "0,25"]
+    amounts = ["1.500", "-2.000", "(3)", "soon", "", "4", "2.000-", last]
     lines = [f"coffee {i % 2};taxi;{amount}" for i, amount in enumerate(amounts)]
     source, output = tmp_path / "in.csv", tmp_path / "out.csv"
     source.write_text("\n".join(["memo;merchant;sum", *lines]) + "\n")
     assert file_with(input=source, output=output, batch_rows=3, amount_column="sum") == 0
     said = capfd.readouterr().out
-    values = np.array([1500, -2000, -3, 0, 0, 4, -2000, 0.25])
+    values = np.array([1500, -2000, -3, 0, 0, 4, -2000, value])
     labels = [line.split(";")[3] for line in output.read_text().splitlines()[1:]]
     for label in set(labels):
         total = values[[each == label for each in labels]].sum()
-        assert re.search(rf"^{label} .* for review\), amount {total:,.2f}$", said, re.M)
+        assert re.search(rf"^{label} .* for review\), amount {total:,.{digits}f}$", said, re.M)
     assert re.search(r"^amounts +2 rows have none that can be read$", said, re.M)
     missing = tmp_path / "other.csv"
     assert file_with(input=source, output=missing, amount_column="total") == 2

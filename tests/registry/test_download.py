@@ -205,6 +205,14 @@ def test_a_version_whose_files_nothing_lists_is_refused(shop, tmp_path):
         download_version(version, tmp_path / "found")
 
 
+@pytest.mark.parametrize("tag", ["abc", "[]", "3", ""])
+def test_a_tag_that_lists_no_files_is_named(shop, tmp_path, tag):
+    version = version_of(shop)
+    version.tags["model_files"] = tag
+    with pytest.raises(TamperedModelError, match="its tag model_files is not what registration"):
+        download_version(version, tmp_path / "found")
+
+
 def test_mlmodel_names_no_folder_outside_the_model(shop, tmp_path):
     version = version_of(shop)
     with put_back(model_folder(shop), tmp_path / "kept") as folder:

@@ -26,6 +26,15 @@ def test_one_whose_registration_was_killed_before_its_cold_check_is_refused(clie
     assert use(client, model, "2") == ""
 
 
+def test_a_version_that_names_no_run_is_of_no_training(client, model, tmp_path):
+    made = client.create_model_version(model, tmp_path.as_uri())
+    try:
+        with pytest.raises(Refused, match=f"{model} version {made.version}: it names no run"):
+            use(client, model, str(made.version), allow=True)
+    finally:
+        client.delete_model_version(model, made.version)
+
+
 @pytest.mark.parametrize("reference", ["1", "champion"])
 def test_without_a_decision_an_alias_is_what_it_is(client, model, reference):
     client.set_registered_model_alias(model, "champion", "1")

@@ -15,10 +15,16 @@ import pandas as pd
 from .dates import ORDERS, read_days
 
 # CR and DR are no currency: which of them is negative, the two sides of a ledger see differently.
-CURRENCY = re.compile(r"^(?![CD]R[\W\d])[A-Z]{2,3}(?=\W|\d)|[A-Z]{3}$|[원円元\\]")
+# What a cheque or a Swiss bill writes around one goes with it: 일금 5,000원정, 5,000.-
+CURRENCY = re.compile(
+    r"^(?![CD]R[\W\d])[A-Z]{2,3}(?=\W|\d)|[A-Z]{3}$|[원円元\\]정?|^일?금(?=\W|\d)|[.,][-–—]{1,2}$"
+)
 SPACE = re.compile(r"(?<=\d)[ '’](?=\d{3}(?!\d))|(?<!\d)\s+|\s+(?!\d)")
-SIGN = re.compile(r"(-|△|▲)(.*)|\((.*)\)|(.*)-|\+?(.*)")  # all but the last of them: negative
-UNITS = {"억": 1e8, "천만": 1e7, "백만": 1e6, "만": 1e4, "천": 1e3, "": 1.0}
+SIGN = re.compile(r"(-|△|▲)(.*)|\([-△▲]?(.*)\)|(.*)-|\+?(.*)")  # all but the last of them: negative
+UNITS = {
+    **{"조": 1e12, "억": 1e8, "천만": 1e7, "백만": 1e6, "만": 1e4, "천": 1e3, "백": 1e2},
+    "": 1.0,
+}
 PART = re.compile(rf"([\d.,]+)({'|'.join(UNITS)})")
 # A number where a point, or a comma, stands before the decimals.
 NUMBERS = {

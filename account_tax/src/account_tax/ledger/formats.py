@@ -55,11 +55,11 @@ def open_file(path: Path, wanted: Wanted) -> Source:
         return SheetSource(path, wanted)
     if head.startswith(OLE_MARK):
         raise Refused("an old Excel file, or one with a password. Save it as .xlsx without one.")
-    if ending in TYPED_ENDINGS:
-        kinds = {".parquet": "Parquet", ".arrow": "Arrow"}
-        raise Refused(f"not a {kinds.get(ending, 'spreadsheet')} file that can be read.")
     if head.lstrip(b"\xef\xbb\xbf").lstrip().startswith(b"<"):
-        raise Refused("an HTML or XML page, not a table. Save it as .xlsx or CSV.")
+        raise Refused("an HTML or XML page, not a table. Open it in Excel, save it as .xlsx.")
+    if ending in TYPED_ENDINGS:
+        kind = {".parquet": "a Parquet", ".arrow": "an Arrow"}.get(ending, "a spreadsheet")
+        raise Refused(f"not {kind} file that can be read. Save or export it anew as {ending}.")
     return (JsonSource if ending in JSON_ENDINGS else CsvSource)(path, wanted)
 
 

@@ -135,8 +135,9 @@ def read_label_map(path: Path) -> dict[str, str]:
     frame = pd.concat([window.rows.frame(MAP_COLUMNS) for window in windows])
     pairs = pd.DataFrame({name: as_text(column) for name, column in frame.items()})
     pairs = pairs[pairs["old"] != ""].drop_duplicates()
-    if twice := len(pairs) - len(set(pairs["old"])):
-        raise Refused(f"{twice} old labels stand there with another new one. Leave one of each.")
+    if twice := sorted(set(pairs.loc[pairs["old"].duplicated(), "old"])):
+        listed = shorten(twice)
+        raise Refused(f"old labels stand there with several new ones: {listed}. Leave one of each.")
     return dict(zip(pairs["old"], pairs["new"], strict=True))
 
 

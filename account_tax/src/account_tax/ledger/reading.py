@@ -489,9 +489,9 @@ def _find_doubtful_labels(frame: pd.DataFrame, data: dict[str, Any]) -> Doubtful
     if data.get("labels") == "strict" and (words := doubtful.in_words()):
         raise DataError(
             [
-                f"{key}: {words}. Set data.labels to merge, which joins the first and leaves out "
-                "the others, or to as_is, which keeps all; or write the right ones into a file, "
-                "data.label_map."
+                f"{key}: {words}. Set data.labels to merge, which joins one account's "
+                "spellings and leaves out what is none, or to as_is, which keeps all; or write the "
+                "right ones into a file, data.label_map."
             ]
         )
     return doubtful

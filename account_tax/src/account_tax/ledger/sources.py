@@ -22,6 +22,7 @@ from .formats import ENDINGS
 
 SAMPLE = "sample"
 PACKED = (".gz", ".zip")
+OTHER_SHEETS = (".xls", ".xlsb", ".ods")
 SPLIT_NAMES = {name: name for name in SPLITS} | dict.fromkeys(("val", "valid", "dev"), "validation")
 
 
@@ -123,7 +124,8 @@ def _find(filesystem: Any, path: str, name: str) -> list[tuple[str, str | None]]
     if ending is None:
         suffix = PurePosixPath(name).suffix
         shown = f"unknown file type {suffix}" if suffix else "a file name without a type"
-        raise Refused(f"{shown}. Expected {_either((*ENDINGS, *PACKED))}.")
+        how = " Open it in Excel, save it as .xlsx." * (suffix.lower() in OTHER_SHEETS)
+        raise Refused(f"{shown}. Expected {_either((*ENDINGS, *PACKED))}.{how}")
     return [(path, None)]
 
 

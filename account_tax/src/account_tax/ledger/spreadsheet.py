@@ -65,7 +65,8 @@ class SheetSource:
         except Refused:
             raise
         except Exception as err:  # openpyxl checks little, so a broken file fails anywhere
-            raise Refused(f"not a spreadsheet that can be read ({type(err).__name__}).") from None
+            why = f"not a spreadsheet that can be read ({type(err).__name__})"
+            raise Refused(f"{why}. Open it in Excel, save it as .xlsx.") from None
         self.columns = self._header.names
         check_columns(self.columns, wanted, self._header)
         header_row = self._header.number

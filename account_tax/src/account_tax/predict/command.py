@@ -154,9 +154,10 @@ def _show_accounts(rows: Mapping[str, int], *, summed: bool) -> None:
         key=lambda name: (-rows[f"{LABEL}{name}"], name),
     )
     sums, unread = settle_sums(rows, names)
+    digits = 2 * any(total % 1 for total in sums.values())
     for name in names[:SHOWN_ACCOUNTS]:
         review = rows.get(f"{REVIEW}{name}", 0)
-        amount = f", amount {sums[name]:,.2f}" * summed
+        amount = f", amount {sums[name]:,.{digits}f}" * summed
         click.echo(f"{name:<24} {rows[f'{LABEL}{name}']:,} ({review:,} for review){amount}")
     if len(names) > SHOWN_ACCOUNTS:
         click.echo(f"{len(names) - SHOWN_ACCOUNTS} more accounts")

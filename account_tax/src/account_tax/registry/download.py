@@ -91,8 +91,14 @@ def download_unsigned(version: ModelVersion, folder: Path) -> Path:
         raise _tampered(version, f"no tag {MODEL_FILES_TAG}, as a version of before has none")
     try:
         listed = json.loads(version.tags[MODEL_FILES_TAG])
+        whole = isinstance(listed, dict)
+    except NOT_READ:
+        whole = False
+    if not whole:
+        raise _tampered(version, f"its tag {MODEL_FILES_TAG} is not what registration wrote")
+    try:
         if listed.get(MLMODEL_FILE_NAME) != sha256_of(model / MLMODEL_FILE_NAME):
-            raise ValueError(f"{MLMODEL_FILE_NAME} is not the file that was registered")
+            raise ValueError(f"it is not the file that the tag {MODEL_FILES_TAG} lists")
         classifier = find_classifier(model)
     except (*NOT_READ, AttributeError, OSError, YAMLError) as err:
         raise _tampered(version, f"{MLMODEL_FILE_NAME} names no classifier ({err})") from err

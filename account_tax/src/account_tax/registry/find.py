@@ -27,17 +27,24 @@ def find_version(client: MlflowClient, name: str, reference: str) -> ModelVersio
     """Return a version by its number or alias.
 
     Raises:
-        Refused: If there is none; the message lists those there are.
+        Refused: If there is none; the message lists those there are. Or if no run made it.
         TrackingError: If the registry can't be asked.
     """
     with answers_soon(client.tracking_uri):
         try:
             if reference.isdigit():
-                return client.get_model_version(name, reference)
-            return client.get_model_version_by_alias(name, reference)
+                version = client.get_model_version(name, reference)
+            else:
+                version = client.get_model_version_by_alias(name, reference)
         except MlflowException as err:
             there = _what_there_is(client, name)
             raise Refused(f"{name} {reference}: {str(err.message).rstrip('.')}. {there}") from err
+    if not version.run_id:
+        raise Refused(
+            f"{name} version {version.version}: it names no run, so it is of no training "
+            "here. Take another version."
+        )
+    return version
 
 
 def _what_there_is(client: MlflowClient, name: str) -> str:

@@ -132,9 +132,8 @@ def read_ledger(data: dict[str, Any], tokenize: Tokenize | None = None) -> Ledge
         tables = _Tables(data, files)
         frame, texts = _read_windows(tables, data, tokenize)
         digest = files.digest()
-    if faults := faults + tables.faults + tables.reject_faults():
-        raise DataError(faults)
-    if faults := _blank_columns(frame, data):
+    faults = faults + tables.faults + tables.reject_faults()
+    if faults := faults or _blank_columns(frame, data):
         raise DataError(faults)
     typed = {"mind this": words} if (words := mind_texts(tables.first)) else {}
     _settle_suppliers(frame, data, typed)

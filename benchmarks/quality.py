@@ -249,7 +249,9 @@ WAYS = {
     "starter, upper 4 layers": _training("starter, upper 4 layers", *_upper(4)),
     "english": _training("english", "--recipe=english"),
     "full fine-tuning": _training(
-        "full fine-tuning", "--train.lora.enable=false", "--learning_rate=5e-5"
+        "full fine-tuning",
+        *("--train.lora.enable=false", "--learning_rate=5e-5"),
+        "--num_gpus=1",  # two ranks would exchange 118 million gradients each step
     ),
 }
 

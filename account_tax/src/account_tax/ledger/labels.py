@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,7 +136,7 @@ def read_label_map(path: Path) -> dict[str, str]:
     frame = pd.concat([window.rows.frame(MAP_COLUMNS) for window in windows])
     pairs = pd.DataFrame({name: as_text(column) for name, column in frame.items()})
     pairs = pairs[pairs["old"] != ""].drop_duplicates()
-    if twice := sorted(set(pairs.loc[pairs["old"].duplicated(), "old"])):
+    if twice := [old for old, rows in Counter(pairs["old"]).items() if rows > 1]:
         listed = shorten(twice)
         raise Refused(f"old labels stand there with several new ones: {listed}. Leave one of each.")
     return dict(zip(pairs["old"], pairs["new"], strict=True))

@@ -365,7 +365,7 @@ def _blank_columns(frame: pd.DataFrame, data: dict[str, Any]) -> list[str]:
         f"{key} = {data[f'{kind}_column']}: no row has a value there. Name another column, or set "
         f"{key} to null."
         for kind, key in named
-        if not frame[kind].astype(bool).any()
+        if not frame[kind].to_numpy().astype(bool).any()
     ]
 
 

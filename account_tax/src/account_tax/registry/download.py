@@ -89,13 +89,7 @@ def download_unsigned(version: ModelVersion, folder: Path) -> Path:
         shutil.rmtree(compiled, ignore_errors=True)  # also of one in another
     if MODEL_FILES_TAG not in version.tags:
         raise _tampered(version, f"no tag {MODEL_FILES_TAG}, as a version of before has none")
-    try:
-        listed = json.loads(version.tags[MODEL_FILES_TAG])
-        whole = isinstance(listed, dict)
-    except NOT_READ:
-        whole = False
-    if not whole:
-        raise _tampered(version, f"its tag {MODEL_FILES_TAG} is not what registration wrote")
+    listed = _listed_files(version)
     try:
         if listed.get(MLMODEL_FILE_NAME) != sha256_of(model / MLMODEL_FILE_NAME):
             raise ValueError(f"it is not the file that the tag {MODEL_FILES_TAG} lists")
@@ -111,6 +105,16 @@ def download_unsigned(version: ModelVersion, folder: Path) -> Path:
     if found != (expected := version.tags.get(CONTENT_TAG)):
         raise _tampered(version, f"its content has sha256 {found}, its tag says {expected}")
     return classifier
+
+
+def _listed_files(version: ModelVersion) -> dict[str, str]:
+    try:
+        listed = json.loads(version.tags[MODEL_FILES_TAG])
+    except NOT_READ:
+        listed = None
+    if not isinstance(listed, dict):
+        raise _tampered(version, f"its tag {MODEL_FILES_TAG} is not what registration wrote")
+    return listed
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from .delimited import MARKS, CsvSource
 from .encodings import LINE_LIMIT, find_encoding, is_text, read_lines
 from .packed import ZIP_MARK
 from .rows import Item, JsonRows, ParquetRows, clean_name, parse_object
-from .spreadsheet import SheetSource
+from .spreadsheet import SAVE_ANEW, SheetSource
 from .windows import (
     COLUMN_LIMIT,
     Reject,
@@ -56,7 +56,7 @@ def open_file(path: Path, wanted: Wanted) -> Source:
     if head.startswith(OLE_MARK):
         raise Refused("an old Excel file, or one with a password. Save it as .xlsx without one.")
     if head.lstrip(b"\xef\xbb\xbf").lstrip().startswith(b"<"):
-        raise Refused("an HTML or XML page, not a table. Open it in Excel, save it as .xlsx.")
+        raise Refused(f"an HTML or XML page, not a table. {SAVE_ANEW}")
     if ending in TYPED_ENDINGS:
         kind = {".parquet": "a Parquet", ".arrow": "an Arrow"}.get(ending, "a spreadsheet")
         raise Refused(f"not {kind} file that can be read. Save or export it anew as {ending}.")

@@ -19,6 +19,7 @@ from account_tax.storage.files import sha256_of
 from account_tax.storage.names import SPLITS
 
 from .formats import ENDINGS
+from .spreadsheet import SAVE_ANEW
 
 SAMPLE = "sample"
 PACKED = (".gz", ".zip")
@@ -124,7 +125,7 @@ def _find(filesystem: Any, path: str, name: str) -> list[tuple[str, str | None]]
     if ending is None:
         suffix = PurePosixPath(name).suffix
         shown = f"unknown file type {suffix}" if suffix else "a file name without a type"
-        how = " Open it in Excel, save it as .xlsx." * (suffix.lower() in OTHER_SHEETS)
+        how = f" {SAVE_ANEW}" * (suffix.lower() in OTHER_SHEETS)
         raise Refused(f"{shown}. Expected {_either((*ENDINGS, *PACKED))}.{how}")
     return [(path, None)]
 

@@ -39,6 +39,7 @@ MASK = re.compile(f"({MASK_PART.pattern})+")
 UNSEEN = re.compile(r'("[^"]*"|\\.)|\[(?![<>=])[^]]*\]|[_*].|#+(?=0)|;.*')
 ESCAPED = re.compile("_x00([0-9A-F]{2})_")  # such as the end of a line on Windows, _x000D_
 TEXT_LIMIT = 256 << 20  # bytes of the workbook's texts, which are all held in memory
+SAVE_ANEW = "Open it in Excel, save it as .xlsx."  # what is to be done about other kinds of file
 
 
 class SheetSource:
@@ -66,7 +67,7 @@ class SheetSource:
             raise
         except Exception as err:  # openpyxl checks little, so a broken file fails anywhere
             why = f"not a spreadsheet that can be read ({type(err).__name__})"
-            raise Refused(f"{why}. Open it in Excel, save it as .xlsx.") from None
+            raise Refused(f"{why}. {SAVE_ANEW}") from None
         self.columns = self._header.names
         check_columns(self.columns, wanted, self._header)
         header_row = self._header.number
@@ -171,7 +172,7 @@ def _sheets(book: Any, wanted: Wanted) -> list[str]:
     """Return the names of the sheets that may be meant: the one named, else all that are shown."""
     titles = {clean_name(sheet.title): sheet for sheet in book.worksheets}
     if not titles:
-        raise Refused("a workbook without a sheet, or a Strict Open XML one. Save it as .xlsx.")
+        raise Refused(f"a workbook without a sheet, or a Strict Open XML one. {SAVE_ANEW}")
     if wanted.sheet is None:
         shown = [sheet.title for sheet in titles.values() if sheet.sheet_state == "visible"]
         if not shown:

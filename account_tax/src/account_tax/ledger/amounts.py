@@ -21,11 +21,8 @@ CURRENCY = re.compile(
 )
 SPACE = re.compile(r"(?<=\d)[ '’](?=\d{3}(?!\d))|(?<!\d)\s+|\s+(?!\d)")
 SIGN = re.compile(r"(-|△|▲)(.*)|\([-△▲]?(.*)\)|(.*)-|\+?(.*)")  # all but the last of them: negative
-UNITS = {
-    **{"조": 1e12, "억": 1e8, "천만": 1e7, "백만": 1e6, "만": 1e4, "천": 1e3, "백": 1e2},
-    "": 1.0,
-}
-PART = re.compile(rf"([\d.,]+)({'|'.join(UNITS)})")
+UNITS = {"조": 1e12, "억": 1e8, "천만": 1e7, "백만": 1e6, "만": 1e4, "천": 1e3, "백": 1e2}
+PART = re.compile(rf"([\d.,]+)({'|'.join(UNITS)}|)")
 # A number where a point, or a comma, stands before the decimals.
 NUMBERS = {
     "point": re.compile(r"([1-9]\d{0,2}(?:,\d{3})+|\d*)(?:\.(\d+))?"),
@@ -145,7 +142,7 @@ def _parse(text: str, number: re.Pattern[str]) -> float:
     sign = SIGN.fullmatch(plain)
     body = next(filter(None, sign.groups()[1:]), "") if sign else ""
     parts = PART.findall(body)
-    units = [UNITS[unit] for _, unit in parts]
+    units = [UNITS.get(unit, 1.0) for _, unit in parts]
     found = [number.fullmatch(digits) for digits, _ in parts]
     if not parts or not all(found) or "".join(map("".join, parts)) != body:
         return math.nan

@@ -103,7 +103,6 @@ class CsvSource:
         delimiter = max(found, key=lambda mark: found[mark].fits)  # the first among equals
         self._header = found[delimiter]
         self.columns = self._header.names
-        self._surplus = self._find_surplus(delimiter)
         try:
             check_columns(self.columns, wanted, self._header)
         except Refused as err:
@@ -113,6 +112,7 @@ class CsvSource:
         # Excel takes a file without BOM for one in the country's old encoding.
         bom = bool(self._encoding.skip) or self._encoding.name != "utf-8"
         self.dialect = Dialect(delimiter, self._line_end(), bom)
+        self._surplus = self._find_surplus()
         self.found = {
             "format": "csv",
             "encoding": self._encoding.name,
@@ -141,7 +141,7 @@ class CsvSource:
         """Yield the rows, `size` at a time; one window without rows where there are none."""
         size = bounded(size, self.columns)
         yield from in_windows(
-            map(self._check_record, self._below_header(self.dialect.delimiter)),
+            map(self._check_record, self._below_header()),
             size,
             lambda items: CsvRows(self.columns, items, self.dialect),
         )
@@ -159,13 +159,13 @@ class CsvSource:
             return Reject(record.number, f"{fields} fields where {whose} {usual}")
         return header_again(record, self.columns)
 
-    def _find_surplus(self, delimiter: str) -> int:
+    def _find_surplus(self) -> int:
         """Return how many blank fields end each row beyond the header's.
 
         In a few rows they come of a delimiter too many before them, such as in 1,200 without
         quotes; so they do in all where such a number stands at the same place of most.
         """
-        below = islice(self._below_header(delimiter), HEADER_LINES)
+        below = islice(self._below_header(), HEADER_LINES)
         rows = [each.values for each in below if isinstance(each, Item)]
         whole = len(self.columns)
         longer = [row for row in rows if len(row) > whole and not any(row[whole:])]
@@ -176,8 +176,9 @@ class CsvSource:
             return 0
         return Counter(map(len, longer)).most_common(1)[0][0] - whole
 
-    def _below_header(self, delimiter: str) -> Iterator[Item | Reject]:
-        return (each for each in self._records(delimiter) if each.number > self._header.number)
+    def _below_header(self) -> Iterator[Item | Reject]:
+        records = self._records(self.dialect.delimiter)
+        return (each for each in records if each.number > self._header.number)
 
 
 def _split_numbers(row: list[str]) -> list[int]:

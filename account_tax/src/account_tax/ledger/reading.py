@@ -340,8 +340,7 @@ def _set_by(data: dict[str, Any]) -> dict[str, str]:
     """Return the columns that are read, and the parameter that names each."""
     columns = dict.fromkeys(data["text_columns"], "data.text_columns")
     columns[data["label_column"]] = "data.label_column"
-    keys = [f"{kind}_column" for kind in OTHERS]
-    return columns | {name: f"data.{key}" for key in keys if (name := data.get(key))}
+    return columns | {name: f"data.{kind}_column" for kind, name in _named_columns(data).items()}
 
 
 def _other_columns(data: dict[str, Any]) -> dict[str, str]:
@@ -351,8 +350,13 @@ def _other_columns(data: dict[str, Any]) -> dict[str, str]:
     it can is seen by its values (`_settle_suppliers`).
     """
     first = {"supplier": data["text_columns"][0]} if len(data["text_columns"]) > 1 else {}
+    return first | _named_columns(data)
+
+
+def _named_columns(data: dict[str, Any]) -> dict[str, str]:
+    """Return the columns beside text and label that a person named, by what they hold."""
     # A version that was recorded before one of them could be set was made without it.
-    return first | {kind: name for kind in OTHERS if (name := data.get(f"{kind}_column"))}
+    return {kind: name for kind in OTHERS if (name := data.get(f"{kind}_column"))}
 
 
 # --- rows ---------------------------------------------------------------------------------------
@@ -360,11 +364,10 @@ def _other_columns(data: dict[str, Any]) -> dict[str, str]:
 
 def _blank_columns(frame: pd.DataFrame, data: dict[str, Any]) -> list[str]:
     """Return the faults of columns beside text and label that were named and hold nothing."""
-    named = [(kind, f"data.{kind}_column") for kind in OTHERS if data.get(f"{kind}_column")]
     return [
-        f"{key} = {data[f'{kind}_column']}: no row has a value there. Name another column, or set "
-        f"{key} to null."
-        for kind, key in named
+        f"data.{kind}_column = {name}: no row has a value there. Name another column, or set "
+        f"data.{kind}_column to null."
+        for kind, name in _named_columns(data).items()
         if not frame[kind].to_numpy().astype(bool).any()
     ]
 

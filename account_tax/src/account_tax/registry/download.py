@@ -87,8 +87,6 @@ def download_unsigned(version: ModelVersion, folder: Path) -> Path:
     # Loading a version from a store of files leaves compiled code there; none may be run.
     for compiled in sorted(place.rglob("__pycache__")):
         shutil.rmtree(compiled, ignore_errors=True)  # also of one in another
-    if MODEL_FILES_TAG not in version.tags:
-        raise _tampered(version, f"no tag {MODEL_FILES_TAG}, as a version of before has none")
     listed = _listed_files(version)
     try:
         if listed.get(MLMODEL_FILE_NAME) != sha256_of(model / MLMODEL_FILE_NAME):
@@ -108,6 +106,8 @@ def download_unsigned(version: ModelVersion, folder: Path) -> Path:
 
 
 def _listed_files(version: ModelVersion) -> dict[str, str]:
+    if MODEL_FILES_TAG not in version.tags:
+        raise _tampered(version, f"no tag {MODEL_FILES_TAG}, as a version of before has none")
     try:
         listed = json.loads(version.tags[MODEL_FILES_TAG])
     except NOT_READ:
